@@ -1,0 +1,1 @@
+"""Property files that ship with recbole_dsl; see `recbole_dsl.resources.properties_dir`."""

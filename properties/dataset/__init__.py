@@ -1,0 +1,1 @@
+"""One file per dataset that needs settings of its own."""

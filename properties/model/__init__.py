@@ -1,0 +1,1 @@
+"""One file per RecBole model that needs settings of its own."""

@@ -1,0 +1,33 @@
+"""Sparse-from-scratch training of RecBole models: the live weights are the only ones that exist."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = ["DSLConfig", "RunResult", "SparseHandle", "masks", "run_recbole_dsl", "sparsify"]
+
+if TYPE_CHECKING:
+    from .experiment import run_recbole_dsl
+    from .handle import SparseHandle, masks, sparsify
+    from .results import RunResult
+    from .settings import DSLConfig
+
+_HOMES = {
+    "DSLConfig": "settings",
+    "RunResult": "results",
+    "SparseHandle": "handle",
+    "masks": "handle",
+    "run_recbole_dsl": "experiment",
+    "sparsify": "handle",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load the public names on first use, so ``sparsify`` works where RecBole is not installed."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

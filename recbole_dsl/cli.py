@@ -1,0 +1,63 @@
+"""The command line: RecBole's flags, our checks, one clear sentence for every mistake."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .command_line import RECBOLE_OPTIONS, check_command_line
+from .errors import ConfigError, DSLError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of RecBole's ``run_recbole.py``; every other flag is a configuration key."""
+    result = argparse.ArgumentParser(
+        description="Train a RecBole model sparse from scratch.",
+        epilog="Every RecBole setting and every dsl_ setting is a flag: --learning_rate=0.01 "
+        "--dsl_density=0.1 (with '='). See docs/configuration.md.",
+        allow_abbrev=False,
+    )
+    result.add_argument("--model", "-m", default="BPR", help="name of the model")
+    result.add_argument("--dataset", "-d", default="ml-100k", help="name of the dataset")
+    result.add_argument("--config_files", default=None, help="YAML files, separated by spaces")
+    result.add_argument("--nproc", default="1", help="number of processes; allowed is 1")
+    result.add_argument("--ip", default="localhost", help="ip of the master node")
+    result.add_argument("--port", default="5678", help="port of the master node")
+    result.add_argument("--world_size", default="-1", help="total number of jobs; allowed are 1, -1")
+    result.add_argument("--group_offset", default="0", help="rank offset of this group")
+    return result
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run one experiment with the flags ``argv``."""
+    if {"-h", "--help"} & set(argv):
+        parser().print_help()
+        return
+    check_command_line(argv, RECBOLE_OPTIONS)
+    options, flags = parser().parse_known_args(list(argv))
+    for name, allowed in (("nproc", ("1",)), ("world_size", ("1", "-1"))):
+        if getattr(options, name) not in allowed:
+            raise ConfigError(
+                f"--{name}={getattr(options, name)} is refused, because several processes are not "
+                f"supported: allowed is {' or '.join(allowed)}."
+            )
+    # RecBole's Config reads sys.argv itself and warns about every option it does not know.
+    sys.argv = [sys.argv[0], *flags]
+    from .experiment import run_recbole_dsl
+
+    files = options.config_files.split() if options.config_files else None
+    run_recbole_dsl(options.model, options.dataset, files)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status: 0, or 2 after one sentence about what was wrong."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["train"]:
+        arguments = arguments[1:]
+    try:
+        run(arguments)
+    except DSLError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

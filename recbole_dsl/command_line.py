@@ -1,0 +1,109 @@
+"""Checks of a RecBole-style command line, whose parser drops what it does not understand.
+
+RecBole reads ``--key=value`` with exactly one ``=`` and ignores everything else with a warning, so
+``--dsl_density 0.1`` would train at the default density. Here such an argument is an error.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from typing import Final
+
+from recbole_dsl.errors import ConfigError, nearest
+
+RECBOLE_OPTIONS: Final = (
+    "--model",
+    "-m",
+    "--dataset",
+    "-d",
+    "--config_files",
+    "--nproc",
+    "--ip",
+    "--port",
+    "--world_size",
+    "--group_offset",
+)
+"""Options of RecBole's own entry point, which may be given with a space or with ``=``."""
+
+
+def check_command_line(argv: Sequence[str], known_options: Collection[str] = RECBOLE_OPTIONS) -> None:
+    """Refuse every argument that RecBole would drop, and flags given twice with different values.
+
+    Args:
+        argv: the arguments without the program's name.
+        known_options: options with one value each that the entry point reads itself, with their
+            dashes (``--model``, ``-m``); they may be given as ``--model X`` or ``--model=X``. A
+            short one stands for the long one that starts with its letter.
+
+    Raises:
+        ConfigError: names the argument and how it should be written.
+    """
+    seen: dict[str, str] = {}
+    for key, value in _arguments(argv, known_options):
+        if seen.setdefault(key, value) != value:
+            raise ConfigError(
+                f"Argument {key}={value} contradicts {key}={seen[key]} before it: allowed is one "
+                "value for each argument."
+            )
+
+
+def _arguments(argv: Sequence[str], known_options: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Every argument as (``--key``, value), or :class:`ConfigError`."""
+    words = iter(range(len(argv)))
+    for position in words:
+        argument = argv[position]
+        key, equals, value = argument.partition("=")
+        if key in known_options:
+            if not equals:
+                if position + 1 == len(argv):
+                    raise ConfigError(f"Argument {key} has no value: allowed is {key}=value.")
+                value = argv[next(words)]
+            yield _long_form(key, known_options), value
+        elif argument.startswith("--") and len(key) > 2 and equals and "=" not in value:
+            yield key, value
+        else:
+            following = argv[position + 1] if position + 1 < len(argv) else ""
+            raise ConfigError(_refusal(argument, following, known_options))
+
+
+def _long_form(option: str, known_options: Collection[str]) -> str:
+    """``--model`` for ``-m``."""
+    if option.startswith("--"):
+        return option
+    return next((name for name in known_options if name.startswith("-" + option)), option)
+
+
+def _refusal(argument: str, following: str, known_options: Collection[str]) -> str:
+    """Why RecBole would drop ``argument``, and how it should be written."""
+    key, equals, _ = argument.partition("=")
+    if not argument.startswith("-"):
+        return (
+            f"Argument '{argument}' belongs to no key: allowed is --key=value, with quotes around "
+            "a value that has spaces."
+        )
+    if not argument.startswith("--"):
+        options = ", ".join(known_options)
+        return (
+            f"Argument '{argument}' is refused: allowed is --key=value, and with a space only "
+            f"{options}{nearest(key, known_options)}."
+        )
+    if equals:
+        return (
+            f"Argument '{argument}' is refused: allowed is --key=value with exactly one '='; "
+            "a value with '=' in it can be set in a config file."
+        )
+    if following and not following.startswith("-"):
+        return f"Argument '{argument} {following}' is refused: allowed is {argument}={following}."
+    return f"Argument '{argument}' has no value: allowed is {argument}=value{nearest(argument, known_options)}."
+
+
+def warn_unknown_flags(keys: Collection[str], known: Collection[str]) -> None:
+    """Log one warning for each of ``keys`` not in ``known``, which RecBole stores all the same."""
+    for key in keys:
+        if key not in known:
+            logging.getLogger(__name__).warning(
+                "--%s is known neither to RecBole nor to the model's settings%s; it is kept.",
+                key,
+                nearest(key, known),
+            )

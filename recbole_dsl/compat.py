@@ -1,0 +1,365 @@
+"""The only place that works around versions of RecBole, torch, numpy, scipy and pandas.
+
+RecBole 1.2.1 was written for numpy 1, scipy < 1.13, pandas < 3 and torch < 2.6.  :func:`apply`
+makes it run, with the same results, on current versions of all four.  The cures stay inside
+RecBole: its modules are given their own view of ``torch``, ``pandas`` and ``len``, so nothing
+changes for other code in the process.  Two cures cannot be kept that narrow, because they add
+names that are missing: numpy's old type names and scipy's ``dok_matrix._update``.
+
+``recbole.quick_start`` is never imported: it is the only part of RecBole that needs ray, which
+has no wheels for Python 3.12 and later.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import enum
+import functools
+import importlib
+import os
+import pickle
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse
+import torch
+
+from recbole_dsl.errors import DSLError
+
+RECBOLE_VERSION = "1.2.1"
+
+_applied = False
+
+
+def check_stack() -> None:
+    """Raise :class:`DSLError` when RecBole is missing or is not the version this package knows."""
+    try:
+        import recbole
+    except ImportError as error:
+        raise DSLError(
+            f"RecBole is not installed: run `pip install --no-deps recbole=={RECBOLE_VERSION}`."
+        ) from error
+    found = getattr(recbole, "__version__", "unknown")
+    if found != RECBOLE_VERSION:
+        raise DSLError(
+            f"recbole_dsl works with RecBole {RECBOLE_VERSION}, but version {found} is installed: "
+            f"run `pip install --no-deps recbole=={RECBOLE_VERSION}`."
+        )
+
+
+def apply() -> None:
+    """Make RecBole work on the installed versions.  Calling it again does nothing."""
+    global _applied
+    if _applied:
+        return
+    check_stack()
+    _restore_numpy_names()
+    _restore_dok_update()
+    if _agg_sees_whole_column():
+        _restore_elementwise_len()
+    if _inplace_fillna_is_lost():
+        _restore_fillna()
+    if not pd.Series([0]).to_numpy().flags.writeable:
+        _restore_own_memory()
+    _restore_torch_load()
+    _applied = True
+
+
+class _ModuleView(types.ModuleType):
+    """A module as RecBole sees it: the real one, with some functions replaced."""
+
+    def __init__(self, module: types.ModuleType, **replaced: Any) -> None:
+        super().__init__(module.__name__)
+        vars(self).update(replaced, _module=module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["_module"], name)
+
+
+# numpy ---------------------------------------------------------------------------------------
+
+
+def _restore_numpy_names() -> None:
+    """Give numpy the type names RecBole asks for.
+
+    config/configurator.py:630-635 (``Config.compatibility_settings``) reads ``np.float_``,
+    ``np.complex_`` and ``np.unicode_``, gone in numpy 2, and sets ``np.float`` and others.
+    data/interaction.py:31, evaluator/metrics.py and model/layers.py use the latter, so a dataset
+    or a metric that is used before the first ``Config`` needs them as well.
+    """
+    names = {
+        "float_": np.float64,
+        "complex_": np.complex128,
+        "unicode_": np.str_,
+        "bool": np.bool_,
+        "int": np.int_,
+        "float": np.float64,
+        "complex": np.complex128,
+        "object": np.object_,
+        "str": np.str_,
+        "long": np.int_,
+        "unicode": np.str_,
+    }
+    for name, value in names.items():
+        # vars() and not hasattr(): numpy 1.26 warns when one of its removed names is looked up.
+        if name not in vars(np):
+            setattr(np, name, value)
+
+
+# scipy ---------------------------------------------------------------------------------------
+
+
+def _restore_dok_update() -> None:
+    """Give ``dok_matrix`` its unchecked ``_update`` back, gone in scipy 1.13.
+
+    lightgcn.py:111, ngcf.py:110, spectralcf.py:123, gcmc.py:174, ncl.py:131, kgin.py:356 and
+    mcclk.py:425 fill their adjacency with it.  The public ``update`` refuses to do it.
+    """
+    if hasattr(scipy.sparse.dok_matrix, "_update"):
+        return
+
+    def _update(self: Any, data: dict[tuple[int, int], float]) -> None:
+        self._dict.update(data)
+
+    scipy.sparse.dok_matrix._update = _update
+
+
+# pandas --------------------------------------------------------------------------------------
+
+
+def _agg_sees_whole_column() -> bool:
+    """Whether ``Series.agg(len)`` gives one number (pandas 3) and not one per element."""
+    return not isinstance(pd.Series([[0], [0, 0]]).agg(len), pd.Series)
+
+
+def _restore_elementwise_len() -> None:
+    """Make ``feat[field].agg(len)`` give one length per row again.
+
+    dataset.py:712, 792, 809 and 1217, kg_dataset.py:316 and sequential_dataset.py:165 find with
+    it where a column of sequences has to be split.  pandas 3 hands the whole column to the
+    function, so the ``len`` of these modules has to measure its rows.  None of them takes the
+    ``len`` of a column anywhere else.
+    """
+    for name in ("dataset", "kg_dataset", "sequential_dataset"):
+        module = importlib.import_module(f"recbole.data.dataset.{name}")
+        vars(module)["len"] = _row_lengths
+
+
+def _row_lengths(thing: Any) -> Any:
+    return thing.map(builtins.len) if isinstance(thing, pd.Series) else builtins.len(thing)
+
+
+def _inplace_fillna_is_lost() -> bool:
+    """Whether ``frame[column].fillna(..., inplace=True)`` leaves the frame as it was (pandas 3)."""
+    frame = pd.DataFrame({"column": [np.nan]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        frame["column"].fillna(0.0, inplace=True)
+    return bool(frame["column"].isna().any())
+
+
+def _restore_fillna() -> None:
+    """Fill missing values in place of the calls that no longer do it.
+
+    dataset.py:648 and 650 (``_fill_nan``): tokens and floats.  Unfilled, the padding row turns
+    into -2**63 and NaN without any message.  dataset.py:501 (``_load_feat``): empty sequences,
+    where RecBole would fail on the NaN.  RecBole's own calls remain and have nothing left to do.
+    """
+    from recbole.data.dataset import dataset as module
+    from recbole.utils import FeatureType
+
+    Dataset = module.Dataset
+    fill_nan, load_feat = Dataset._fill_nan, Dataset._load_feat
+
+    @functools.wraps(fill_nan)
+    def _fill_nan(self: Any) -> None:
+        for feat_name in self.feat_name_list:
+            feat = getattr(self, feat_name)
+            for field in feat:
+                if self.field2type[field] == FeatureType.TOKEN:
+                    feat[field] = feat[field].fillna(value=0)
+                elif self.field2type[field] == FeatureType.FLOAT:
+                    feat[field] = feat[field].fillna(value=feat[field].mean())
+        with _no_chained_assignment_warning():
+            fill_nan(self)
+
+    @functools.wraps(load_feat)
+    def _load_feat(self: Any, filepath: str, source: Any) -> Any:
+        with _no_chained_assignment_warning():
+            return load_feat(self, filepath, source)
+
+    def read_csv(*args: Any, **kwargs: Any) -> pd.DataFrame:
+        frame = pd.read_csv(*args, **kwargs)
+        for column in frame.columns:
+            # The header of an atomic file says the type: "class:token_seq", "vector:float_seq".
+            if str(column).endswith("_seq"):
+                frame[column] = frame[column].fillna("")
+        return frame
+
+    Dataset._fill_nan = _fill_nan
+    Dataset._load_feat = _load_feat
+    module.pd = _ModuleView(pd, read_csv=read_csv)
+
+
+@contextlib.contextmanager
+def _no_chained_assignment_warning() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pd.errors.ChainedAssignmentError)
+        yield
+
+
+def _restore_own_memory() -> None:
+    """Give the tensors of an ``Interaction`` memory of their own.
+
+    dataset.py:2202 and 2206 (``_dataframe_to_interaction``) make tensors out of columns without a
+    copy.  pandas 3 hands out read-only columns, since frames share them: torch warns about
+    undefined behaviour, and a write to a tensor would change every frame that shares the column.
+    """
+    from recbole.data.dataset.dataset import Dataset
+
+    convert = Dataset._dataframe_to_interaction
+
+    @functools.wraps(convert)
+    def _dataframe_to_interaction(self: Any, data: pd.DataFrame) -> Any:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            interaction = convert(self, data)
+        for name in interaction.columns:
+            interaction.interaction[name] = interaction.interaction[name].clone()
+        return interaction
+
+    Dataset._dataframe_to_interaction = _dataframe_to_interaction
+
+
+# torch ---------------------------------------------------------------------------------------
+
+_LOADING_MODULES = (
+    "recbole.trainer.trainer",  # 323, 583
+    "recbole.model.context_aware_recommender.kd_dagfm",  # 56
+    "recbole.model.general_recommender.convncf",  # 82
+    "recbole.model.general_recommender.nais",  # 127
+    "recbole.model.general_recommender.neumf",  # 84, 85
+    "recbole.model.general_recommender.ract",  # 75, 84
+    "recbole.model.sequential_recommender.s3rec",  # 120
+)
+
+_written_here: dict[str, tuple[int, int]] = {}
+
+
+def _restore_torch_load() -> None:
+    """Let RecBole read its checkpoints.
+
+    They hold RecBole's ``Config`` and use pickle protocol 4, both of which torch >= 2.6 refuses
+    by default.  A file that this process wrote is read without limits.  Any other file may come
+    from anywhere, and a pickle can run any code, so only the types of a plain RecBole checkpoint
+    are accepted in it.
+    """
+    view = _ModuleView(torch, load=_load, save=_save)
+    for name in _LOADING_MODULES:
+        vars(importlib.import_module(name))["torch"] = view
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_size
+
+
+def _save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
+    torch.save(obj, f, *args, **kwargs)
+    if isinstance(f, (str, os.PathLike)):
+        path = os.path.realpath(f)
+        _written_here[path] = _stamp(path)
+
+
+def _load(f: Any, *args: Any, **kwargs: Any) -> Any:
+    if isinstance(f, (str, os.PathLike)):
+        path = os.path.realpath(f)
+        if path in _written_here and _written_here[path] == _stamp(path):
+            return torch.load(f, *args, **{"weights_only": False, **kwargs})
+    kwargs = {"pickle_module": _checkpoint_pickle, "weights_only": False, **kwargs}
+    try:
+        return torch.load(f, *args, **kwargs)
+    except pickle.UnpicklingError as error:
+        raise DSLError(f"Cannot read the checkpoint {str(f)!r}: {error}.") from error
+
+
+class _CheckpointUnpickler(pickle.Unpickler):
+    """Builds only what a RecBole checkpoint consists of: tensors, settings, names of models."""
+
+    _plain = frozenset(
+        {
+            ("collections", "OrderedDict"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "scalar"),
+            ("numpy._core.multiarray", "scalar"),
+            ("torch", "device"),
+            ("torch", "Size"),
+            ("torch._utils", "_rebuild_parameter"),
+            ("torch._utils", "_rebuild_tensor_v2"),
+            # The loader class of RecBole's Config, stored by name.
+            ("yaml.loader", "FullLoader"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self._plain:
+            return super().find_class(module, name)
+        if module.startswith("recbole."):
+            from recbole.config import Config
+            from recbole.model.abstract_recommender import AbstractRecommender
+
+            found = super().find_class(module, name)
+            if isinstance(found, type) and issubclass(found, (Config, enum.Enum, AbstractRecommender)):
+                return found
+        raise pickle.UnpicklingError(
+            f"it was not written by this process and holds {module}.{name}, "
+            "which does not belong into a file of weights"
+        )
+
+
+def _load_checkpoint_pickle(file: Any, **kwargs: Any) -> Any:
+    return _CheckpointUnpickler(file, **kwargs).load()
+
+
+# torch.load takes a module of this shape as its `pickle_module`.
+_checkpoint_pickle = types.SimpleNamespace(
+    __name__=__name__, Unpickler=_CheckpointUnpickler, load=_load_checkpoint_pickle
+)
+
+
+# the training progress bar -------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def described_progress(text: Callable[[], str]) -> Iterator[None]:
+    """Append ``text()`` to the description of RecBole's training progress bars.
+
+    Args:
+        text: Called once for each bar, that is at the start of every training epoch.
+    """
+    from recbole.trainer import trainer as module
+    from tqdm.utils import disp_len
+
+    plain = module.tqdm
+
+    @functools.wraps(plain)
+    def tqdm(*args: Any, **kwargs: Any) -> Any:
+        desc = kwargs.get("desc")
+        if desc and "Train" in desc:
+            added = f" {text()}"
+            kwargs["desc"] = desc + added
+            if kwargs.get("ncols"):
+                # RecBole fixes the width of the whole line; the bar itself must not shrink.
+                kwargs["ncols"] += disp_len(added)
+        return plain(*args, **kwargs)
+
+    module.tqdm = tqdm
+    try:
+        yield
+    finally:
+        module.tqdm = plain

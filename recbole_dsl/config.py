@@ -1,0 +1,234 @@
+"""RecBole's configuration with the layers, checks and settings of sparse training.
+
+:class:`RecBoleDSLConfig` behaves like RecBole's ``Config`` and refuses, before any data is loaded,
+what RecBole would ignore or fail on later.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from recbole.config import Config
+from recbole.utils import ModelType
+
+from recbole_dsl import compat, property_files, recbole_names
+from recbole_dsl.command_line import RECBOLE_OPTIONS, warn_unknown_flags
+from recbole_dsl.errors import ConfigError, nearest
+from recbole_dsl.property_files import METHOD_KEY, PREFIX, Settings
+from recbole_dsl.settings import KEYS, SETTINGS, DSLConfig, check_writable, literal
+
+LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
+"""Optimizers that RecBole builds by name and that train dense gradients."""
+
+_TEXT_KEYS = frozenset(PREFIX + name for name, setting in SETTINGS.items() if setting.text)
+_NO_GRADIENTS = {
+    ModelType.TRADITIONAL: "it has no weights that gradients train",
+    ModelType.DECISIONTREE: "it grows decision trees without gradients of weights",
+}
+
+
+@contextmanager
+def _recbole_errors() -> Iterator[None]:
+    """Turn what RecBole says about a user's settings into a :class:`ConfigError`."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ConfigError(f"RecBole refuses the settings: {reason}.") from error
+
+
+class RecBoleDSLConfig(Config):
+    """RecBole's ``Config``, with ``dsl_`` keys, their defaults from property files, and checks.
+
+    Args:
+        model: a model's name or class; None takes it from the user's settings.
+        dataset: a dataset's name; None takes it from the user's settings.
+        config_file_list: YAML files, of which later ones win.
+        config_dict: settings that win over files; command-line flags win over both.
+
+    Raises:
+        ConfigError: something is unknown, missing, not allowed or contradictory.
+    """
+
+    entry_options: ClassVar[Collection[str]] = frozenset(option.lstrip("-") for option in RECBOLE_OPTIONS)
+    """Flags that the entry point reads itself, about which no warning is due."""
+
+    def __init__(
+        self,
+        model: str | type | None = None,
+        dataset: str | None = None,
+        config_file_list: Sequence[str | os.PathLike[str]] | None = None,
+        config_dict: dict[str, Any] | None = None,
+    ) -> None:
+        compat.apply()
+        super().__init__(model, dataset, config_file_list, config_dict)
+
+    @property
+    def dsl(self) -> DSLConfig:
+        """The typed settings, as the keys of this configuration are now.
+
+        Raises:
+            ConfigError: a key was changed to a value that is not allowed.
+        """
+        return DSLConfig.from_config(self)
+
+    # --- what the user sets ---
+
+    def _init_parameters_category(self) -> None:
+        super()._init_parameters_category()
+        # RecBole appends a dataset's keys to its own global lists; keep that to this instance.
+        for category, keys in self.parameters.items():
+            self.parameters[category] = list(keys)
+
+    def _load_config_files(
+        self, file_list: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] | None
+    ) -> Settings:
+        merged: Settings = {}
+        for file in [file_list] if isinstance(file_list, str | os.PathLike) else file_list or []:
+            content = property_files.read_mapping(Path(file), loader=self.yaml_loader)
+            property_files.check_keys(content, KEYS, f"'{file}'")
+            merged.update(content)
+        return merged
+
+    def _load_variable_config_dict(self, config_dict: dict[str, Any] | None) -> Settings:
+        # A copy, since RecBole converts the values in place.
+        settings = self._convert_config_dict(dict(config_dict or {}))
+        property_files.check_keys(settings, KEYS, "config_dict")
+        return settings
+
+    def _load_cmd_line(self) -> Settings:
+        try:
+            flags: Settings = super()._load_cmd_line()
+        except SyntaxError as error:  # RecBole's answer to one flag with two values
+            raise ConfigError(f"Command line: {error.msg} Allowed is one value for each argument.") from None
+        property_files.check_keys(flags, KEYS, "the command line")
+        return flags
+
+    def _convert_config_dict(self, config_dict: Settings) -> Settings:
+        """Read text values: our keys as literals only, others as RecBole does, by ``eval``."""
+        for key, value in config_dict.items():
+            if str(key).startswith(PREFIX):
+                config_dict[key] = value if key in _TEXT_KEYS else literal(value)
+                continue
+            try:
+                config_dict[key] = super()._convert_config_dict({key: value})[key]
+            except Exception as error:
+                raise ConfigError(
+                    f"{key}={value!r} is refused, because RecBole evaluates it as Python and that "
+                    f"fails ({type(error).__name__}: {error}); allowed is a literal or plain text."
+                ) from None
+        return config_dict
+
+    # --- model, dataset and layers ---
+
+    def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
+        model = self._required("model", model)
+        dataset = self._required("dataset", dataset)
+        if not isinstance(model, type):
+            recbole_names.check_model_name(model)
+        recbole_names.check_dataset_name(dataset)
+        try:
+            name, model_class, dataset = super()._get_model_and_dataset(model, dataset)
+        except ImportError as error:
+            raise ConfigError(
+                f"model={model!r} needs a package that cannot be imported ({error}); allowed are "
+                "models whose packages are installed."
+            ) from None
+        kind = getattr(model_class, "type", None)
+        if not isinstance(kind, ModelType):
+            raise ConfigError(
+                f"model={name!r} is no recommender class, since it has no 'type'; allowed are "
+                "subclasses of RecBole's recommenders."
+            )
+        if kind in _NO_GRADIENTS:
+            raise ConfigError(
+                f"model={name!r} is refused, because {_NO_GRADIENTS[kind]}; "
+                "allowed are models that are trained by gradient descent."
+            )
+        return name, model_class, dataset
+
+    def _required(self, key: str, value: Any) -> Any:
+        value = self.external_config_dict.get(key) if value is None else value
+        if value is None:
+            raise ConfigError(
+                f"{key} is not set: allowed is a name as argument, in a config file, in "
+                f"config_dict or as --{key}=name."
+            )
+        return value
+
+    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
+        """RecBole's internal settings, and ours above them."""
+        super()._load_internal_config_dict(model, model_class, dataset)
+        self._warn_unknown_flags()
+        layers = property_files.layers(model, dataset, self.external_config_dict.get(METHOD_KEY))
+        user = {key for key, value in self.external_config_dict.items() if value is not None}
+        if {"dsl_density", "dsl_budget"} <= user:
+            raise ConfigError(
+                f"dsl_density={self.external_config_dict['dsl_density']!r} contradicts "
+                f"dsl_budget={self.external_config_dict['dsl_budget']!r}: allowed is one of them."
+            )
+        if "dsl_density" in user:
+            layers["dsl_budget"] = None  # a property file's budget must not beat the user's density
+        self.internal_config_dict.update(layers)
+
+    def _warn_unknown_flags(self) -> None:
+        known = {key for keys in self.parameters.values() for key in keys}
+        known |= self.internal_config_dict.keys() | self.entry_options | KEYS
+        warn_unknown_flags(self.cmd_config_dict, sorted(known))
+
+    def _get_final_config_dict(self) -> Settings:
+        settings: Settings = super()._get_final_config_dict()
+        if settings[METHOD_KEY] is None:
+            settings[METHOD_KEY] = self.internal_config_dict[METHOD_KEY]
+        return settings
+
+    # --- checks of the merged settings ---
+
+    def _set_default_parameters(self) -> None:
+        with _recbole_errors():
+            super()._set_default_parameters()
+        self._check_learner()
+        self._check_dataset()
+        self._check_dsl(self.dsl)
+
+    def _set_train_neg_sample_args(self) -> None:
+        with _recbole_errors():
+            super()._set_train_neg_sample_args()
+
+    def _set_eval_neg_sample_args(self, phase: str) -> None:
+        with _recbole_errors():
+            super()._set_eval_neg_sample_args(phase)
+
+    def _check_learner(self) -> None:
+        learner = self.final_config_dict["learner"]
+        if isinstance(learner, str) and learner.lower() == "sparse_adam":
+            raise ConfigError(
+                f"learner={learner!r} is refused, because no RecBole model has the sparse "
+                f"gradients it needs: allowed are {', '.join(LEARNERS)}."
+            )
+        if not isinstance(learner, str) or learner.lower() not in LEARNERS:
+            raise ConfigError(
+                f"learner={learner!r} is unknown, and RecBole would use adam instead"
+                f"{nearest(str(learner), LEARNERS)}: allowed are {', '.join(LEARNERS)}."
+            )
+
+    def _check_dataset(self) -> None:
+        settings = self.final_config_dict
+        saved = settings["dataset_save_path"]
+        if saved and os.path.isfile(saved):
+            return  # RecBole reads that file instead of the dataset's folder
+        folder = Path(settings["data_path"])
+        recbole_names.check_dataset(self.dataset, folder, settings["benchmark_filename"])
+
+    def _check_dsl(self, dsl: DSLConfig) -> None:
+        if dsl.width is not None and self.final_config_dict.get("embedding_size") is None:
+            raise ConfigError(
+                f"dsl_width={dsl.width} is refused for model {self.model!r}, which has no "
+                "'embedding_size': allowed is None."
+            )
+        if dsl.result is not None:
+            check_writable(dsl.result)

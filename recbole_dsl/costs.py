@@ -1,0 +1,161 @@
+"""What a run costs: bytes held between steps, peak memory, multiply–accumulate operations (MACs)."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .handle import Group
+from .packed.group import PackedGroup
+
+aten = torch.ops.aten
+_PRODUCTS = {
+    aten.mm.default: (0, 1),
+    aten._sparse_addmm.default: (1, 2),
+    aten.addmm.default: (1, 2),
+    aten.bmm.default: (0, 1),
+    aten.baddbmm.default: (1, 2),
+}
+
+
+def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, groups: Sequence[Group]) -> dict:
+    """Bytes that live from step to step: weights, index, gradients, optimizer state.
+
+    Gradients count as held, as they are between ``backward`` and the next ``zero_grad``.
+    """
+    parameters = list(model.parameters())
+    states = [s for state in optimizer.state.values() for s in state.values()]
+    return {
+        "weight_bytes": sum(_bytes(p) for p in parameters),
+        "index_bytes": sum(g.index_bytes for g in groups),
+        "gradient_bytes": sum(_bytes(p) for p in parameters if p.requires_grad),
+        "optimizer_bytes": sum(_bytes(s) for s in states if isinstance(s, Tensor)),
+    }
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak of the device's allocated memory; on a CPU the process's peak resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class MacCounter(TorchDispatchMode):
+    """Counts MACs of all products while active, whatever model runs.
+
+    Matrix products count n·k·m, a sparse matrix its stored entries times the other's columns.
+    A product with a whole packed weight counts live weights only, however it is executed.
+    Element-wise products of floating-point tensors count one per element of the result, and looked-up
+    embedding entries one per live weight (RecBole counts embeddings in the same way).
+    """
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        super().__init__()
+        self.macs = 0.0
+        self.packed = [g for g in groups if isinstance(g, PackedGroup)]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _PRODUCTS:
+            a, b = (args[i] for i in _PRODUCTS[func])
+            self.macs += self._product(a, b)
+        elif func is aten.mul.Tensor and torch.is_floating_point(result):
+            self.macs += result.numel() if result.layout == torch.strided else result._nnz()
+        elif func is aten.embedding.default:
+            self.macs += result.numel() * self._density(args[0])
+        elif func is aten.convolution.default:
+            self.macs += result.numel() * args[1].numel() / max(1, args[1].shape[0])
+        return result
+
+    def looked_up(self, live: int) -> None:
+        """Count a packed row lookup that read ``live`` weights."""
+        self.macs += live
+
+    def _product(self, a: Tensor, b: Tensor) -> float:
+        for one, other in ((a, b), (b, a)):
+            if one.layout != torch.strided:
+                return float(one._nnz() * other.shape[-1])
+        dense = float(a.numel() * b.shape[-1])
+        return dense * min(self._density(a), self._density(b))
+
+    def _density(self, tensor: Tensor) -> float:
+        storage = tensor.untyped_storage().data_ptr()
+        for group in self.packed:
+            for number, dense in group.materialised().items():
+                if dense.untyped_storage().data_ptr() == storage:
+                    return group.live_per_tensor()[number] / dense.numel()
+        return 1.0
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Leave the global generators of torch, numpy and python as they were."""
+    python, numpy_ = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_)
+
+
+def sharing_copy(model: nn.Module) -> nn.Module:
+    """A copy of a module that shares its parameters and buffers but no other attribute."""
+    shared = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(t): t for t in shared})
+
+
+def forward_macs(model: nn.Module, groups: Sequence[Group], run: Any) -> float:
+    """MACs of ``run()``, which computes something with ``model``; nothing random is disturbed."""
+    for group in groups:
+        group.clear_caches()
+    counter = MacCounter(groups)
+    lookups = [_count_lookups(group, counter) for group in groups if isinstance(group, PackedGroup)]
+    try:
+        with undisturbed(), counter:
+            run()
+    finally:
+        for group in lookups:
+            del group.__dict__["rows"]
+        for group in groups:
+            group.clear_caches()
+    return counter.macs
+
+
+def _count_lookups(group: PackedGroup, counter: MacCounter) -> PackedGroup:
+    plain = group.rows
+
+    def rows(tensor: int, ids: Tensor, padding_idx: int | None = None) -> Tensor:
+        first = group.slices[tensor].first_row
+        pointers = (
+            group.row_pointers[first + ids.long()],
+            group.row_pointers[first + ids.long() + 1],
+        )
+        counter.looked_up(int((pointers[1] - pointers[0]).sum()))
+        return plain(tensor, ids, padding_idx)
+
+    group.__dict__["rows"] = rows
+    return group

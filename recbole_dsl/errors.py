@@ -1,0 +1,40 @@
+"""Exceptions a user can act on.
+
+Every message is one sentence that says what was wrong, where, and what is allowed.
+The command line prints it without a traceback and exits with a non-zero status.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DSLError(Exception):
+    """Base of all errors this package raises on purpose."""
+
+
+class ConfigError(DSLError):
+    """A setting is unknown, out of range, of the wrong type, or contradicts another one."""
+
+
+class TargetError(DSLError):
+    """No tensor, or the wrong one, was selected for sparsity."""
+
+
+class UnsupportedOptimizerError(DSLError):
+    """The optimizer keeps per-weight state this package does not know how to move."""
+
+
+class PackedWriteError(DSLError, RuntimeError):
+    """Something tried to write in place into the dense view of a packed weight."""
+
+
+class StaleGraphError(DSLError, RuntimeError):
+    """A backward pass ran through a graph built before the topology changed."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the known word nearest to ``word``, or ``""``."""
+    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""

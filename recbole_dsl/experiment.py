@@ -1,0 +1,210 @@
+"""One experiment, from settings to RunResult, in the same order of steps as RecBole's own."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Sequence
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import compat
+from .costs import forward_macs, held_bytes, peak_memory_bytes, sharing_copy, undisturbed
+from .results import SCHEMA, RunResult, environment
+from .settings import DSLConfig
+
+compat.apply()  # before anything of RecBole is imported
+
+from recbole.data import create_dataset, data_preparation  # noqa: E402
+from recbole.data.transform import construct_transform  # noqa: E402
+from recbole.utils import get_environment, get_flops, init_logger, init_seed, set_color  # noqa: E402
+
+from .config import RecBoleDSLConfig  # noqa: E402
+from .training.checkpoint import plain  # noqa: E402
+from .training.trainer import clear_model_caches, sparse_trainer  # noqa: E402
+
+
+def run_recbole_dsl(
+    model: str | type | None = None,
+    dataset: str | None = None,
+    config_file_list: Sequence[str | os.PathLike[str]] | None = None,
+    config_dict: dict[str, Any] | None = None,
+    saved: bool = True,
+) -> RunResult:
+    """Train and test a RecBole model sparse from scratch; the counterpart of ``run_recbole``.
+
+    Args:
+        model: name or class of the model; None takes it from the settings.
+        dataset: name of the dataset; None takes it from the settings.
+        config_file_list: YAML files; later ones win.
+        config_dict: settings that win over files; command-line flags win over both.
+        saved: keep the best checkpoint on disk and test that one, as in RecBole.
+
+    Returns:
+        Metrics, losses, sparsity and costs of the run.
+
+    Raises:
+        DSLError: a setting, the model or the data is not usable; raised before training starts.
+    """
+    config = RecBoleDSLConfig(model, dataset, config_file_list, config_dict)
+    init_seed(config["seed"], config["reproducibility"])
+    init_logger(config)
+    logger = getLogger()
+    logger.info(sys.argv)
+    logger.info(config)
+
+    data = create_dataset(config)
+    logger.info(data)
+    train_data, valid_data, test_data = data_preparation(config, data)
+
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    network = build_model(config, train_data)
+    logger.info(network)
+    log_dense_flops(config, network, data)
+    trainer = sparse_trainer(config["MODEL_TYPE"], config["model"])(config, network, train_data)
+
+    _, best_valid = trainer.fit(train_data, valid_data, saved=saved, show_progress=config["show_progress"])
+    test = trainer.evaluate(test_data, load_best_model=saved, show_progress=config["show_progress"])
+    logger.info("The running environment of this training is as follows:\n" + get_environment(config).draw())
+    logger.info(set_color("best valid ", "yellow") + f": {best_valid}")
+    logger.info(set_color("test result", "yellow") + f": {test}")
+
+    result = collect_result(config, trainer, best_valid, test, train_data, test_data, saved)
+    if config.dsl.result is not None:
+        result.save(config.dsl.result)
+        logger.info(set_color("Result", "blue") + f": {config.dsl.result}")
+    return result
+
+
+def build_model(config: RecBoleDSLConfig, train_data: Any) -> Any:
+    """The dense model, of ``dsl_width`` columns if that is set."""
+    settings: DSLConfig = config.dsl
+    config["dsl_dense_embedding_size"] = config["embedding_size"]
+    if settings.width is not None:
+        config["embedding_size"] = settings.width
+    try:
+        network = config.model_class(config, train_data._dataset)
+    finally:
+        if settings.width is not None:
+            config["embedding_size"] = config["dsl_dense_embedding_size"]
+    return network.to(config["device"])
+
+
+def log_dense_flops(config: RecBoleDSLConfig, network: Any, data: Any) -> None:
+    """Log the dense model's FLOPs as RecBole does, with a copy that shares its weights.
+
+    RecBole copies the whole model for it. The call stays because a prediction may draw random
+    numbers, and a run must see the same ones as RecBole's.
+    """
+    network.__deepcopy__ = lambda memo: _copy_without_hook(network)
+    try:
+        flops = get_flops(network, data, config["device"], getLogger(), construct_transform(config))
+    finally:
+        network.__dict__.pop("__deepcopy__", None)
+    getLogger().info(set_color("FLOPs of the dense model", "blue") + f": {flops}")
+
+
+def _copy_without_hook(network: Any) -> Any:
+    network.__dict__.pop("__deepcopy__", None)
+    return sharing_copy(network)
+
+
+def collect_result(
+    config: RecBoleDSLConfig,
+    trainer: Any,
+    best_valid: dict[str, float] | None,
+    test: dict[str, float] | None,
+    train_data: Any,
+    test_data: Any,
+    saved: bool,
+) -> RunResult:
+    """The RunResult of a finished run."""
+    losses = [float(trainer.train_loss_dict[e]) for e in sorted(trainer.train_loss_dict)]
+    return RunResult(
+        schema=SCHEMA,
+        model=config["model"],
+        dataset=config["dataset"],
+        method=config.dsl.method,
+        seed=config["seed"],
+        best_valid_result={k: float(v) for k, v in (best_valid or {}).items()},
+        test_result={k: float(v) for k, v in (test or {}).items()},
+        epochs_run=len(losses),
+        train_loss=losses,
+        sparsity=_sparsity(trainer),
+        costs=_costs(config, trainer, train_data, test_data, saved),
+        environment=environment(),
+        config=plain(config.final_config_dict),
+    )
+
+
+def _sparsity(trainer: Any) -> dict[str, Any]:
+    handle = trainer.sparse
+    return {
+        "density": handle.density,
+        "overall_density": handle.overall_density,
+        "weights": handle.dense_weights,
+        "budget": handle.budget,
+        "live": handle.live,
+        "updates": handle.explorer.updates,
+        "exploration_rate": handle.explorer.exploration_rate,
+        "groups": [
+            {
+                "name": group.name,
+                "storage": group.storage,
+                "budget": group.budget,
+                "live": sum(group.live_per_tensor()),
+                "tensors": [
+                    {"name": s.name, "shape": list(s.shape), "live": live}
+                    for s, live in zip(group.slices, group.live_per_tensor(), strict=True)
+                ],
+            }
+            for group in handle.groups
+        ],
+        "left_dense": [
+            {"name": t.name, "shape": list(t.shape), "reason": reason} for t, reason in handle.selection.left
+        ],
+    }
+
+
+def _costs(
+    config: RecBoleDSLConfig, trainer: Any, train_data: Any, test_data: Any, saved: bool
+) -> dict[str, Any]:
+    path = Path(trainer.saved_model_file)
+    seconds = trainer.epoch_seconds
+    return {
+        "seconds_per_epoch": sum(seconds) / len(seconds) if seconds else None,
+        **held_bytes(trainer.model, trainer.optimizer, trainer.sparse.groups),
+        "peak_memory_bytes": peak_memory_bytes(torch.device(config["device"])),
+        "checkpoint_bytes": path.stat().st_size if saved and path.exists() else None,
+        "macs_per_training_step": _training_macs(trainer, train_data),
+        "macs_per_recommended_user": _user_macs(trainer, test_data),
+    }
+
+
+def _training_macs(trainer: Any, train_data: Any) -> float | None:
+    """MACs of one step's forward pass times 3 (the backward pass has two products for each one)."""
+    with undisturbed():
+        batch = next(iter(train_data)).to(trainer.device)
+    trainer.model.train()
+    model = trainer.model
+    macs = forward_macs(model, trainer.sparse.groups, lambda: model.calculate_loss(batch))
+    return 3 * macs if math.isfinite(macs) else None
+
+
+def _user_macs(trainer: Any, test_data: Any) -> float | None:
+    """MACs per user of scoring all items, with what the model caches between users computed."""
+    with undisturbed():
+        batch = next(iter(test_data))
+    full = len(batch) == 4 and type(test_data).__name__ == "FullSortEvalDataLoader"
+    score = trainer._full_sort_batch_eval if full else trainer._neg_sample_batch_eval
+    users = len(batch[0]) if full else int(batch[2][-1]) + 1
+    trainer.model.eval()
+    with torch.no_grad():
+        score(batch)
+        macs = forward_macs(trainer.model, trainer.sparse.groups, lambda: score(batch))
+    clear_model_caches(trainer.model)
+    return macs / users

@@ -1,0 +1,347 @@
+"""Make any torch module sparse: targets → groups → budgets → topologies → storage → exploration.
+
+Needs torch only. RecBole's trainers use :func:`insert`; people without RecBole use :func:`sparsify`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ConfigError, TargetError
+from .packed.group import PackedGroup
+from .packed.index import table_shape
+from .packed.masked import MaskedGroup
+from .packed.surgery import check_uniform, mask, pack, unpack
+from .settings import DSLConfig
+from .sparsity.budget import (
+    allocate,
+    budget_of_bytes,
+    budget_of_density,
+    erdos_renyi_shares,
+)
+from .sparsity.explorer import ExplorationSettings, Explorer, UpdateEvent
+from .sparsity.interactions import Interactions
+from .sparsity.randomness import generator_for
+from .sparsity.targets import Selection, TensorInfo, matches, select_targets
+from .sparsity.topology import TOPOLOGIES, Topology, TopologyContext
+
+Group = PackedGroup | MaskedGroup
+
+
+@dataclass
+class SparseHandle:
+    """A model made sparse, and the way back.
+
+    ``dense_weights``: number of weights of the sparsified tensors in the dense model they are
+    compared with (for ``dsl_width`` that is the model of the original width).
+    """
+
+    module: nn.Module
+    groups: list[Group]
+    selection: Selection
+    explorer: Explorer
+    dense_weights: int
+
+    @property
+    def live(self) -> int:
+        """Live weights, counted from the topology."""
+        return sum(sum(g.live_per_tensor()) for g in self.groups)
+
+    @property
+    def budget(self) -> int:
+        """Live weights allowed."""
+        return sum(g.budget for g in self.groups)
+
+    @property
+    def density(self) -> float:
+        """Live weights over weights of the sparsified tensors in the dense model."""
+        return self.live / self.dense_weights
+
+    @property
+    def overall_density(self) -> float:
+        """Live and dense trainable weights over all trainable weights of the dense model."""
+        left = sum(t.parameter.numel() for t, _ in self.selection.left if t.parameter.requires_grad)
+        return (self.live + left) / (self.dense_weights + left)
+
+    def masks(self) -> dict[str, Tensor]:
+        """A boolean mask of every sparse tensor by its parameter name; True is live."""
+        return {name: m for group in self.groups for name, m in group.masks().items()}
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Start exploration with the steps of ``optimizer``, which must own whole groups.
+
+        Raises:
+            DSLError: a group is split over several optimizers.
+            UnsupportedOptimizerError: per-weight state of this optimizer is not understood.
+        """
+        self.explorer.attach(optimizer)
+
+    def unpack(self) -> nn.Module:
+        """Restore the dense module in place (dead weights zero), stop exploring, return it."""
+        self.explorer.detach()
+        unpack(self.module, self.groups)
+        self.groups = []
+        return self.module
+
+
+def masks(module: nn.Module) -> dict[str, Tensor]:
+    """A boolean mask of every sparse tensor of ``module`` by its parameter name; True is live."""
+    return {
+        name: m
+        for child in module.modules()
+        if isinstance(child, PackedGroup | MaskedGroup)
+        for name, m in child.masks().items()
+    }
+
+
+def sparsify(
+    module: nn.Module,
+    density: float = 0.1,
+    *,
+    interactions: Interactions | None = None,
+    on_update: Callable[[UpdateEvent], None] | None = None,
+    **settings: Any,
+) -> SparseHandle:
+    """Make the weights of any module sparse in place, before its optimizer is built.
+
+    Args:
+        module: a module whose tensors have their initial values; do not write into them later.
+        density: share of live weights over the sparsified tensors, in (0, 1].
+        interactions: needed by ``init='nmf'`` only.
+        on_update: called after every update of a group.
+        settings: any setting of the configuration without its ``dsl_`` prefix, such as
+            ``include=['*.weight']``, ``groups='joint'``, ``update_interval=100``, ``end=10_000``
+            (steps; percent and epochs need a trainer that knows its length), ``grow``, ``seed``.
+            Default method: random topology, magnitude drop, accumulated-gradient growth every 100
+            steps until step 10 000.
+
+    Returns:
+        The handle: ``handle.attach(optimizer)`` starts exploration.
+
+    Raises:
+        ConfigError: an unknown setting or a value that is not allowed.
+        TargetError: nothing to make sparse, or a pattern without a match.
+    """
+    defaults = {
+        "method": "dsl",
+        "init": "random",
+        "grow": "accumulated_gradient",
+        "update_interval": 100,
+        "end": 10_000,
+        "seed": 0,
+    }
+    merged = {f"dsl_{k}": v for k, v in {**defaults, **settings, "density": density}.items()}
+    config = DSLConfig.from_config(merged)
+    for name in ("update_interval", "end"):
+        if getattr(config, name).unit != "steps":
+            raise ConfigError(
+                f"dsl_{name}={merged[f'dsl_{name}']!r} cannot be counted without a trainer; "
+                "allowed here is a number of steps."
+            )
+    if config.width is not None:
+        raise ConfigError(
+            f"dsl_width={config.width} changes how a RecBole model is built; "
+            "allowed for a module that exists already is None."
+        )
+    return insert(
+        module,
+        config,
+        update_interval=config.update_interval.steps(0, 0),
+        end=config.end.steps(0, 0),
+        interactions=interactions,
+        on_update=on_update,
+    )
+
+
+def insert(
+    module: nn.Module,
+    config: DSLConfig,
+    *,
+    update_interval: int,
+    end: int,
+    default_seed: int = 0,
+    interactions: Interactions | None = None,
+    dense_size: Callable[[TensorInfo], int] | None = None,
+    on_update: Callable[[UpdateEvent], None] | None = None,
+) -> SparseHandle:
+    """Make ``module`` sparse as ``config`` says; the common path of :func:`sparsify` and trainers.
+
+    ``dense_size`` gives the number of weights a tensor has in the dense model that density is
+    counted against (default: its own). Spans of ``config`` come resolved, in optimizer steps.
+    """
+    seed = config.seed if config.seed is not None else default_seed
+    selection = select_targets(module, config.include, config.exclude, config.min_weights)
+    plans = _plan_groups(selection, config)
+    for name, tensors, _ in plans:
+        check_uniform(name, tensors)
+    _check_interactions(selection, config, interactions)
+    dense = dense_size or (lambda tensor: tensor.parameter.numel())
+    budgets = _budgets(plans, config, dense)
+    total = sum(dense(t) for _, tensors, _ in plans for t in tensors)
+    # All topologies first, so that one that is refused leaves the module as it was.
+    topologies = [
+        _topology(name, tensors, budget, config, seed, interactions)
+        for (name, tensors, _), budget in zip(plans, budgets, strict=True)
+    ]
+    groups: list[Group] = [
+        _store(module, name, tensors, storage, topology, config.init_values)
+        for (name, tensors, storage), topology in zip(plans, topologies, strict=True)
+    ]
+    settings = ExplorationSettings(
+        update_interval=update_interval,
+        end=end,
+        update_ratio=config.update_ratio,
+        update_ratio_min=config.update_ratio_min,
+        schedule=config.schedule,
+        drop=config.drop,
+        drop_threshold=config.drop_threshold,
+        grow=config.grow,
+        grow_window=config.grow_window,
+        grow_momentum=config.grow_momentum,
+        growth_memory=config.growth_memory,
+        record=config.exploration_record,
+        seed=seed,
+    )
+    explorer = Explorer(groups, settings, on_update)
+    return SparseHandle(module, groups, selection.without_weights(), explorer, total)
+
+
+def _check_interactions(selection: Selection, config: DSLConfig, interactions: Interactions | None) -> None:
+    if config.init != "nmf" or interactions is None:
+        return
+    if not any(interactions.role(tensor) for tensor in selection.taken):
+        raise ConfigError(
+            "dsl_init='nmf' needs a user or an item table among the sparse tensors, which are "
+            f"{', '.join(t.name for t in selection.taken[:6])}; allowed here are 'random', 'er', "
+            "'erk', 'aligned' and 'magnitude'."
+        )
+
+
+GroupPlan = tuple[str, list[TensorInfo], str]
+
+
+def _plan_groups(selection: Selection, config: DSLConfig) -> list[GroupPlan]:
+    """(name, tensors, storage) of every group; tensors that cannot be packed get one of their own."""
+    named = _named_groups(selection.taken, config.groups)
+    plans: list[GroupPlan] = []
+    for name, tensors in named.items():
+        packed = [t for t in tensors if t.packable and config.storage == "packed"]
+        masked = [t for t in tensors if t not in packed]
+        if packed:
+            plans.append((name, packed, "packed"))
+        if masked:
+            plans.append((f"{name}_masked" if packed else name, masked, "masked"))
+    return plans
+
+
+def _named_groups(
+    taken: Sequence[TensorInfo], groups: str | Mapping[str, Sequence[str]]
+) -> dict[str, list[TensorInfo]]:
+    if groups == "joint":
+        return {"joint": list(taken)}
+    if isinstance(groups, str):
+        return {t.name: [t] for t in taken}
+    result: dict[str, list[TensorInfo]] = {name: [] for name in groups}
+    for tensor in taken:
+        homes = [name for name, patterns in groups.items() if matches(tensor, patterns)]
+        if len(homes) != 1:
+            found = f"is in several ({', '.join(homes)})" if homes else "is in none of them"
+            raise TargetError(
+                f"dsl_groups: sparse tensor {tensor.name!r} {found}; "
+                f"allowed is exactly one of {', '.join(groups)}."
+            )
+        result[homes[0]].append(tensor)
+    for name, tensors in result.items():
+        if not tensors:
+            raise TargetError(
+                f"dsl_groups: the patterns {list(groups[name])} of group {name!r} match no sparse "
+                f"tensor; allowed are those of {', '.join(t.name for t in taken)}."
+            )
+    return result
+
+
+def _budgets(plans: Sequence[GroupPlan], config: DSLConfig, dense: Callable[[TensorInfo], int]) -> list[int]:
+    sizes = [sum(dense(t) for t in tensors) for _, tensors, _ in plans]
+    caps = [sum(t.parameter.numel() for t in tensors) for _, tensors, _ in plans]
+    if config.budget is None:
+        wanted = [budget_of_density(size, config.density) for size in sizes]
+        if config.init in ("er", "erk") and len(plans) > 1:
+            shapes = [[t.shape for t in tensors] for _, tensors, _ in plans]
+            kernel = config.init == "erk"
+            shares = [sum(erdos_renyi_shares(group, kernel)) for group in shapes]
+            return _split(min(sum(wanted), sum(caps)), shares, caps)
+        return [min(b, cap) for b, cap in zip(wanted, caps, strict=True)]
+    if config.budget.unit == "weights":
+        if not len(plans) <= config.budget.count <= sum(caps):
+            raise ConfigError(
+                f"dsl_budget={config.budget} is refused: allowed for these {len(plans)} sparse "
+                f"groups is a number from {len(plans)} to {sum(caps)} weights."
+            )
+        return _split(config.budget.count, sizes, caps)
+    result = []
+    for (name, tensors, _), size in zip(plans, sizes, strict=True):
+        memory = config.budget.count * size // sum(sizes)
+        tables = [table_shape(t.shape) for t in tensors]
+        budget = budget_of_bytes(memory, tables, tensors[0].parameter.element_size())
+        if budget < 1:
+            raise ConfigError(
+                f"dsl_budget={config.budget} leaves {memory} bytes for sparse group {name!r}, less "
+                f"than the index of its {sum(rows for rows, _ in tables)} rows takes; allowed is "
+                "more."
+            )
+        result.append(budget)
+    return result
+
+
+def _split(total: int, shares: Sequence[float], caps: Sequence[int]) -> list[int]:
+    """``total`` over groups, at least one weight each."""
+    rest = allocate(total - len(caps), shares, [cap - 1 for cap in caps])
+    return [1 + more for more in rest]
+
+
+def _topology(
+    name: str,
+    tensors: Sequence[TensorInfo],
+    budget: int,
+    config: DSLConfig,
+    seed: int,
+    interactions: Interactions | None,
+) -> Topology:
+    weights = sum(t.parameter.numel() for t in tensors)
+    if budget == weights:  # density 1 means the model's own initial values, whatever the method
+        return Topology(torch.arange(weights))
+    factors = None
+    if config.init == "nmf" and interactions is not None:
+        factors = interactions.factors(tensors, seed)
+    context = TopologyContext(
+        shapes=[t.shape for t in tensors],
+        budget=budget,
+        initial=[t.parameter.detach().reshape(table_shape(t.shape)) for t in tensors],
+        factors=factors,
+        generator=generator_for(seed, f"topology/{name}"),
+    )
+    return TOPOLOGIES[config.init](context)
+
+
+def _store(
+    module: nn.Module,
+    name: str,
+    tensors: Sequence[TensorInfo],
+    storage: str,
+    topology: Topology,
+    init_values: str,
+) -> Group:
+    device = tensors[0].parameter.device
+    live = topology.live.to(device)
+    values = topology.values if init_values == "topology" else None
+    if storage == "packed":
+        return pack(module, name, tensors, live, None if values is None else values.to(device))
+    group = mask(module, name, tensors, live)
+    if values is not None:
+        group.set_values(values.to(device))
+    return group

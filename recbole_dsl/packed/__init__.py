@@ -1,0 +1,1 @@
+"""Storage of sparse weights in plain torch; importable without RecBole."""

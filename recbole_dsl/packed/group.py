@@ -1,0 +1,260 @@
+"""A packed group: the live weights of one or more tensors and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..sparsity.scores import GrowthScores
+from ..sparsity.update import UpdatePlan, apply_plan
+from .index import build_index, row_numbers, slices_of
+from .lookup import Materialise, RowLookup, StepGradient
+from .optimizer_state import check_optimizer, move_state
+
+
+class PackedGroup(nn.Module):
+    """Tensors that share one budget, stored as one flat parameter plus a compact index.
+
+    State: ``weight`` (budget,) trainable, also available as :attr:`values`; ``row_pointers``
+    (rows + 1,) int32 (int64 from 2^31 weights on); ``column_ids`` (budget,) of the smallest integer
+    type. Rows of all tensors follow each other, so a tensor is a slice. The parameter is called
+    ``weight`` because RecBole models regularise parameters whose name ends in ``weight``.
+
+    Args:
+        name: the group's name.
+        names, shapes: of the dense tensors, in order.
+        live: flat positions, int64, ascending; their number is the budget, for ever.
+        values: initial values of the live weights, of a floating-point type.
+    """
+
+    storage = "packed"
+
+    def __init__(
+        self,
+        name: str,
+        names: Sequence[str],
+        shapes: Sequence[Sequence[int]],
+        live: Tensor,
+        values: Tensor,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.slices = slices_of(names, shapes)
+        self.weight = nn.Parameter(values.detach().clone())
+        row_pointers, column_ids = build_index(live, self.slices)
+        self.row_pointers: Tensor
+        self.column_ids: Tensor
+        self.register_buffer("row_pointers", row_pointers)
+        self.register_buffer("column_ids", column_ids)
+        self._reset_transient()
+
+    def _reset_transient(self) -> None:
+        self.growth_scores: GrowthScores | None = None
+        self.collects = False
+        self._step: tuple[Any, StepGradient, Tensor] | None = None
+        self._dense: dict[int, tuple[Any, int, Tensor]] = {}
+
+    # --- what an explorer asks -------------------------------------------------------------------
+
+    @property
+    def values(self) -> nn.Parameter:
+        """The live weights, (budget,)."""
+        return self.weight
+
+    @property
+    def budget(self) -> int:
+        """Number of live weights."""
+        return self.weight.numel()
+
+    @property
+    def table_shapes(self) -> list[tuple[int, int]]:
+        """(rows, columns) of each tensor."""
+        return [(s.rows, s.cols) for s in self.slices]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the weights."""
+        return self.weight.dtype
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The single flat parameter."""
+        return [self.weight]
+
+    def live_positions(self) -> Tensor:
+        """Flat positions of the live weights, int64, ascending."""
+        return torch.cat([s.first_position + self.flat_positions(t) for t, s in enumerate(self.slices)])
+
+    def live_values(self) -> Tensor:
+        """The live weights in the order of :meth:`live_positions`."""
+        return self.weight.detach()
+
+    def live_gradients(self) -> Tensor | None:
+        """Gradient of the live weights in the same order, None before any backward pass."""
+        return self.weight.grad
+
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Raise UnsupportedOptimizerError if its per-weight state is not understood."""
+        check_optimizer(optimizer)
+
+    @torch.no_grad()
+    def apply_update(self, plan: UpdatePlan, optimizer: torch.optim.Optimizer) -> None:
+        """Rebuild the topology; values and optimizer state follow, new positions start afresh."""
+        live, source = apply_plan(self.live_positions(), plan)
+        stays = source >= 0
+        origin = source.clamp_min(0)
+
+        def follow(old: Tensor, birth: float) -> None:
+            old.copy_(torch.where(stays, old[origin], old.new_full((), birth)))
+
+        follow(self.weight, 0.0)
+        move_state(optimizer, self.weight, follow)
+        row_pointers, column_ids = build_index(live, self.slices)
+        self.row_pointers.copy_(row_pointers)
+        self.column_ids.copy_(column_ids)
+        self.weight.grad = None
+        self.clear_caches()
+
+    # --- what the layers ask ---------------------------------------------------------------------
+
+    def span(self, tensor: int) -> slice:
+        """The slice of :attr:`values` that belongs to a tensor."""
+        s = self.slices[tensor]
+        return slice(int(self.row_pointers[s.first_row]), int(self.row_pointers[s.first_row + s.rows]))
+
+    def flat_positions(self, tensor: int) -> Tensor:
+        """Positions of a tensor's live weights within the tensor, int64, ascending."""
+        s = self.slices[tensor]
+        rows = row_numbers(self.row_pointers, s.first_row, s.first_row + s.rows)
+        return rows.mul_(s.cols).add_(self.column_ids[self.span(tensor)])
+
+    def rows(self, tensor: int, ids: Tensor, padding_idx: int | None = None) -> Tensor:
+        """The asked rows, dense: shape (*ids.shape, columns). Only their live weights are read.
+
+        ``padding_idx``: a row whose gradient is dropped, as in ``nn.Embedding``.
+        """
+        cached = self._cached(tensor)
+        if cached is not None:
+            return nn.functional.embedding(ids, cached, padding_idx)
+        out = RowLookup.apply(self._token(), self, tensor, ids.reshape(-1), padding_idx)
+        return out.view(*ids.shape, self.slices[tensor].cols)
+
+    def dense(self, tensor: int) -> Tensor:
+        """A whole tensor, dense, in its own shape; differentiable, and the same object within a step.
+
+        The copy is kept until the backward pass that used it, or in evaluation mode until the
+        weights, the topology or the mode change.
+        """
+        cached = self._cached(tensor)
+        if cached is None:
+            cached = Materialise.apply(self._token(), self, tensor)
+            if torch.is_grad_enabled() or not self.training:
+                self._dense[tensor] = (self._key(), _written(cached), cached)
+        return cached
+
+    def clear_caches(self) -> None:
+        """Forget dense copies and the graph of the current step."""
+        self._step = None
+        self._dense = {}
+
+    def train(self, mode: bool = True) -> PackedGroup:
+        """Switch between training and evaluation; dense copies do not survive the switch."""
+        self.clear_caches()
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedGroup:
+        """``.to()``, ``.double()`` and the like replace the tensors, so dense copies are stale."""
+        self.clear_caches()
+        return super()._apply(fn, recurse)
+
+    def version(self) -> tuple[int, int, int]:
+        """Changes whenever the values or the topology change."""
+        if self.weight.is_inference():
+            return (-1, -1, id(self.weight))
+        return (self.weight._version, self.column_ids._version, id(self.weight))
+
+    def _key(self) -> tuple:
+        return (*self.version(), torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+
+    def _cached(self, tensor: int) -> Tensor | None:
+        found = self._dense.get(tensor)
+        if found is None:
+            return None
+        key, written, dense = found
+        if key != self._key() or written != _written(dense):
+            del self._dense[tensor]
+            return None
+        return dense
+
+    def _token(self) -> Tensor:
+        """The node of the autograd graph through which all of a step's gradients reach the values.
+
+        One node per step, so several lookups of one step share one gradient buffer.
+        """
+        key = self._key()
+        if self._step is None or self._step[0] != key:
+            gradient = StepGradient(self)
+            self._step = (key, gradient, gradient.connect())
+        return self._step[2]
+
+    def collect_rows(self, tensor: int, ids: Tensor, gradient: Tensor) -> None:
+        """Add the gradient of looked-up rows to the growth scores, inside a growth window."""
+        if self.collects and self.growth_scores is not None:
+            self.growth_scores.add_rows(tensor, ids, gradient)
+
+    def collect_dense(self, tensor: int, gradient: Tensor) -> None:
+        """Add the gradient of a whole tensor to the growth scores, inside a growth window."""
+        if self.collects and self.growth_scores is not None:
+            self.growth_scores.add_dense(tensor, gradient)
+
+    # --- what reports ask ------------------------------------------------------------------------
+
+    def live_per_tensor(self) -> list[int]:
+        """Live weights of each tensor."""
+        spans = [self.span(t) for t in range(len(self.slices))]
+        return [s.stop - s.start for s in spans]
+
+    def materialised(self) -> dict[int, Tensor]:
+        """The dense copies that exist now, by tensor number."""
+        return {tensor: dense for tensor, (_, _, dense) in self._dense.items()}
+
+    def masks(self) -> dict[str, Tensor]:
+        """A boolean mask of every tensor by its name."""
+        result = {}
+        for t, s in enumerate(self.slices):
+            mask = torch.zeros(s.rows * s.cols, dtype=torch.bool, device=self.device)
+            mask[self.flat_positions(t)] = True
+            result[s.name] = mask.view(s.shape)
+        return result
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the live weights."""
+        return self.weight.numel() * self.weight.element_size()
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of row pointers and column ids."""
+        return sum(t.numel() * t.element_size() for t in (self.row_pointers, self.column_ids))
+
+    def extra_repr(self) -> str:
+        weights = sum(s.rows * s.cols for s in self.slices)
+        return f"{self.name}, {self.budget} live of {weights}, tensors {[s.name for s in self.slices]}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the caches: they hold graph nodes, which can be neither copied nor pickled."""
+        state = self.__dict__.copy()
+        state.update(growth_scores=None, collects=False, _step=None, _dense={})
+        return state
+
+
+def _written(dense: Tensor) -> int:
+    """Counts writes into a dense copy: one that was refused too late has spoilt the copy."""
+    return 0 if dense.is_inference() else dense._version

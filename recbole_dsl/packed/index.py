@@ -1,0 +1,71 @@
+"""The index of a packed group: row pointers and column ids, in the smallest types that fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TensorSlice:
+    """One dense tensor inside a group, seen as ``rows`` × ``cols`` (trailing dimensions flat).
+
+    ``first_row`` and ``first_position`` say where it starts among the group's rows and positions.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rows: int
+    cols: int
+    first_row: int
+    first_position: int
+
+
+def table_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """A tensor's shape as (rows, columns): the first dimension by the rest; 1-D is a single row."""
+    if len(shape) < 2:
+        return 1, math.prod(shape)
+    return shape[0], math.prod(shape[1:])
+
+
+def slices_of(names: Sequence[str], shapes: Sequence[Sequence[int]]) -> tuple[TensorSlice, ...]:
+    """Lay tensors one after another."""
+    result, row, position = [], 0, 0
+    for name, shape in zip(names, shapes, strict=True):
+        rows, cols = table_shape(shape)
+        result.append(TensorSlice(name, tuple(shape), rows, cols, row, position))
+        row, position = row + rows, position + rows * cols
+    return tuple(result)
+
+
+def column_dtype(columns: int) -> torch.dtype:
+    """The smallest integer type that holds ids below ``columns``."""
+    for dtype, limit in ((torch.uint8, 2**8), (torch.int16, 2**15), (torch.int32, 2**31)):
+        if columns <= limit:
+            return dtype
+    return torch.int64
+
+
+def build_index(live: Tensor, slices: Sequence[TensorSlice]) -> tuple[Tensor, Tensor]:
+    """Row pointers (rows + 1) and column ids (budget) of ascending flat positions ``live``."""
+    counts, columns = [], []
+    id_type = column_dtype(max(s.cols for s in slices))
+    ends = torch.tensor([s.first_position + s.rows * s.cols for s in slices], device=live.device)
+    cuts = [0, *torch.searchsorted(live, ends).tolist()]
+    for t, part in enumerate(slices):
+        local = live[cuts[t] : cuts[t + 1]] - part.first_position
+        counts.append(torch.bincount(local // part.cols, minlength=part.rows))
+        columns.append((local % part.cols).to(id_type))
+    pointer_type = torch.int32 if live.numel() < 2**31 else torch.int64
+    ends_of_rows = torch.cat(counts).cumsum(0).to(pointer_type)
+    return torch.cat([ends_of_rows.new_zeros(1), ends_of_rows]), torch.cat(columns)
+
+
+def row_numbers(row_pointers: Tensor, first: int, last: int) -> Tensor:
+    """For the live weights of rows ``first`` … ``last`` - 1 their row, counted from ``first``."""
+    lengths = row_pointers[first + 1 : last + 1] - row_pointers[first:last]
+    return torch.repeat_interleave(lengths.long())

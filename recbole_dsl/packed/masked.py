@@ -1,0 +1,194 @@
+"""The fallback storage: dense tensors under a boolean mask, kept exactly to the budget.
+
+For tensors that cannot be packed, and to cross-check packed training: both storages follow the
+same trajectory. Saves no memory and no time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..sparsity.scores import GrowthScores
+from ..sparsity.targets import TensorInfo
+from ..sparsity.update import UpdatePlan, apply_plan
+from .index import slices_of
+from .optimizer_state import check_optimizer, move_state
+
+
+class MaskedGroup(nn.Module):
+    """Dense parameters that share one budget; dead entries are zero and get no gradient.
+
+    State: one bool buffer ``mask_<i>`` per tensor. The parameters stay in their modules. A gradient
+    hook hands the dense gradient to the growth scores and then clears it at dead positions, so
+    optimizer state, weight decay and gradient clipping see live weights only.
+    """
+
+    storage = "masked"
+
+    def __init__(self, name: str, tensors: Sequence[TensorInfo], live: Tensor) -> None:
+        super().__init__()
+        self.name = name
+        self.slices = slices_of([t.name for t in tensors], [t.shape for t in tensors])
+        # A plain list keeps the modules out of this one's children.
+        self._places = [t.places[0] for t in tensors]
+        self.growth_scores: GrowthScores | None = None
+        self.collects = False
+        self._budget = live.numel()
+        for t, s in enumerate(self.slices):
+            self.register_buffer(f"mask_{t}", torch.zeros(s.shape, dtype=torch.bool, device=live.device))
+        self._set_masks(live)
+        self._hooks: list[Any] = []
+        self._add_hooks()
+        self._clear_dead()
+
+    def _add_hooks(self) -> None:
+        if self._hooks:
+            return
+        for t, parameter in enumerate(self.trained_parameters()):
+            self._hooks.append(parameter.register_hook(_MaskGradient(self, t)))
+
+    def release(self) -> None:
+        """Leave the parameters as they are and let them train dense again."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def masks(self) -> dict[str, Tensor]:
+        """The boolean mask of every tensor by its name."""
+        return {s.name: getattr(self, f"mask_{t}").clone() for t, s in enumerate(self.slices)}
+
+    @property
+    def budget(self) -> int:
+        """Number of live weights."""
+        return self._budget
+
+    @property
+    def table_shapes(self) -> list[tuple[int, int]]:
+        """(rows, columns) of each tensor."""
+        return [(s.rows, s.cols) for s in self.slices]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.trained_parameters()[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the weights."""
+        return self.trained_parameters()[0].dtype
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The dense parameters."""
+        return [getattr(module, attribute) for module, attribute in self._places]
+
+    def live_positions(self) -> Tensor:
+        """Flat positions of the live weights, int64, ascending."""
+        return self._flat_mask().nonzero().flatten()
+
+    def live_values(self) -> Tensor:
+        """The live weights in the order of :meth:`live_positions`."""
+        flat = torch.cat([p.detach().reshape(-1) for p in self.trained_parameters()])
+        return flat[self._flat_mask()]
+
+    @torch.no_grad()
+    def set_values(self, values: Tensor) -> None:
+        """Set the live weights, given in the order of :meth:`live_positions`."""
+        start = 0
+        for t, parameter in enumerate(self.trained_parameters()):
+            mask = getattr(self, f"mask_{t}")
+            count = int(mask.sum())
+            parameter[mask] = values[start : start + count].to(parameter.dtype)
+            start += count
+
+    def live_gradients(self) -> Tensor | None:
+        """Gradient of the live weights in the same order, None before any backward pass."""
+        parameters = self.trained_parameters()
+        if all(p.grad is None for p in parameters):
+            return None
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        return torch.cat([g.reshape(-1) for g in grads])[self._flat_mask()]
+
+    def live_per_tensor(self) -> list[int]:
+        """Live weights of each tensor."""
+        return [int(getattr(self, f"mask_{t}").sum()) for t in range(len(self.slices))]
+
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Raise UnsupportedOptimizerError if its per-weight state is not understood."""
+        self._add_hooks()
+        check_optimizer(optimizer)
+
+    @torch.no_grad()
+    def apply_update(self, plan: UpdatePlan, optimizer: torch.optim.Optimizer) -> None:
+        """Move the masks; leaving and arriving positions get value 0 and state as at birth."""
+        before = self.live_positions()
+        live, _ = apply_plan(before, plan)
+        changed = torch.cat([before[plan.leaving], plan.arriving]).sort().values
+        self._set_masks(live)
+        for s, parameter in zip(self.slices, self.trained_parameters(), strict=True):
+            low, high = s.first_position, s.first_position + s.rows * s.cols
+            local = changed[(changed >= low) & (changed < high)] - low
+
+            def reset(state: Tensor, birth: float, local: Tensor = local) -> None:
+                state.view(-1)[local] = birth
+
+            reset(parameter, 0.0)
+            move_state(optimizer, parameter, reset)
+            parameter.grad = None  # it knows nothing of the new topology
+
+    def clear_caches(self) -> None:
+        """Nothing is cached."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the dense tensors: masking saves none."""
+        return sum(p.numel() * p.element_size() for p in self.trained_parameters())
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of the masks."""
+        return sum(s.rows * s.cols for s in self.slices)
+
+    def _flat_mask(self) -> Tensor:
+        return torch.cat([getattr(self, f"mask_{t}").view(-1) for t in range(len(self.slices))])
+
+    def _set_masks(self, live: Tensor) -> None:
+        flat = torch.zeros(sum(s.rows * s.cols for s in self.slices), dtype=torch.bool, device=live.device)
+        flat[live] = True
+        for t, s in enumerate(self.slices):
+            part = flat[s.first_position : s.first_position + s.rows * s.cols]
+            getattr(self, f"mask_{t}").copy_(part.view(s.shape))
+
+    @torch.no_grad()
+    def _clear_dead(self) -> None:
+        for t, parameter in enumerate(self.trained_parameters()):
+            parameter.masked_fill_(~getattr(self, f"mask_{t}"), 0.0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without hooks and scores, which belong to one training run."""
+        state = self.__dict__.copy()
+        state.update(growth_scores=None, collects=False, _hooks=[])
+        return state
+
+    def train(self, mode: bool = True) -> MaskedGroup:
+        """Switch modes; a copied or unpickled group gets its gradient hooks back here."""
+        if mode:
+            self._add_hooks()
+        return super().train(mode)
+
+
+class _MaskGradient:
+    """A gradient hook on one dense parameter."""
+
+    def __init__(self, group: MaskedGroup, tensor: int) -> None:
+        self.group, self.tensor = group, tensor
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        if gradient.is_sparse:
+            gradient = gradient.to_dense()
+        if self.group.collects and self.group.growth_scores is not None:
+            self.group.growth_scores.add_dense(self.tensor, gradient)
+        return gradient.masked_fill(~getattr(self.group, f"mask_{self.tensor}"), 0.0)

@@ -1,0 +1,140 @@
+"""The dense view of a packed weight that a model reads: a tensor no write can be lost in.
+
+``module.weight`` of a packed module is a copy made on demand, so a write into it would change
+nothing. A plain tensor cannot tell; this subclass refuses the write and names the weight. Results
+that share its memory (``.data``, ``.detach()``, slices, transposes) are read-only too; results with
+memory of their own are plain tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+
+from ..errors import PackedWriteError
+
+
+class ReadOnlyWeight(torch.Tensor):
+    """A dense, differentiable, read-only view of one packed weight."""
+
+    _packed_name: str
+
+    @classmethod
+    @_disable_dynamo
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        sources = list(_read_only(args)) + list(_read_only(kwargs.values()))
+        _refuse_named_write(func, args, kwargs)
+        before = [_version(t) for t in sources]
+        with torch._C.DisableTorchFunctionSubclass():
+            try:
+                result = func(*args, **kwargs)
+            finally:
+                # What the name does not give away (F.embedding with max_norm) the counter does.
+                for source, version in zip(sources, before, strict=True):
+                    if _version(source) != version:
+                        raise _refusal(source, getattr(func, "__name__", str(func)))
+            return _protect(result, sources, func)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """A plain dense tensor of its own, as free as the copy of a parameter."""
+        return _plain(self).clone().requires_grad_(self.requires_grad)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Saved as a plain dense tensor, so that it loads without this package."""
+        return _plain(self).__reduce_ex__(protocol)
+
+
+def read_only(tensor: Tensor, name: str) -> Tensor:
+    """A :class:`ReadOnlyWeight` over the same memory and graph node, named for error messages."""
+    view = tensor.as_subclass(ReadOnlyWeight)
+    view._packed_name = name
+    return view
+
+
+def _read_only(values: Any) -> Iterator[ReadOnlyWeight]:
+    for value in values:
+        if isinstance(value, ReadOnlyWeight):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _read_only(value)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunctionSubclass():
+        return tensor.detach()
+
+
+def _version(tensor: Tensor) -> int:
+    with torch._C.DisableTorchFunctionSubclass():
+        return 0 if tensor.is_inference() else tensor._version
+
+
+def _refuse_named_write(func: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+    name = getattr(func, "__name__", "")
+    target: Any = kwargs.get("out")
+    if name == "__set__" or name == "__setitem__" or _is_in_place(name):
+        target = args[0] if args else kwargs.get("input", kwargs.get("tensor"))
+    elif kwargs.get("inplace"):
+        target = args[0] if args else kwargs.get("input")
+    if name == "__set__" and _property_of(func) in ("grad", "requires_grad"):
+        target = None
+    for written in _read_only([target]):
+        raise _refusal(written, name)
+
+
+def _is_in_place(name: str) -> bool:
+    if name.startswith("__"):
+        return name.startswith("__i") and name not in (
+            "__invert__",
+            "__int__",
+            "__index__",
+            "__iter__",
+        )
+    return name.endswith("_") and name not in ("requires_grad_", "retain_grad_")
+
+
+def _property_of(func: Any) -> str:
+    return getattr(getattr(func, "__self__", None), "__name__", "")
+
+
+def _refusal(tensor: Any, operation: str) -> PackedWriteError:
+    with torch._C.DisableTorchFunctionSubclass():
+        name = getattr(tensor, "_packed_name", "a packed weight")
+    return PackedWriteError(
+        f"in-place write ({operation}) into packed weight {name!r}, of which only the live values "
+        "exist; allowed are reading it, writing before packing, or unpacking it first."
+    )
+
+
+def _protect(result: Any, sources: list[ReadOnlyWeight], func: Any) -> Any:
+    if not sources:
+        return result
+    # Methods that return self keep its identity; torch.compile walks from view to base, which ends.
+    if any(result is source for source in sources) or _property_of(func) == "_base":
+        return result
+    if isinstance(result, torch.Tensor):
+        source = next((s for s in sources if _shares_memory(result, s)), None)
+        if source is None:
+            return result.as_subclass(torch.Tensor) if type(result) is ReadOnlyWeight else result
+        return read_only(result, source._packed_name)
+    if isinstance(result, list | tuple):
+        kept = [_protect(r, sources, func) for r in result]
+        if type(result) in (list, tuple):
+            return type(result)(kept)
+        return type(result)(kept) if not hasattr(result, "_fields") else type(result)(*kept)
+    if getattr(func, "__name__", "") in ("numpy", "__array__") and hasattr(result, "flags"):
+        result.flags.writeable = False
+    return result
+
+
+def _shares_memory(a: Tensor, b: Tensor) -> bool:
+    if a.layout != torch.strided or a.numel() == 0:
+        return False
+    return a.untyped_storage()._cdata == b.untyped_storage()._cdata

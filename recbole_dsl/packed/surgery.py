@@ -1,0 +1,190 @@
+"""Put sparse groups into a model, and take them out again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import TargetError
+from ..sparsity.targets import TensorInfo
+from .group import PackedGroup
+from .layers import SLOTS, packed_class
+from .masked import MaskedGroup
+
+# Their children are looped over or called in order, so a group among them would be taken for a layer.
+CONTAINERS = (
+    nn.Sequential,
+    nn.ModuleList,
+    nn.ModuleDict,
+    nn.ParameterList,
+    nn.ParameterDict,
+)
+
+
+def pack(
+    root: nn.Module,
+    name: str,
+    tensors: Sequence[TensorInfo],
+    live: Tensor,
+    values: Tensor | None = None,
+) -> PackedGroup:
+    """Store ``tensors`` of ``root`` as one packed group and free their dense parameters.
+
+    Args:
+        name: name of the group; it is registered as ``packed_<name>`` in the innermost module that
+            holds all the tensors, which fixes the names in ``state_dict``.
+        live: flat positions over the tensors in order, int64, ascending.
+        values: values of the live weights; None takes those the tensors have now.
+
+    Raises:
+        TargetError: a tensor cannot be packed, or the tensors differ in type or device.
+    """
+    for tensor in tensors:
+        if not tensor.packable:
+            raise TargetError(
+                f"{tensor.name} ({tensor.kind}) cannot be packed; allowed is dsl_storage='masked'."
+            )
+    check_uniform(name, tensors)
+    if values is None:
+        values = values_at(tensors, live)
+    group = PackedGroup(name, [t.name for t in tensors], [t.shape for t in tensors], live, values)
+    group.to(tensors[0].parameter.device)
+    group.train(root.training)
+    _register(root, f"packed_{_identifier(name)}", group, tensors)
+    for number, tensor in enumerate(tensors):
+        for module, attribute in tensor.places:
+            _replace(module, attribute, group, number)
+    _keep_out_of_broadcast(root, group)
+    return group
+
+
+def mask(root: nn.Module, name: str, tensors: Sequence[TensorInfo], live: Tensor) -> MaskedGroup:
+    """Keep ``tensors`` dense under one mask; the fallback of :func:`pack`."""
+    check_uniform(name, tensors)
+    group = MaskedGroup(name, tensors, live.to(tensors[0].parameter.device))
+    group.train(root.training)
+    _register(root, f"masked_{_identifier(name)}", group, tensors)
+    return group
+
+
+@torch.no_grad()
+def unpack(root: nn.Module, groups: Sequence[PackedGroup | MaskedGroup]) -> None:
+    """Restore the dense model: same classes, same parameter order, dead weights zero.
+
+    Tied weights are tied again. The parameters are new objects, so an optimizer has to be rebuilt.
+    """
+    for group in groups:
+        if isinstance(group, PackedGroup):
+            dense = [
+                nn.Parameter(group.dense(t).detach().clone(), group.weight.requires_grad)
+                for t in range(len(group.slices))
+            ]
+            for module in list(root.modules()):
+                for attribute, (owner, number) in list(module.__dict__.get(SLOTS, {}).items()):
+                    if owner is group:
+                        _restore(module, attribute, dense[number])
+        else:
+            group.release()
+        for module in root.modules():
+            for child, candidate in list(module._modules.items()):
+                if candidate is group:
+                    del module._modules[child]
+    _forget_missing_buffers(root)
+
+
+def values_at(tensors: Sequence[TensorInfo], live: Tensor) -> Tensor:
+    """The current values of the tensors at flat positions ``live``, without a joint dense copy."""
+    parts, start = [], 0
+    for tensor in tensors:
+        flat = tensor.parameter.detach().reshape(-1)
+        local = live[(live >= start) & (live < start + flat.numel())] - start
+        parts.append(flat[local.to(flat.device)])
+        start += flat.numel()
+    return torch.cat(parts)
+
+
+def check_uniform(name: str, tensors: Sequence[TensorInfo]) -> None:
+    """Raise TargetError unless all tensors of a group have one dtype and device."""
+    kinds = {(t.parameter.dtype, t.parameter.device) for t in tensors}
+    if len(kinds) > 1:
+        told = ", ".join(f"{t.name}: {t.parameter.dtype} on {t.parameter.device}" for t in tensors)
+        raise TargetError(
+            f"sparse group {name!r} mixes types or devices ({told}); "
+            "allowed is one of each per group (set dsl_groups)."
+        )
+
+
+def _identifier(name: str) -> str:
+    return re.sub(r"\W", "_", name)
+
+
+def _register(root: nn.Module, child: str, group: nn.Module, tensors: Sequence[TensorInfo]) -> None:
+    home = _innermost(root, [module for t in tensors for module, _ in t.places])
+    if child in home._modules or hasattr(home, child):
+        raise TargetError(
+            f"{type(home).__name__} already has an attribute {child!r}; allowed is a group name "
+            "that is not taken (set dsl_groups)."
+        )
+    nn.Module.add_module(home, child, group)
+
+
+def _innermost(root: nn.Module, wanted: Sequence[nn.Module]) -> nn.Module:
+    """The deepest non-container module of ``root`` whose subtree holds all ``wanted`` modules.
+
+    If there is none, because ``root`` is a container itself, the first wanted module that is none.
+    """
+    ids = {id(m) for m in wanted}
+    best = next((m for m in (root, *wanted) if not isinstance(m, CONTAINERS)), root)
+    for module in root.modules():
+        if isinstance(module, CONTAINERS):
+            continue
+        if ids <= {id(m) for m in module.modules()}:
+            best = module  # modules() walks downwards, so a later match lies deeper
+    return best
+
+
+def _replace(module: nn.Module, attribute: str, group: PackedGroup, number: int) -> None:
+    slots = dict(module.__dict__.get(SLOTS, {}))
+    base = type(module).__mro__[1] if slots else type(module)
+    order = module.__dict__.get("_dense_order") or tuple(module._parameters)
+    slots[attribute] = (group, number)
+    del module._parameters[attribute]
+    module.__dict__[SLOTS] = slots
+    module.__dict__["_dense_order"] = order
+    module.__class__ = packed_class(base, tuple(slots))
+
+
+def _restore(module: nn.Module, attribute: str, parameter: nn.Parameter) -> None:
+    slots = module.__dict__[SLOTS]
+    del slots[attribute]
+    base = type(module).__mro__[1]
+    module.__class__ = packed_class(base, tuple(slots)) if slots else base
+    parameters = {**module._parameters, attribute: parameter}
+    order = module.__dict__["_dense_order"]
+    module._parameters.clear()
+    for key in sorted(parameters, key=lambda k: order.index(k) if k in order else len(order)):
+        module._parameters[key] = parameters[key]
+    if not slots:
+        del module.__dict__[SLOTS], module.__dict__["_dense_order"]
+
+
+def _keep_out_of_broadcast(root: nn.Module, group: PackedGroup) -> None:
+    """DistributedDataParallel broadcasts buffers at every forward; the index changes on all ranks
+    alike, so it need not travel."""
+    names = [name for name, b in root.named_buffers() if b is group.row_pointers or b is group.column_ids]
+    ignored = list(getattr(root, "_ddp_params_and_buffers_to_ignore", []))
+    root._ddp_params_and_buffers_to_ignore = ignored + names  # type: ignore[assignment]
+
+
+def _forget_missing_buffers(root: nn.Module) -> None:
+    if not hasattr(root, "_ddp_params_and_buffers_to_ignore"):
+        return
+    present = dict(root.named_buffers())
+    left = [n for n in root._ddp_params_and_buffers_to_ignore if n in present]  # type: ignore[union-attr]
+    if left:
+        root._ddp_params_and_buffers_to_ignore = left  # type: ignore[assignment]
+    else:
+        del root._ddp_params_and_buffers_to_ignore

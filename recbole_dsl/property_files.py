@@ -1,0 +1,267 @@
+"""The property files: their schema, and the layers of defaults they make up.
+
+Layers, lowest first: ``overall.yaml``, the ``scope`` of ``model/<Model>.yaml``,
+``method/<method>.yaml``, ``methods.<method>`` of the model's file, ``methods.<method>`` of
+``dataset/<dataset>.yaml`` and that file's ``models.<Model>.<method>``. What the user sets lies
+above all of them. Needs neither RecBole nor torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from recbole_dsl.errors import ConfigError, nearest
+from recbole_dsl.resources import properties_dir
+
+PREFIX: Final = "dsl_"
+METHOD_KEY: Final = "dsl_method"
+
+DEFINING_KEYS: Final = frozenset({"dsl_method", "dsl_init", "dsl_drop", "dsl_grow", "dsl_schedule"})
+"""Keys that make a method what it is; files of models and datasets may tune, but not replace it."""
+
+SCOPE_KEYS: Final = frozenset({"dsl_include", "dsl_exclude", "dsl_groups", "dsl_min_weights", "dsl_storage"})
+"""Keys that say which tensors are sparse, and how they are stored."""
+
+Settings = dict[str, Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without object construction that, as RecBole's loader, reads ``1e-4`` as a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def read_mapping(path: Path, loader: type[Any] = _Loader) -> Settings:
+    """Read a YAML file that holds a mapping; an empty file is an empty mapping.
+
+    Raises:
+        ConfigError: there is no such file, it cannot be read or parsed, or it is no mapping with
+            words as keys.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(f"File '{path}' cannot be read ({reason}); allowed is a YAML file.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"File '{path}' is not text in UTF-8.") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"File '{path}' is not valid YAML: {_problem(error)}.") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"File '{path}' holds {_kind(content)}; allowed is a mapping of words to values.")
+    return content
+
+
+def _problem(error: Exception) -> str:
+    """A YAML error on one line."""
+    mark = getattr(error, "problem_mark", None)
+    where = f" in line {mark.line + 1}" if mark is not None else ""
+    return " ".join(str(getattr(error, "problem", None) or error).split()) + where
+
+
+def _kind(content: object) -> str:
+    return "keys that are no words" if isinstance(content, dict) else f"a {type(content).__name__}"
+
+
+def overall_settings() -> Settings:
+    """The defaults that hold unless a method, model, dataset or user says otherwise."""
+    return read_mapping(properties_dir() / "overall.yaml")
+
+
+def known_keys() -> frozenset[str]:
+    """Every ``dsl_`` key; ``overall.yaml`` has a default for each."""
+    return frozenset(overall_settings())
+
+
+def check_keys(keys: Mapping[str, object], known: Collection[str], source: str) -> None:
+    """Refuse keys that are meant for us but unknown, such as ``dsl_densty`` or ``dsl-density``.
+
+    Raises:
+        ConfigError: names the key, its value, ``source`` and the nearest known key.
+    """
+    for key, value in keys.items():
+        plain = str(key).lower().replace("-", "_")
+        if plain.startswith(PREFIX) and key not in known:
+            raise ConfigError(
+                f"{key}={value!r} in {source} is no known setting{nearest(plain, sorted(known))}; "
+                f"allowed are {', '.join(sorted(known))}."
+            )
+
+
+# --- methods --------------------------------------------------------------------------------------
+
+
+def method_names() -> list[str]:
+    """The methods that have a property file, in alphabetical order."""
+    return sorted(path.stem for path in (properties_dir() / "method").glob("*.yaml"))
+
+
+def _own_file(method: str) -> bool:
+    return method.endswith((".yaml", ".yml"))
+
+
+def method_name(method: object) -> str:
+    """The name of a method given by name, or by the path of one's own method file.
+
+    Raises:
+        ConfigError: no such method, or one's own file has the name of a method that exists.
+    """
+    names = method_names()
+    if not isinstance(method, str) or not _own_file(method):
+        if method not in names:
+            raise ConfigError(
+                f"dsl_method={method!r} is no known method{nearest(str(method), names)}: allowed "
+                f"are {', '.join(names)}, and the path of a method file ending in .yaml."
+            )
+        return method
+    name = Path(method).stem
+    if name in names:
+        raise ConfigError(
+            f"dsl_method={method!r} is refused, because its name {name!r} is taken: allowed is a "
+            f"file name other than {', '.join(names)}."
+        )
+    return name
+
+
+def _method_layer(method: str) -> Settings:
+    name = method_name(method)
+    path = Path(method) if _own_file(method) else properties_dir() / "method" / f"{name}.yaml"
+    layer = read_mapping(path)
+    check_keys(layer, known_keys(), f"'{path}'")
+    if METHOD_KEY in layer:
+        raise ConfigError(
+            f"{METHOD_KEY}={layer[METHOD_KEY]!r} in '{path}' is refused: a method file is named by "
+            "its file name; allowed is every other key."
+        )
+    return layer
+
+
+def method_settings(method: str | None = None) -> Settings:
+    """All defaults of a method (None: the overall default method), without model and dataset.
+
+    Raises:
+        ConfigError: no such method, or a property file is not as it should be.
+    """
+    return layers("", "", method)
+
+
+# --- model and dataset files ----------------------------------------------------------------------
+
+
+def _section(content: Settings, key: str, path: Path) -> Settings:
+    """The mapping below ``key``, or ``{}``."""
+    section = content.get(key)
+    if section is None:
+        return {}
+    if not isinstance(section, dict) or not all(isinstance(name, str) for name in section):
+        raise ConfigError(f"{key}={section!r} in '{path}' is refused: allowed is a mapping.")
+    return section
+
+
+def _check_words(words: Collection[str], allowed: Collection[str], what: str, path: Path) -> None:
+    for word in words:
+        if word not in allowed:
+            raise ConfigError(
+                f"{what} {word!r} in '{path}' is refused{nearest(word, allowed)}: allowed are "
+                f"{', '.join(sorted(allowed))}."
+            )
+
+
+def _check_methods(methods: Settings, current: str, path: Path) -> None:
+    """Every section belongs to a known method and tunes it without redefining it."""
+    _check_words(methods, {*method_names(), current}, "method", path)
+    for name in methods:
+        section = _section(methods, name, path)
+        check_keys(section, known_keys(), f"'{path}'")
+        for key in DEFINING_KEYS & section.keys():
+            raise ConfigError(
+                f"{key}={section[key]!r} for method {name!r} in '{path}' is refused, because it "
+                "would make another method of it: allowed is every key but "
+                f"{', '.join(sorted(DEFINING_KEYS))}."
+            )
+
+
+def _file(kind: str, name: str) -> Path | None:
+    """``properties/<kind>/<name>.yaml`` if there is one; a name with folders in it has none."""
+    path = properties_dir() / kind / f"{name}.yaml"
+    return path if name and Path(name).name == name and path.is_file() else None
+
+
+def model_file(model: str, current: str = "") -> Settings:
+    """The checked file of a model; ``{}`` for a model without one. ``current``: method in use.
+
+    Raises:
+        ConfigError: an unknown part, or a section that sets a key it may not set.
+    """
+    path = _file("model", model)
+    if path is None:
+        return {}
+    content = read_mapping(path)
+    _check_words(content, {"default_method", "scope", "methods"}, "part", path)
+    _check_words(_section(content, "scope", path), SCOPE_KEYS, "scope key", path)
+    _check_methods(_section(content, "methods", path), current, path)
+    if "default_method" in content:
+        _check_words([str(content["default_method"])], method_names(), "default_method", path)
+    return content
+
+
+def dataset_file(dataset: str, current: str = "") -> Settings:
+    """The checked file of a dataset; ``{}`` for a dataset without one. ``current``: method in use.
+
+    Raises:
+        ConfigError: an unknown part, or a section that sets a key it may not set.
+    """
+    path = _file("dataset", dataset)
+    if path is None:
+        return {}
+    content = read_mapping(path)
+    _check_words(content, {"methods", "models"}, "part", path)
+    _check_methods(_section(content, "methods", path), current, path)
+    models = _section(content, "models", path)
+    for model in models:
+        _check_methods(_section(models, model, path), current, path)
+    return content
+
+
+def _dig(content: Mapping[str, Any], *keys: str) -> Settings:
+    """The section below ``keys``, or ``{}``; the files were checked before."""
+    for key in keys:
+        content = content.get(key) or {}
+    return dict(content)
+
+
+def layers(model: str, dataset: str, method: str | None) -> Settings:
+    """All defaults that property files give for a model and a dataset, merged.
+
+    ``method``: what the user asked for; None takes the model's default method or else the overall.
+    ``dsl_method`` of the result is the method that was taken.
+
+    Raises:
+        ConfigError: no such method, or a property file is not as it should be.
+    """
+    overall = overall_settings()
+    if method is None:
+        method = str(model_file(model).get("default_method") or overall[METHOD_KEY])
+    name = method_name(method)
+    of_model, of_dataset = model_file(model, name), dataset_file(dataset, name)
+    return (
+        overall
+        | _dig(of_model, "scope")
+        | _method_layer(method)
+        | _dig(of_model, "methods", name)
+        | _dig(of_dataset, "methods", name)
+        | _dig(of_dataset, "models", model, name)
+        | {METHOD_KEY: method}
+    )

@@ -1,0 +1,107 @@
+"""Which models and datasets RecBole can load, found without importing or loading them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import recbole
+
+from recbole_dsl import property_files
+from recbole_dsl.errors import ConfigError, nearest
+
+EXTERNAL_LIBRARY_FOLDER = "exlib_recommender"
+
+
+def _package() -> Path:
+    return Path(str(recbole.__file__)).parent
+
+
+def model_files() -> dict[str, Path]:
+    """The module file of each RecBole model by its name in lower case, which is the file's name."""
+    files = sorted(_package().glob("model/*_recommender/*.py"))
+    return {path.stem: path for path in files if path.stem != "__init__"}
+
+
+def model_class_name(path: Path) -> str:
+    """The name of the model class in ``path``: the one that, in lower case, is the file's name."""
+    names: list[str] = re.findall(r"^class (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return next((name for name in names if name.lower() == path.stem), path.stem)
+
+
+def check_model_name(model: object) -> None:
+    """Refuse a name that is no RecBole model, and models of external libraries.
+
+    Raises:
+        ConfigError: names the model and the nearest known one.
+    """
+    files = model_files()
+    path = files.get(model.lower()) if isinstance(model, str) else None
+    if path is None:
+        near = nearest(str(model).lower(), files)
+        for stem in re.findall(r"'(\w+)'", near):
+            near = near.replace(stem, model_class_name(files[stem]))
+        raise ConfigError(
+            f"model={model!r} is no model of RecBole{near}; allowed are the class names of its "
+            "models, such as BPR or LightGCN."
+        )
+    name = model_class_name(path)
+    if model != name:
+        raise ConfigError(f"model={model!r} is no model of RecBole; allowed is {name!r}.")
+    if path.parent.name == EXTERNAL_LIBRARY_FOLDER:
+        raise ConfigError(
+            f"model={model!r} is refused, because an external library trains it without gradients; "
+            "allowed are models that are trained by gradient descent."
+        )
+
+
+def downloadable_datasets() -> property_files.Settings:
+    """The datasets that RecBole downloads when their folder is missing, with their addresses."""
+    return property_files.read_mapping(_package() / "properties" / "dataset" / "url.yaml")
+
+
+def check_dataset_name(dataset: object) -> None:
+    """Refuse what cannot be the name of a dataset.
+
+    Raises:
+        ConfigError: ``dataset`` is no text, or blank.
+    """
+    if not isinstance(dataset, str) or not dataset.strip():
+        raise ConfigError(f"dataset={dataset!r} is refused: allowed is the name of a dataset.")
+
+
+def check_dataset(dataset: str, folder: Path, benchmark_files: Sequence[str] | None) -> None:
+    """Refuse a dataset that RecBole could neither read from ``folder`` nor download.
+
+    Args:
+        dataset: its name.
+        folder: where its files are, ``<data_path>/<dataset>``.
+        benchmark_files: RecBole's ``benchmark_filename``, the parts of a dataset that is split.
+
+    Raises:
+        ConfigError: names the dataset, or the file it lacks, and the nearest known dataset.
+    """
+    if not folder.exists():
+        known = downloadable_datasets()
+        if dataset not in known:
+            local = [path.name for path in folder.parent.glob("*") if path.is_dir()]
+            raise ConfigError(
+                f"dataset={dataset!r} is unknown{nearest(dataset, ['ml-100k', *local, *known])}; "
+                f"allowed are ml-100k, a folder with its files at '{folder}', and the datasets "
+                "that RecBole downloads."
+            )
+        return
+    if isinstance(benchmark_files, str) or not isinstance(benchmark_files, Sequence | None):
+        raise ConfigError(
+            f"benchmark_filename={benchmark_files!r} is refused: allowed is a list such as "
+            "['train', 'valid', 'test'], or None."
+        )
+    parts = [""] if benchmark_files is None else [f".{part}" for part in benchmark_files]
+    for file in (folder / f"{dataset}{part}.inter" for part in parts):
+        if not file.is_file():
+            split = f" for benchmark_filename={benchmark_files!r}" if benchmark_files else ""
+            raise ConfigError(
+                f"dataset={dataset!r} lacks its interactions{split}: allowed is a folder with the "
+                f"file '{file}'."
+            )

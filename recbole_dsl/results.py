@@ -1,0 +1,97 @@
+"""What a run returns: one RunResult, as versioned JSON (documented in docs/results.md)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Result of one training run, schema 1; every field is JSON-able. See docs/results.md."""
+
+    schema: int
+    model: str
+    dataset: str
+    method: str
+    seed: int
+    best_valid_result: dict[str, float]
+    test_result: dict[str, float]
+    epochs_run: int
+    train_loss: list[float]
+    sparsity: dict[str, Any]
+    costs: dict[str, Any]
+    environment: dict[str, Any]
+    config: dict[str, Any]
+
+    def to_json(self) -> str:
+        """The result as JSON text; numbers that are not finite become null."""
+        return json.dumps(_finite(asdict(self)), indent=2, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> RunResult:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: the text is of another schema.
+        """
+        values = json.loads(text)
+        if values.get("schema") != SCHEMA:
+            raise ValueError(f"RunResult schema {values.get('schema')!r} is not {SCHEMA}")
+        return cls(**values)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the JSON to ``path``, whole or not at all, creating its folders."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(self.to_json() + "\n")
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine of this process."""
+    import numpy
+    import pandas
+    import scipy
+    import torch
+
+    from . import __version__
+
+    return {
+        "recbole_dsl": __version__,
+        "recbole": "1.2.1",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "scipy": scipy.__version__,
+        "pandas": pandas.__version__,
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }

@@ -1,0 +1,449 @@
+"""The settings of one sparse training, typed and checked. Needs neither RecBole nor torch.
+
+A key of the configuration is ``dsl_`` plus the name of a field of :class:`DSLConfig`. One table,
+:data:`SETTINGS`, says for every field how its value is read and what is allowed, so a new setting
+is one row there and one field of :class:`DSLConfig`.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import numbers
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from recbole_dsl import property_files
+from recbole_dsl.errors import ConfigError, nearest
+from recbole_dsl.quantities import (
+    BYTES_ALLOWED,
+    LARGEST,
+    Budget,
+    Span,
+    SpanUnit,
+    parse_bytes,
+    parse_span,
+)
+from recbole_dsl.sparsity.names import (
+    DROP_NAMES,
+    GROWTH_NAMES,
+    SCHEDULE_NAMES,
+    STORAGE_NAMES,
+    TOPOLOGIES_WITH_VALUES,
+    TOPOLOGY_NAMES,
+)
+
+PREFIX: Final = property_files.PREFIX
+METHOD_KEY: Final = property_files.METHOD_KEY
+
+
+class Refused(Exception):
+    """A value is not allowed; ``hint`` ends the message, e.g. with the nearest known word."""
+
+    def __init__(self, hint: str = "") -> None:
+        super().__init__(hint)
+        self.hint = hint
+
+
+# --- readers: one value -> its typed form, or Refused ---------------------------------------------
+
+
+def literal(value: object) -> object:
+    """Read text as a Python literal (never executing it); text that is none stays as it is.
+
+    ``true`` and ``false`` are read in any case, as RecBole does. Other types pass unchanged.
+    """
+    if not isinstance(value, str):
+        return value
+    if value.strip().lower() in {"true", "false"}:
+        return value.strip().lower() == "true"
+    try:
+        return ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return value
+
+
+def _as_number(value: object) -> Any:
+    """A finite number that is no bool, or :class:`Refused`."""
+    value = literal(value)
+    number: Any = value  # numbers.Real, of which type checkers know no comparison
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise Refused
+    if not abs(number) < math.inf:  # also false for nan; math.isfinite overflows on huge integers
+        raise Refused
+    return number
+
+
+def _as_whole(value: object, least: int) -> int:
+    """A whole number from ``least`` to 2**63-1 (``1e3`` counts as one), or :class:`Refused`."""
+    number = _as_number(value)
+    whole = int(number)
+    if number != whole or not least <= whole <= LARGEST:
+        raise Refused
+    return whole
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A row of :data:`SETTINGS`.
+
+    ``parse`` turns a value into its typed form or raises :class:`Refused`; ``allowed`` finishes the
+    sentence "allowed is …"; ``text``: the value is never a Python literal (a name or a path).
+    """
+
+    parse: Callable[[Any], Any]
+    allowed: str
+    text: bool = False
+
+
+def _optional(setting: Setting, meaning: str) -> Setting:
+    """The same setting, which may also be None."""
+
+    def parse(value: object) -> object:
+        return None if literal(value) is None else setting.parse(value)
+
+    return Setting(parse, f"{setting.allowed}, or None for {meaning}", setting.text)
+
+
+def _number(accepts: Callable[[float], bool], allowed: str) -> Setting:
+    """A finite number for which ``accepts`` holds."""
+
+    def parse(value: object) -> float:
+        number = _as_number(value)
+        if abs(number) > LARGEST or not accepts(float(number)):
+            raise Refused
+        return float(number)
+
+    return Setting(parse, allowed)
+
+
+def _whole(least: int) -> Setting:
+    """A whole number, at least ``least``."""
+    return Setting(lambda value: _as_whole(value, least), f"a whole number of at least {least}")
+
+
+def _word(words: tuple[str, ...]) -> Setting:
+    """One of ``words``."""
+
+    def parse(value: object) -> str:
+        if not isinstance(value, str):
+            raise Refused
+        if value not in words:
+            raise Refused(nearest(value, words))
+        return value
+
+    return Setting(parse, "one of " + ", ".join(words), text=True)
+
+
+def _flag() -> Setting:
+    def parse(value: object) -> bool:
+        flag = literal(value)
+        if not isinstance(flag, bool):
+            raise Refused
+        return flag
+
+    return Setting(parse, "True or False")
+
+
+def _memory() -> Setting:
+    def parse(value: object) -> int:
+        value = literal(value)
+        return parse_bytes(value) if isinstance(value, str) else _as_whole(value, 1)
+
+    return Setting(parse, f"a whole number of bytes of at least 1, or {BYTES_ALLOWED}")
+
+
+def _budget() -> Setting:
+    def parse(value: object) -> Budget:
+        if isinstance(value, Budget):
+            return value
+        value = literal(value)
+        if isinstance(value, str):
+            return Budget(parse_bytes(value), "bytes")
+        return Budget(_as_whole(value, 1), "weights")
+
+    return Setting(parse, f"a whole number of live weights of at least 1, or {BYTES_ALLOWED}")
+
+
+def _span(units: tuple[SpanUnit, ...], minimum: int, allowed: str) -> Setting:
+    """A span in one of ``units``, longer than nothing if ``minimum`` > 0; numbers are steps."""
+
+    def parse(value: object) -> Span:
+        value = literal(value)
+        if isinstance(value, Span):
+            span = Span(value.amount, value.unit, minimum)
+        elif isinstance(value, str):
+            span = parse_span(value, minimum)
+        else:
+            span = Span(float(_as_whole(value, 0)), "steps", minimum)
+        if span.unit not in units or (minimum and not span.amount):
+            raise Refused
+        return span
+
+    return Setting(parse, allowed)
+
+
+def _as_patterns(value: object) -> tuple[str, ...]:
+    """Non-empty patterns from a list or from text with commas, or :class:`Refused`."""
+    value = literal(value)
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple):
+        raise Refused
+    if not all(isinstance(part, str) and part.strip() for part in parts):
+        raise Refused
+    return tuple(part.strip() for part in parts)
+
+
+def _patterns(least: int) -> Setting:
+    def parse(value: object) -> tuple[str, ...]:
+        patterns = _as_patterns(value)
+        if len(patterns) < least:
+            raise Refused
+        return patterns
+
+    some = "a non-empty list" if least else "a list"
+    return Setting(parse, f"{some} of shell-style patterns such as 'user_embedding.weight'")
+
+
+def _groups() -> Setting:
+    words = ("joint", "per_tensor")
+
+    def parse(value: object) -> str | dict[str, tuple[str, ...]]:
+        value = literal(value)
+        if isinstance(value, str):
+            if value not in words:
+                raise Refused(nearest(value, words))
+            return value
+        if not isinstance(value, Mapping) or not value:
+            raise Refused
+        groups = {name: _as_patterns(patterns) for name, patterns in value.items()}
+        if not all(isinstance(name, str) and name and part for name, part in groups.items()):
+            raise Refused
+        return groups
+
+    return Setting(parse, "joint, per_tensor, or a mapping of group names to lists of patterns")
+
+
+def _path() -> Setting:
+    def parse(value: object) -> str:
+        if not isinstance(value, str | os.PathLike) or not str(value).strip():
+            raise Refused
+        return os.path.expanduser(os.fspath(value))
+
+    return Setting(parse, "the path of a file", text=True)
+
+
+def _method() -> Setting:
+    def parse(value: object) -> str:
+        if not isinstance(value, str):
+            raise Refused
+        return property_files.method_name(value)
+
+    known = "the name of a method file, or the path of one's own ending in .yaml"
+    return Setting(parse, known, text=True)
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+_SHARE: Final = _number(lambda x: 0 <= x <= 1, "a number from 0 to 1")
+
+SETTINGS: Final[dict[str, Setting]] = {
+    "method": _method(),
+    "density": _number(lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
+    "budget": _optional(_budget(), "the budget that dsl_density gives"),
+    "width": _optional(_whole(1), "the model's own embedding_size"),
+    "update_interval": _span(
+        ("steps", "epochs"), 1, "a whole number of steps of at least 1, or text such as '2 epochs'"
+    ),
+    "end": _span(
+        ("steps", "epochs", "percent"),
+        0,
+        "text such as '30%' (at most 100%), '60 epochs' or '4000 steps'",
+    ),
+    "update_ratio": _SHARE,
+    "update_ratio_min": _SHARE,
+    "schedule": _word(SCHEDULE_NAMES),
+    "drop": _word(DROP_NAMES),
+    "drop_threshold": _optional(
+        _number(lambda x: x > 0, "a number above 0"), "no threshold (not with dsl_drop=threshold)"
+    ),
+    "grow": _word(GROWTH_NAMES),
+    "grow_window": _optional(_whole(1), "the whole update interval"),
+    "grow_momentum": _number(lambda x: 0 <= x < 1, "a number of at least 0 and below 1"),
+    "growth_memory": _optional(_memory(), "no bound"),
+    "init": _word(TOPOLOGY_NAMES),
+    "init_values": _word(("model", "topology")),
+    "seed": _optional(_whole(0), "RecBole's seed"),
+    "groups": _groups(),
+    "include": _optional(_patterns(1), "all embedding tables and Linear matrices"),
+    "exclude": _patterns(0),
+    "min_weights": _whole(0),
+    "storage": _word(STORAGE_NAMES),
+    "result": _optional(_path(), "no result file"),
+    "exploration_record": _flag(),
+}
+
+KEYS: Final = frozenset(PREFIX + name for name in SETTINGS)
+"""Every ``dsl_`` key there is."""
+
+
+def parse_setting(name: str, value: object) -> Any:
+    """Read the value of field ``name`` of :class:`DSLConfig`.
+
+    Raises:
+        ConfigError: the value is not allowed; the message names key, value and what is allowed.
+    """
+    setting = SETTINGS[name]
+    try:
+        return setting.parse(value)
+    except (Refused, ConfigError) as error:
+        # A ConfigError comes from a reader that is public itself and does not know the key.
+        if isinstance(error, ConfigError) and name == "method":
+            raise
+        hint = error.hint if isinstance(error, Refused) else ""
+        raise ConfigError(f"{PREFIX}{name}={value!r} is refused: allowed is {setting.allowed}{hint}.") from None
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Make sure that a file can be written at ``path`` later, without leaving a trace now.
+
+    Missing folders are fine if they can be created; an existing file is not touched.
+
+    Raises:
+        ConfigError: ``path`` is a folder, or cannot be written or created.
+    """
+
+    def refuse(reason: str) -> ConfigError:
+        return ConfigError(
+            f"dsl_result={os.fspath(path)!r} is refused, because {reason}; "
+            "allowed is a path where a file can be written."
+        )
+
+    try:
+        target = Path(path).resolve()
+        if target.is_dir():
+            raise refuse("it is a folder")
+        if target.is_file():
+            os.close(os.open(target, os.O_WRONLY | os.O_APPEND))
+        elif not target.exists():
+            parent = next(folder for folder in target.parents if folder.exists())
+            # A nameless file: the only test that also sees read-only file systems.
+            with tempfile.TemporaryFile(dir=parent):
+                pass
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise refuse(f"it cannot be written ({reason})") from None
+
+
+# --- the settings of a run ------------------------------------------------------------------------
+
+
+class _Keyed(Protocol):
+    """What both a dict and RecBole's Config offer."""
+
+    def __contains__(self, key: Any, /) -> bool: ...
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DSLConfig:
+    """All settings of one sparse training; see :data:`SETTINGS` for what each may be.
+
+    ``budget``, when there is one, takes the place of ``density``. ``include`` and ``exclude`` hold
+    shell-style patterns on tensor names; ``groups`` is ``"joint"``, ``"per_tensor"`` or maps names
+    of groups to such patterns.
+    """
+
+    method: str
+    density: float
+    budget: Budget | None
+    width: int | None
+    update_interval: Span
+    end: Span
+    update_ratio: float
+    update_ratio_min: float
+    schedule: str
+    drop: str
+    drop_threshold: float | None
+    grow: str
+    grow_window: int | None
+    grow_momentum: float
+    growth_memory: int | None
+    init: str
+    init_values: str
+    seed: int | None
+    groups: str | Mapping[str, tuple[str, ...]]
+    include: tuple[str, ...] | None
+    exclude: tuple[str, ...]
+    min_weights: int
+    storage: str
+    result: str | None
+    exploration_record: bool
+
+    @classmethod
+    def from_config(cls, config: _Keyed) -> DSLConfig:
+        """Read the ``dsl_`` keys of a RecBole configuration or of any mapping.
+
+        Keys that ``config`` lacks have the value of the method's property file, so ``{}`` gives the
+        default method.
+
+        Raises:
+            ConfigError: an unknown ``dsl_`` key (of a mapping), a value that is not allowed, or
+                values that contradict each other.
+        """
+        if isinstance(config, Mapping):
+            property_files.check_keys(config, KEYS, "the settings")
+        given = {key: config[key] for key in KEYS if key in config}
+        if given.get(METHOD_KEY) is None:
+            given.pop(METHOD_KEY, None)
+        if len(given) < len(KEYS):
+            given = property_files.method_settings(given.get(METHOD_KEY)) | given
+        settings = cls(**{name: parse_setting(name, given[PREFIX + name]) for name in SETTINGS})
+        settings._check_contradictions()
+        return settings
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON-able values, which :meth:`from_config` reads back once prefixed."""
+        return {field.name: _jsonable(getattr(self, field.name)) for field in fields(self)}
+
+    def _check_contradictions(self) -> None:
+        # A ratio of 0 switches updates off, whatever the minimum of the method is.
+        if self.update_ratio_min > self.update_ratio > 0:
+            raise ConfigError(
+                f"dsl_update_ratio_min={self.update_ratio_min} contradicts "
+                f"dsl_update_ratio={self.update_ratio}: allowed is at most that much."
+            )
+        if self.drop == "threshold" and self.drop_threshold is None:
+            raise ConfigError(
+                "dsl_drop='threshold' needs dsl_drop_threshold, which is None: allowed is a number above 0."
+            )
+        if self.grow == "random_never_live" and not self.exploration_record:
+            raise ConfigError(
+                "dsl_grow='random_never_live' contradicts dsl_exploration_record=False: allowed "
+                "with it is only True."
+            )
+        if self.init_values == "topology" and self.init not in TOPOLOGIES_WITH_VALUES:
+            raise ConfigError(
+                f"dsl_init_values='topology' contradicts dsl_init={self.init!r}, which has no "
+                f"values: allowed with it is dsl_init={' or '.join(TOPOLOGIES_WITH_VALUES)}."
+            )
+        if self.method == "dense" and (self.density != 1 or self.budget is not None):
+            wrong = f"dsl_density={self.density}" if self.budget is None else "dsl_budget"
+            raise ConfigError(
+                f"{wrong} contradicts dsl_method='dense': allowed with it is only dsl_density=1.0 "
+                "without a dsl_budget."
+            )
+
+
+def _jsonable(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: list(patterns) for key, patterns in value.items()}
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, Budget) and value.unit == "weights":
+        return value.count
+    return str(value) if isinstance(value, Budget | Span) else value

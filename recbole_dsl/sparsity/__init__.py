@@ -1,0 +1,1 @@
+"""The theory of dynamic sparse learning in plain torch; importable without RecBole."""

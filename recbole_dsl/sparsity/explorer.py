@@ -1,0 +1,292 @@
+"""Exploration: drop-and-grow updates, driven by the optimizer's own steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, DSLError
+from .criteria import DROP_CRITERIA, GROWTH_CRITERIA, DropContext, GrowthContext
+from .randomness import generator_for
+from .record import ExplorationRecord
+from .schedule import update_ratio
+from .scores import GrowthScores, PositionMap, sample_rows, sampled_row_counts
+from .storage import SparseGroup
+from .update import plan_update
+
+
+@dataclass(frozen=True)
+class ExplorationSettings:
+    """Settings of an exploration, all counts in optimizer steps.
+
+    ``update_interval`` ≥ 1 (ΔT); ``end`` ≥ 0 (T_end, no update after it); ``update_ratio``,
+    ``update_ratio_min`` in [0, 1]; ``grow_window`` ≥ 1 or None for ``update_interval``;
+    ``growth_memory`` bytes for growth scores or None for no bound; ``seed`` of our own generators;
+    ``record``: keep one bit per position that says whether it was live before.
+    """
+
+    update_interval: int
+    end: int
+    update_ratio: float = 0.5
+    update_ratio_min: float = 0.005
+    schedule: str = "cosine"
+    drop: str = "magnitude"
+    drop_threshold: float | None = None
+    grow: str = "accumulated_gradient"
+    grow_window: int | None = None
+    grow_momentum: float = 0.9
+    growth_memory: int | None = None
+    record: bool = True
+    seed: int = 0
+
+    @property
+    def window(self) -> int:
+        """Length of the growth window in steps, at most the update interval."""
+        fixed = GROWTH_CRITERIA[self.grow].window or self.grow_window or self.update_interval
+        return min(fixed, self.update_interval)
+
+    @property
+    def updates(self) -> int:
+        """Number of updates a run of at least ``end`` steps makes."""
+        return self.end // self.update_interval if self.update_ratio > 0 else 0
+
+
+@dataclass(frozen=True)
+class UpdateEvent:
+    """What one update of one group did; ``exploration_rate`` is None without a record."""
+
+    group: str
+    step: int
+    ratio: float
+    dropped: int
+    grown: int
+    regrown: int
+    live: int
+    exploration_rate: float | None
+
+
+@dataclass
+class GroupProgress:
+    """The explorer's state of one group."""
+
+    group: SparseGroup
+    record: ExplorationRecord | None
+    generator: torch.Generator
+    step: int = 0
+    updates: int = 0
+    optimizer: torch.optim.Optimizer | None = None
+    hook: Any = field(default=None, repr=False)
+
+
+class Explorer:
+    """Runs the updates of one or more groups through optimizer hooks.
+
+    Steps are counted per group, by the optimizer that owns it; a step that a gradient scaler skips
+    runs no hook and does not count.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[SparseGroup],
+        settings: ExplorationSettings,
+        on_update: Callable[[UpdateEvent], None] | None = None,
+    ) -> None:
+        criterion = GROWTH_CRITERIA[settings.grow]
+        if criterion.needs_record and not settings.record and settings.updates:
+            raise ConfigError(
+                f"dsl_grow={settings.grow!r} needs to know which positions have lived; "
+                "allowed with it is only dsl_exploration_record=True."
+            )
+        self.settings = settings
+        self.criterion = criterion
+        self.on_update = on_update
+        self.progress = [
+            GroupProgress(
+                group=group,
+                record=ExplorationRecord(group) if settings.record else None,
+                generator=generator_for(settings.seed, f"growth/{group.name}"),
+            )
+            for group in groups
+        ]
+        if settings.updates:  # a bound that is too small is told now, not at the first window
+            for group in groups:
+                sampled_row_counts(group.table_shapes, *self._score_memory(group))
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Count the steps of ``optimizer`` for every group whose parameters it owns.
+
+        A group attached before to another optimizer moves to the new one and keeps its count.
+
+        Raises:
+            DSLError: the optimizer owns only a part of a group.
+            UnsupportedOptimizerError: its per-weight state is not understood.
+        """
+        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for progress in self.progress:
+            mine = [id(p) in owned for p in progress.group.trained_parameters()]
+            if not any(mine):
+                continue
+            if not all(mine):
+                raise DSLError(
+                    f"sparse group {progress.group.name!r} is split over several optimizers; "
+                    "allowed is one optimizer per group (set dsl_groups accordingly)."
+                )
+            progress.group.check_optimizer(optimizer)
+            if progress.hook is not None:
+                progress.hook.remove()
+            progress.optimizer = optimizer
+            progress.hook = optimizer.register_step_post_hook(_StepHook(self, progress))
+            self._prepare_next_step(progress)
+
+    def detach(self) -> None:
+        """Stop exploring: remove all hooks and free the growth scores."""
+        for progress in self.progress:
+            if progress.hook is not None:
+                progress.hook.remove()
+            progress.hook = progress.optimizer = None
+            progress.group.growth_scores = None
+
+    @property
+    def updates(self) -> int:
+        """Updates made so far, the most over all groups."""
+        return max((p.updates for p in self.progress), default=0)
+
+    @property
+    def exploration_rate(self) -> float | None:
+        """Share of all positions that were live at least once; None without a record."""
+        records = [p.record for p in self.progress]
+        if not records or any(r is None for r in records):
+            return None
+        return sum(r.count for r in records if r) / sum(r.positions for r in records if r)
+
+    def current_ratio(self) -> float:
+        """α of the next update of the first group; 0 when no update is to come."""
+        progress = self.progress[0]
+        due = self._next_update(progress.step)
+        return self._ratio(due) if due is not None else 0.0
+
+    def _ratio(self, step: int) -> float:
+        s = self.settings
+        return update_ratio(s.schedule, step, s.end, s.update_ratio, s.update_ratio_min)
+
+    def _most_exchanged(self, group: SparseGroup, step: int) -> int:
+        """k: how many live weights an update at ``step`` may replace."""
+        return min(int(self._ratio(step) * group.budget), _weights(group) - group.budget)
+
+    def _next_update(self, step: int) -> int | None:
+        """The first update step after ``step``, None if exploration is over by then."""
+        if not self.settings.updates:
+            return None
+        due = (step // self.settings.update_interval + 1) * self.settings.update_interval
+        return due if due <= self.settings.end else None
+
+    def _after_step(self, progress: GroupProgress) -> None:
+        progress.step += 1
+        interval, end = self.settings.update_interval, self.settings.end
+        if self.settings.updates and progress.step % interval == 0 and progress.step <= end:
+            self._update(progress)
+        self._prepare_next_step(progress)
+
+    def _prepare_next_step(self, progress: GroupProgress) -> None:
+        """Open, keep or close the growth window for the step that follows."""
+        group = progress.group
+        due = self._next_update(progress.step)
+        if due is not None and self._most_exchanged(group, due) == 0:
+            due = None  # nor will any later update exchange a weight, as no schedule rises
+        if due is None or not self.criterion.needs_gradient:
+            group.growth_scores = None
+        elif progress.step >= due - self.settings.window:
+            if group.growth_scores is None:
+                group.growth_scores = GrowthScores(self._sample(progress), group.dtype, group.device)
+        elif not self.criterion.keeps_scores:
+            group.growth_scores = None
+        # Momentum decays over windows, so between windows it keeps its sums but takes none in.
+        group.collects = due is not None and progress.step >= due - self.settings.window
+
+    def _sample(self, progress: GroupProgress) -> PositionMap:
+        group = progress.group
+        size, memory = self._score_memory(group)
+        return sample_rows(group.table_shapes, size, memory, progress.generator, group.device)
+
+    def _score_memory(self, group: SparseGroup) -> tuple[int, int | None]:
+        """Bytes of one score, and the group's share of the bytes that all scores may take."""
+        size = torch.empty(0, dtype=group.dtype).element_size()
+        memory = self.settings.growth_memory
+        if memory is not None:
+            memory = memory * _weights(group) // sum(_weights(p.group) for p in self.progress)
+        return size, memory
+
+    @torch.no_grad()
+    def _update(self, progress: GroupProgress) -> None:
+        group, step = progress.group, progress.step
+        ratio = self._ratio(step)
+        k = self._most_exchanged(group, step)
+        grown = dropped = regrown = 0
+        if k > 0:
+            live = group.live_positions()
+            drop = DROP_CRITERIA[self.settings.drop](
+                DropContext(
+                    group.live_values().detach(),
+                    group.live_gradients(),
+                    k,
+                    self.settings.drop_threshold,
+                )
+            )
+            where, scores = self._growth_scores(progress)
+            plan = plan_update(live, drop, scores, where)
+            assert progress.optimizer is not None
+            group.apply_update(plan, progress.optimizer)
+            if progress.record is not None:
+                progress.record.add(plan.arriving)
+            dropped, grown, regrown = plan.dropped, plan.grown, plan.regrown
+        self._reset_scores(group)
+        progress.updates += 1
+        if self.on_update is not None:
+            rate = progress.record.rate if progress.record is not None else None
+            self.on_update(UpdateEvent(group.name, step, ratio, dropped, grown, regrown, group.budget, rate))
+
+    def _growth_scores(self, progress: GroupProgress) -> tuple[PositionMap, Tensor]:
+        group = progress.group
+        sums = group.growth_scores
+        where = sums.where if sums is not None else self._sample(progress)
+        ever = None
+        if self.criterion.needs_record and progress.record is not None:
+            slots = torch.arange(where.count, device=group.device)
+            ever = progress.record.contains(where.positions(slots))
+        context = GrowthContext(
+            gradients=sums.sums if sums is not None else None,
+            count=where.count,
+            ever_live=ever,
+            generator=progress.generator,
+        )
+        return where, self.criterion.score(context).to(group.device)
+
+    def _reset_scores(self, group: SparseGroup) -> None:
+        scores = group.growth_scores
+        if scores is None:
+            return
+        if self.criterion.keeps_scores:
+            scores.sums.mul_(self.settings.grow_momentum)
+        elif scores.where.rows is None:
+            scores.sums.zero_()
+        else:
+            group.growth_scores = None  # the next window samples other rows
+
+
+class _StepHook:
+    """An optimizer post-step hook that survives ``copy.deepcopy`` of the optimizer as a no-op."""
+
+    def __init__(self, explorer: Explorer, progress: GroupProgress) -> None:
+        self.explorer, self.progress = explorer, progress
+
+    def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self.progress.optimizer is optimizer:
+            self.explorer._after_step(self.progress)
+
+
+def _weights(group: SparseGroup) -> int:
+    return sum(rows * cols for rows, cols in group.table_shapes)

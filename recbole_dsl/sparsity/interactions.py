@@ -1,0 +1,62 @@
+"""What the ``nmf`` topology knows of the data: who interacted with what, and which table is whose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .factors import degree_normalised, nonnegative_factors
+from .randomness import generator_for
+from .targets import TensorInfo
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Training interactions: ``users``, ``items`` (int64 ids, same length) and how many there are.
+
+    Ids are rows of the tables: below ``n_users`` and ``n_items``, padding included if it has a row.
+    """
+
+    users: Tensor
+    items: Tensor
+    n_users: int
+    n_items: int
+    _cache: dict = field(default_factory=dict, repr=False, compare=False)
+
+    def role(self, tensor: TensorInfo) -> str | None:
+        """``'user'`` or ``'item'`` for an embedding table with a row per user or item, else None.
+
+        The number of rows decides, and where users and items are equally many, the name.
+        """
+        if tensor.kind not in ("embedding", "raw") or len(tensor.shape) != 2:
+            return None
+        fits = {
+            role for role, rows in (("user", self.n_users), ("item", self.n_items)) if tensor.shape[0] == rows
+        }
+        if len(fits) == 2:
+            fits = {role for role in fits if role in tensor.name.lower()}
+        return fits.pop() if len(fits) == 1 else None
+
+    def factors(self, tensors: Sequence[TensorInfo], seed: int) -> list[Tensor | None]:
+        """Per tensor the non-negative factor of its users or items; None where it is neither.
+
+        Tables of the same width share one factorisation, so their columns mean the same.
+        """
+        found: list[Tensor | None] = []
+        for tensor in tensors:
+            role = self.role(tensor)
+            if role is None:
+                found.append(None)
+            else:
+                users, items = self._factorise(tensor.shape[1], seed)
+                found.append(users if role == "user" else items)
+        return found
+
+    def _factorise(self, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+        if (rank, seed) not in self._cache:
+            matrix = degree_normalised(self.users, self.items, self.n_users, self.n_items)
+            generator = generator_for(seed, f"nmf/{rank}")
+            self._cache[rank, seed] = nonnegative_factors(matrix, rank, generator)
+        return self._cache[rank, seed]

@@ -1,0 +1,21 @@
+"""The words that settings may use; each table of the sparsity core has exactly these rows.
+
+Kept apart from the tables so that settings can be checked without importing torch.
+"""
+
+from typing import Final
+
+SCHEDULE_NAMES: Final = ("cosine", "linear", "constant")
+DROP_NAMES: Final = ("magnitude", "set", "taylor", "threshold")
+GROWTH_NAMES: Final = (
+    "accumulated_gradient",
+    "last_gradient",
+    "momentum",
+    "random",
+    "random_never_live",
+)
+TOPOLOGY_NAMES: Final = ("random", "er", "erk", "aligned", "magnitude", "nmf")
+STORAGE_NAMES: Final = ("packed", "masked")
+
+TOPOLOGIES_WITH_VALUES: Final = ("nmf",)
+"""Topologies that also propose initial values (``dsl_init_values: topology``)."""

@@ -1,0 +1,168 @@
+"""Growth scores: sums of dense gradients over one growth window, for all rows or a sample of them.
+
+A group is a list of 2-D tensors (rows × columns); its flat *positions* number the entries of the
+first tensor row by row, then those of the second, and so on. Scores exist for *slots*: all positions,
+or those of a sample of rows when a memory bound does not allow all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+
+
+class PositionMap:
+    """Between flat positions of a group and slots of its scored rows.
+
+    Args:
+        shapes: (rows, columns) of each tensor of the group.
+        rows: per tensor the scored row numbers (int64, ascending), or None for all rows.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, int]],
+        rows: Sequence[Tensor] | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.shapes = list(shapes)
+        self.rows = list(rows) if rows is not None else None
+        self.row_slots: list[Tensor] | None = None
+        if self.rows is not None:
+            self.row_slots = []
+            for (n_rows, _), chosen in zip(self.shapes, self.rows, strict=True):
+                slots = torch.full((n_rows,), -1, dtype=torch.int32, device=device)
+                slots[chosen] = torch.arange(chosen.numel(), dtype=torch.int32, device=device)
+                self.row_slots.append(slots)
+        scored = [
+            n_rows if self.rows is None else self.rows[t].numel() for t, (n_rows, _) in enumerate(self.shapes)
+        ]
+        self.slot_starts = [0]
+        self.position_starts = [0]
+        for (n_rows, cols), n_scored in zip(self.shapes, scored, strict=True):
+            self.slot_starts.append(self.slot_starts[-1] + n_scored * cols)
+            self.position_starts.append(self.position_starts[-1] + n_rows * cols)
+
+    @property
+    def count(self) -> int:
+        """Number of slots."""
+        return self.slot_starts[-1]
+
+    def slots(self, positions: Tensor) -> Tensor:
+        """Slot of each position (int64), -1 where its row is not scored."""
+        if self.row_slots is None:
+            return positions
+        result = torch.full_like(positions, -1)
+        for t, (_, cols) in enumerate(self.shapes):
+            low, high = self.position_starts[t], self.position_starts[t + 1]
+            mine = ((positions >= low) & (positions < high)).nonzero().flatten()
+            local = positions[mine] - low
+            row = self.row_slots[t][local // cols].long()
+            slot = self.slot_starts[t] + row * cols + local % cols
+            result[mine] = torch.where(row >= 0, slot, torch.full_like(slot, -1))
+        return result
+
+    def positions(self, slots: Tensor) -> Tensor:
+        """Position of each slot (int64); ascending slots give ascending positions."""
+        if self.rows is None:
+            return slots
+        parts = []
+        for t, (_, cols) in enumerate(self.shapes):
+            low, high = self.slot_starts[t], self.slot_starts[t + 1]
+            local = slots[(slots >= low) & (slots < high)] - low
+            row = self.rows[t][local // cols]
+            parts.append(self.position_starts[t] + row * cols + local % cols)
+        return torch.cat(parts)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the row sample and its inverse."""
+        tensors = [*(self.rows or []), *(self.row_slots or [])]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def sample_rows(
+    shapes: Sequence[tuple[int, int]],
+    element_size: int,
+    memory: int | None,
+    generator: torch.Generator,
+    device: torch.device,
+) -> PositionMap:
+    """All rows if their scores fit into ``memory`` bytes (None: no bound), else a uniform sample.
+
+    The sample takes the same share of every tensor's rows. Draws only from ``generator``.
+
+    Raises:
+        ConfigError: not even one row of each tensor fits.
+    """
+    counts = sampled_row_counts(shapes, element_size, memory)
+    if counts is None:
+        return PositionMap(shapes, device=device)
+    rows = [
+        torch.randperm(n, generator=generator)[:count].sort().values.to(device)
+        for (n, _), count in zip(shapes, counts, strict=True)
+    ]
+    return PositionMap(shapes, rows, device=device)
+
+
+def sampled_row_counts(
+    shapes: Sequence[tuple[int, int]], element_size: int, memory: int | None
+) -> list[int] | None:
+    """How many rows of each tensor :func:`sample_rows` draws, None if it takes all.
+
+    Raises:
+        ConfigError: not even one row of each tensor fits.
+    """
+    weights = sum(rows * cols for rows, cols in shapes)
+    if memory is None or weights * element_size <= memory:
+        return None
+    inverse = sum(rows for rows, _ in shapes) * 4
+    per_share = weights * element_size + sum(rows for rows, _ in shapes) * 8
+    share = (memory - inverse) / per_share
+    counts = [int(rows * share) for rows, _ in shapes]
+    if min(counts) < 1:
+        raise ConfigError(
+            f"dsl_growth_memory={memory} bytes is too small to score even one row of each sparse "
+            f"tensor with shapes {list(shapes)}; allowed is at least "
+            f"{inverse + per_share // min(rows for rows, _ in shapes) + 1} bytes."
+        )
+    return counts
+
+
+class GrowthScores:
+    """Gradient sums over a growth window; filled during backward passes."""
+
+    def __init__(self, where: PositionMap, dtype: torch.dtype, device: torch.device) -> None:
+        self.where = where
+        self.sums = torch.zeros(where.count, dtype=dtype, device=device)
+
+    def _table(self, tensor: int) -> Tensor:
+        cols = self.where.shapes[tensor][1]
+        low, high = self.where.slot_starts[tensor], self.where.slot_starts[tensor + 1]
+        return self.sums[low:high].view(-1, cols)
+
+    def add_dense(self, tensor: int, gradient: Tensor) -> None:
+        """Add the gradient of a whole tensor, any shape with its number of elements."""
+        rows, cols = self.where.shapes[tensor]
+        gradient = gradient.detach().reshape(rows, cols).to(self.sums.dtype)
+        if self.where.rows is not None:
+            gradient = gradient[self.where.rows[tensor]]
+        self._table(tensor).add_(gradient)
+
+    def add_rows(self, tensor: int, ids: Tensor, gradient: Tensor) -> None:
+        """Add gradients (n × columns) of the rows ``ids`` (n,), which may repeat."""
+        gradient = gradient.detach().to(self.sums.dtype)
+        if self.where.row_slots is not None:
+            ids = self.where.row_slots[tensor][ids].long()
+            scored = ids >= 0
+            ids, gradient = ids[scored], gradient[scored]
+        self._table(tensor).index_add_(0, ids, gradient)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held: the sums and the row sample."""
+        return self.sums.numel() * self.sums.element_size() + self.where.bytes

@@ -1,0 +1,62 @@
+"""The interface between the explorer and a storage of sparse weights (packed or masked)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .scores import GrowthScores
+from .update import UpdatePlan
+
+
+class SparseGroup(Protocol):
+    """Tensors that share one budget. The explorer drives packed and masked ones alike.
+
+    Positions are flat over the group's tensors in order, each seen as rows × columns.
+    """
+
+    name: str
+    storage: str
+    growth_scores: GrowthScores | None
+    """Sums of dense gradients; None when no update is to come or none is needed."""
+    collects: bool
+    """Whether backward passes add their dense gradients to ``growth_scores``."""
+
+    @property
+    def budget(self) -> int: ...
+
+    @property
+    def table_shapes(self) -> Sequence[tuple[int, int]]: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The parameters an optimizer must own for this group to be trained."""
+        ...
+
+    def live_positions(self) -> Tensor:
+        """Flat positions of the live weights, int64, ascending."""
+        ...
+
+    def live_values(self) -> Tensor:
+        """Values of the live weights, in the order of :meth:`live_positions`."""
+        ...
+
+    def live_gradients(self) -> Tensor | None:
+        """The last step's gradient of the live weights, None if there is none."""
+        ...
+
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Raise UnsupportedOptimizerError if its per-weight state is not understood."""
+        ...
+
+    def apply_update(self, plan: UpdatePlan, optimizer: torch.optim.Optimizer) -> None:
+        """Rebuild the topology; values and per-weight optimizer state follow their positions."""
+        ...

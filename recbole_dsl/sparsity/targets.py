@@ -1,0 +1,174 @@
+"""Which tensors of a model become sparse, with a reason for every one that does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from ..errors import TargetError, nearest
+
+NORM_TYPES = (
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.modules.batchnorm._NormBase,
+    nn.LocalResponseNorm,
+)
+# Their parameters are read through private lists or handed to fused kernels, so only a dense tensor
+# of the original identity works there.
+MASKED_ONLY_TYPES = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.modules.conv._ConvNd)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One parameter of a model, seen once even if several modules share it.
+
+    ``name``: its first name; ``places``: every (module, attribute) it is reached by; ``names``: all
+    its names; ``kind``: embedding, linear, raw, norm, bias, rnn, convolution or attention;
+    ``packable``: it may be stored packed (otherwise only masked).
+    """
+
+    name: str
+    names: tuple[str, ...]
+    places: tuple[tuple[nn.Module, str], ...]
+    parameter: nn.Parameter
+    kind: str
+    packable: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the dense tensor."""
+        return tuple(self.parameter.shape)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """``taken`` tensors become sparse; ``left`` ones stay dense, each with the reason."""
+
+    taken: tuple[TensorInfo, ...]
+    left: tuple[tuple[TensorInfo, str], ...]
+
+    def without_weights(self) -> Selection:
+        """The same without the memory of the taken tensors: their parameters are on ``meta``."""
+        taken = (replace(t, parameter=nn.Parameter(t.parameter.detach().to("meta"))) for t in self.taken)
+        return replace(self, taken=tuple(taken))
+
+
+def list_tensors(root: nn.Module) -> list[TensorInfo]:
+    """All parameters of ``root``, shared ones once, in the order of ``named_parameters()``."""
+    found: dict[int, dict] = {}
+    for prefix, module in root.named_modules():
+        for attribute, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            entry = found.setdefault(id(parameter), {"parameter": parameter, "names": [], "places": []})
+            entry["names"].append(f"{prefix}.{attribute}" if prefix else attribute)
+            entry["places"].append((module, attribute))
+    return [_describe(**entry) for entry in found.values()]
+
+
+def _describe(parameter: nn.Parameter, names: list, places: list) -> TensorInfo:
+    kinds = [_kind(module, attribute, parameter) for module, attribute in places]
+    packable = all(_packable(module, kind) for (module, _), kind in zip(places, kinds, strict=True))
+    return TensorInfo(names[0], tuple(names), tuple(places), parameter, kinds[0], packable)
+
+
+def _kind(module: nn.Module, attribute: str, parameter: nn.Parameter) -> str:
+    if isinstance(module, NORM_TYPES):
+        return "norm"
+    if "bias" in attribute:
+        return "bias"
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return "rnn"
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return "convolution"
+    if isinstance(module, nn.MultiheadAttention):
+        return "attention"
+    return "raw"
+
+
+def _packable(module: nn.Module, kind: str) -> bool:
+    if isinstance(module, nn.Embedding):
+        return module.max_norm is None and not module.sparse and not module.scale_grad_by_freq
+    return not isinstance(module, MASKED_ONLY_TYPES) and kind not in ("norm", "bias")
+
+
+def select_targets(
+    root: nn.Module,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    min_weights: int = 1024,
+) -> Selection:
+    """Choose the tensors of ``root`` that become sparse.
+
+    Args:
+        include: shell-style patterns on tensor names (``'*_embedding.weight'``); None means the
+            weights of embeddings and Linear layers. Biases and norms are never taken.
+        exclude: patterns of tensors to leave dense, stronger than ``include``.
+        min_weights: tensors with fewer elements stay dense unless ``include`` names them.
+
+    Raises:
+        TargetError: a pattern matches no tensor, or nothing is left to make sparse.
+    """
+    tensors = list_tensors(root)
+    for option, patterns in (("dsl_include", include or ()), ("dsl_exclude", exclude)):
+        for pattern in patterns:
+            _check_pattern(option, pattern, tensors)
+    taken, left = [], []
+    for tensor in tensors:
+        reason = _reason_to_leave(tensor, include, exclude, min_weights)
+        if reason is None:
+            taken.append(tensor)
+        else:
+            left.append((tensor, reason))
+    if not taken:
+        reasons = "; ".join(f"{t.name}: {reason}" for t, reason in left[:5]) or "no parameters"
+        raise TargetError(
+            f"{type(root).__name__} has nothing to make sparse ({reasons}); "
+            "allowed are embedding tables and weight matrices named by dsl_include."
+        )
+    return Selection(tuple(taken), tuple(left))
+
+
+def matches(tensor: TensorInfo, patterns: Sequence[str]) -> bool:
+    """Whether any name of the tensor matches any of the patterns."""
+    return any(fnmatchcase(name, pattern) for name in tensor.names for pattern in patterns)
+
+
+def _check_pattern(option: str, pattern: str, tensors: Sequence[TensorInfo]) -> None:
+    if not any(matches(tensor, [pattern]) for tensor in tensors):
+        names = [name for tensor in tensors for name in tensor.names]
+        raise TargetError(
+            f"{option} pattern {pattern!r} matches no tensor of the model{nearest(pattern, names)}; "
+            f"allowed are patterns that match one of {', '.join(names[:12])}{', …' if len(names) > 12 else ''}."
+        )
+
+
+def _reason_to_leave(
+    tensor: TensorInfo, include: Sequence[str] | None, exclude: Sequence[str], min_weights: int
+) -> str | None:
+    parameter = tensor.parameter
+    if not parameter.requires_grad:
+        return "frozen (requires_grad is False)"
+    if tensor.kind in ("bias", "norm"):
+        return "biases and norms are never sparse"
+    if not torch.is_floating_point(parameter):
+        return f"dtype {parameter.dtype} is not a real floating-point type"
+    if matches(tensor, exclude):
+        return "excluded by dsl_exclude"
+    if include is not None:
+        return None if matches(tensor, include) else "not named by dsl_include"
+    if tensor.kind not in ("embedding", "linear"):
+        return f"{tensor.kind} parameter, sparse only if dsl_include names it"
+    if tensor.kind == "embedding" and not tensor.packable:
+        return "embedding with max_norm, sparse or scale_grad_by_freq, sparse only if dsl_include names it"
+    if parameter.numel() < min_weights:
+        return f"fewer than dsl_min_weights={min_weights} weights"
+    return None

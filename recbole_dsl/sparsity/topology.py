@@ -1,0 +1,180 @@
+"""Initial topologies: which positions of a group are live before the first step.
+
+A topology is one pure function of a :class:`TopologyContext` and one row in :data:`TOPOLOGIES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from .budget import allocate, erdos_renyi_shares
+from .selection import highest_k
+
+
+@dataclass(frozen=True)
+class TopologyContext:
+    """What an initial topology may look at.
+
+    ``shapes``: the full shapes of the group's tensors; ``budget``: live weights of the group;
+    ``initial``: the tensors' initial values (2-D views, rows × columns); ``factors``: per tensor a
+    non-negative matrix of its 2-D shape, or None where the data say nothing about it (only used by
+    ``nmf``; None altogether without data); ``generator``: a CPU generator of our own.
+    """
+
+    shapes: Sequence[Sequence[int]]
+    budget: int
+    initial: Sequence[Tensor]
+    factors: Sequence[Tensor | None] | None
+    generator: torch.Generator
+
+    @property
+    def weights(self) -> int:
+        """Number of positions of the group."""
+        return sum(t.numel() for t in self.initial)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """``live``: ``budget`` flat positions (int64, ascending); ``values``: theirs, if it has any."""
+
+    live: Tensor
+    values: Tensor | None = None
+
+
+def random_subset(n: int, k: int, generator: torch.Generator) -> Tensor:
+    """``k`` distinct numbers below ``n``, uniform, ascending (int64); needs n bytes beside them.
+
+    ``torch.randperm(n)`` would need 8·n bytes, which is more than the dense table itself.
+    """
+    if k > n // 2:
+        left_out = random_subset(n, n - k, generator)
+        keep = torch.ones(n, dtype=torch.bool)
+        keep[left_out] = False
+        return keep.nonzero().flatten()
+    taken = torch.zeros(n, dtype=torch.bool)
+    count = 0
+    while count < k:
+        taken[torch.randint(n, (k - count,), generator=generator)] = True
+        count = int(taken.sum())
+    return taken.nonzero().flatten()
+
+
+def random(context: TopologyContext) -> Topology:
+    """Positions drawn uniformly from the whole group."""
+    return Topology(random_subset(context.weights, context.budget, context.generator))
+
+
+def _per_tensor(context: TopologyContext, kernel: bool) -> Topology:
+    sizes = [t.numel() for t in context.initial]
+    counts = allocate(context.budget, erdos_renyi_shares(context.shapes, kernel), sizes)
+    parts, start = [], 0
+    for size, count in zip(sizes, counts, strict=True):
+        parts.append(start + random_subset(size, count, context.generator))
+        start += size
+    return Topology(torch.cat(parts))
+
+
+def erdos_renyi(context: TopologyContext) -> Topology:
+    """Random positions, the budget split over the tensors by the Erdős–Rényi rule (SET)."""
+    return _per_tensor(context, kernel=False)
+
+
+def erdos_renyi_kernel(context: TopologyContext) -> Topology:
+    """Random positions, split by the Erdős–Rényi-kernel rule (RigL, arXiv 1911.11134)."""
+    return _per_tensor(context, kernel=True)
+
+
+def aligned(context: TopologyContext) -> Topology:
+    """The same columns in every row: the first ones, as a narrow model, and room to leave them.
+
+    Inner products of two sparse rows see only the columns both have; here they have the same.
+    Column by column over all rows of all tensors, so the last column is filled for the first rows.
+    """
+    order, start = [], 0
+    for table in context.initial:
+        rows, cols = table.shape
+        columns = torch.arange(cols).repeat(rows)
+        order.append(torch.stack([columns, start + torch.arange(rows * cols)]))
+        start += rows * cols
+    columns, positions = torch.cat(order, dim=1)
+    first = highest_k(-columns.to(torch.float64), context.budget)
+    return Topology(positions[first])
+
+
+def magnitude(context: TopologyContext) -> Topology:
+    """The largest initial values by |w| over the whole group."""
+    flat = torch.cat([t.detach().reshape(-1).cpu() for t in context.initial])
+    return Topology(highest_k(flat.abs(), context.budget))
+
+
+def nmf(context: TopologyContext) -> Topology:
+    """The largest entries of the row-normalised non-negative factors of the interactions.
+
+    Every row is divided by its Euclidean norm, so a row's entries compete with those of all others
+    on equal terms. Where fewer entries are positive than the budget allows, the rest is drawn at
+    random. A tensor without factors (neither a user nor an item table) gets its share of the budget
+    by size, at random positions and with its initial values. ``values`` of the other tensors are the
+    factors', scaled so that their root mean square over the live positions is that of the initial
+    values.
+
+    Raises:
+        ConfigError: there are no interactions to factorise.
+    """
+    if context.factors is None:
+        raise ConfigError(
+            "dsl_init='nmf' needs the interactions of users and items, which are not there; allowed "
+            "without them are 'random', 'er', 'erk', 'aligned' and 'magnitude'."
+        )
+    known = [f is not None for f in context.factors]
+    sizes = [t.numel() for t in context.initial]
+    shares = _by_size(context.budget, sizes, known)
+    keys = []
+    for factor, table in zip(context.factors, context.initial, strict=True):
+        if factor is None:
+            key = torch.zeros(table.numel(), dtype=torch.float64)
+        else:
+            key = torch.nn.functional.normalize(factor.double(), dim=1).reshape(-1)
+        silent = key <= 0
+        key[silent] = -torch.rand(int(silent.sum()), generator=context.generator, dtype=key.dtype)
+        keys.append(key)
+    parts, starts = [], torch.tensor([0, *sizes]).cumsum(0).tolist()
+    for is_known in (True, False):
+        members = [i for i, k in enumerate(known) if k is is_known]
+        if members:
+            chosen = highest_k(torch.cat([keys[i] for i in members]), shares[is_known])
+            places = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in members])
+            parts.append(places[chosen])
+    live = torch.cat(parts).sort().values
+    initial = torch.cat([t.detach().reshape(-1).cpu() for t in context.initial])
+    factored = torch.cat([torch.full((n,), k) for n, k in zip(sizes, known, strict=True)])
+    return Topology(live, _factor_values(torch.cat(keys)[live], initial, live, factored))
+
+
+def _by_size(budget: int, sizes: Sequence[int], known: Sequence[bool]) -> dict[bool, int]:
+    """The budget of the tensors with factors (True) and of those without (False)."""
+    caps = [sum(n for n, k in zip(sizes, known, strict=True) if k is kind) for kind in (True, False)]
+    with_factors, without = allocate(budget, caps, caps)
+    return {True: with_factors, False: without}
+
+
+def _factor_values(keys: Tensor, initial: Tensor, live: Tensor, factored: Tensor) -> Tensor:
+    values = keys.clamp_min(0.0)
+    mine = factored[live]
+    wanted = initial[factored].double().pow(2).mean().sqrt()
+    scale = wanted / values[mine].pow(2).mean().sqrt().clamp_min(1e-12)
+    return torch.where(mine, values * scale, initial[live].double()).to(initial.dtype)
+
+
+TOPOLOGIES: dict[str, Callable[[TopologyContext], Topology]] = {
+    "random": random,
+    "er": erdos_renyi,
+    "erk": erdos_renyi_kernel,
+    "aligned": aligned,
+    "magnitude": magnitude,
+    "nmf": nmf,
+}

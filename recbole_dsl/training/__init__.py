@@ -1,0 +1,1 @@
+"""Sparse training on top of RecBole's trainers."""

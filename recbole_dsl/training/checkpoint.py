@@ -1,0 +1,65 @@
+"""Checkpoints of sparse training: packed tensors and plain values, loadable without running code."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+PLAIN = (bool, int, float, str, type(None))
+
+
+def plain(value: Any) -> Any:
+    """``value`` made of dicts, lists, numbers, strings and None only; anything else as its text."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if type(value) in PLAIN:
+        return value
+    item = getattr(value, "item", None)  # numpy scalars
+    if item is not None and getattr(value, "ndim", 1) == 0:
+        return plain(item())
+    return str(value)
+
+
+def plain_or_tensor(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a model's other parameters that can be stored without pickling an object.
+
+    Whole submodules among them are left out: the state dict holds their weights already.
+    """
+    return {
+        key: value
+        for key, value in values.items()
+        if isinstance(value, (torch.Tensor, *PLAIN)) and not isinstance(value, nn.Parameter)
+    }
+
+
+def write_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
+    """Write ``state`` to ``path`` whole or not at all: a broken write leaves the old file."""
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def unused_path(path: str | os.PathLike[str]) -> Path:
+    """``path``, or with ``-1``, ``-2`` … before its suffix if a file of that name exists."""
+    first = Path(path)
+    candidate, number = first, 0
+    while candidate.exists():
+        number += 1
+        candidate = first.with_name(f"{first.stem}-{number}{first.suffix}")
+    return candidate

@@ -1,0 +1,202 @@
+"""RecBole's trainers with sparse weights: a mixin over whichever trainer RecBole picks for a model."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from recbole.utils import get_trainer, set_color
+
+from .. import compat
+from ..handle import SparseHandle, insert
+from ..settings import DSLConfig
+from ..sparsity.explorer import UpdateEvent
+from ..sparsity.interactions import Interactions
+from ..sparsity.targets import TensorInfo
+from .checkpoint import plain, plain_or_tensor, unused_path, write_checkpoint
+from .fused import fused_twin
+
+CACHE_PREFIX = "restore_"
+"""RecBole's graph models keep propagated embeddings under such names until the next loss."""
+
+
+class SparseTrainerMixin:
+    """Makes the model sparse before RecBole's trainer builds its optimizer, and explores.
+
+    Comes before a RecBole trainer in a class; use :func:`sparse_trainer`. Everything that is not
+    overridden here (early stopping, validation, evaluation) is RecBole's.
+
+    Args:
+        config: a :class:`~recbole_dsl.config.RecBoleDSLConfig`.
+        model: the dense model with its initial values.
+        train_data: RecBole's training loader; its length and interactions are needed.
+    """
+
+    # What RecBole's trainer, the next class in line, sets.
+    config: Any
+    model: Any
+    optimizer: Any
+    logger: Any
+    tensorboard: Any
+    wandblogger: Any
+    saved_model_file: str
+    cur_step: int
+    best_valid_score: float
+
+    def __init__(self, config: Any, model: Any, train_data: Any) -> None:
+        self.dsl: DSLConfig = config.dsl
+        self.steps_per_epoch = len(train_data)
+        self.epoch_seconds: list[float] = []
+        self.sparse: SparseHandle = insert(
+            model,
+            self.dsl,
+            update_interval=self.dsl.update_interval.steps(self.steps_per_epoch, config["epochs"]),
+            end=self.dsl.end.steps(self.steps_per_epoch, config["epochs"]),
+            default_seed=config["seed"],
+            interactions=interactions_of(train_data),
+            dense_size=functools.partial(_dense_size, config),
+            on_update=self._on_update,
+        )
+        super().__init__(config, model)  # type: ignore[call-arg]
+        name = Path(self.saved_model_file).with_suffix(".dsl")
+        self.saved_model_file = str(unused_path(name))
+        self._prepare_wandb()
+        self._log_start()
+
+    def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
+        optimizer = super()._build_optimizer(**kwargs)  # type: ignore[misc]
+        optimizer = fused_twin(optimizer)
+        self.sparse.attach(optimizer)
+        return optimizer
+
+    def _train_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        started = perf_counter()
+        with compat.described_progress(self._progress_text):
+            loss = super()._train_epoch(*args, **kwargs)  # type: ignore[misc]
+        self.epoch_seconds.append(perf_counter() - started)
+        return loss
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        if not self.config["single_spec"] and self.config["local_rank"] != 0:
+            return
+        path = kwargs.pop("saved_model_file", self.saved_model_file)
+        clear_model_caches(self.model)
+        state = {
+            "format": "recbole_dsl",
+            "schema": 1,
+            "config": plain(self.config.final_config_dict),
+            "epoch": epoch,
+            "cur_step": self.cur_step,
+            "best_valid_score": float(self.best_valid_score),
+            "state_dict": self.model.state_dict(),
+            "other_parameter": plain_or_tensor(self.model.other_parameter()),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        write_checkpoint(path, state)
+        if verbose:
+            self.logger.info(set_color("Saving current", "blue") + f": {path}")
+
+    # --- what the user sees ----------------------------------------------------------------------
+
+    def _progress_text(self) -> str:
+        return f" ρ {self.sparse.density:.3g} α {self.sparse.explorer.current_ratio():.3f}"
+
+    def _log_start(self) -> None:
+        handle, log = self.sparse, self.logger.info
+        settings = handle.explorer.settings
+        log(
+            set_color("Sparse training", "blue") + f": method {self.dsl.method}, "
+            f"{handle.live} of {handle.dense_weights} weights live (density {handle.density:.4g}, "
+            f"overall {handle.overall_density:.4g})"
+        )
+        for group in handle.groups:
+            tensors = ", ".join(f"{s.name} {tuple(s.shape)}" for s in group.slices)
+            log(f"  {group.storage} group {group.name!r}, budget {group.budget}: {tensors}")
+        for tensor, reason in handle.selection.left:
+            log(f"  dense {tensor.name} {tensor.shape}: {reason}")
+        if settings.updates:
+            log(
+                f"  {settings.updates} updates, one every {settings.update_interval} steps until "
+                f"step {settings.end}: drop {settings.drop}, grow {settings.grow} over "
+                f"{settings.window} steps, {settings.schedule} from α = {settings.update_ratio} to "
+                f"{settings.update_ratio_min}"
+            )
+        elif settings.update_ratio > 0 and handle.density < 1:
+            self.logger.warning(
+                f"The run is too short for a single update: exploration ends at step "
+                f"{settings.end}, before dsl_update_interval={settings.update_interval} steps have "
+                "passed; the topology will stay as it starts."
+            )
+
+    def _on_update(self, event: UpdateEvent) -> None:
+        clear_model_caches(self.model)
+        rate = "" if event.exploration_rate is None else f", R = {event.exploration_rate:.4f}"
+        self.logger.info(
+            set_color("update", "green") + f" step {event.step}, group {event.group!r}: α = {event.ratio:.4f}, "
+            f"dropped {event.dropped}, grown {event.grown}, re-grown {event.regrown}, "
+            f"live {event.live}{rate}"
+        )
+        numbers = {
+            "alpha": event.ratio,
+            "dropped": event.dropped,
+            "grown": event.grown,
+            "regrown": event.regrown,
+            "live": event.live,
+        }
+        if event.exploration_rate is not None:
+            numbers["exploration_rate"] = event.exploration_rate
+        for name, value in numbers.items():
+            self.tensorboard.add_scalar(f"DSL/{event.group}/{name}", value, event.step)
+        told = {f"{event.group}/{name}": value for name, value in numbers.items()}
+        self.wandblogger.log_metrics({**told, "update_step": event.step}, head="dsl")
+
+    def _prepare_wandb(self) -> None:
+        if self.wandblogger.log_wandb:
+            self.wandblogger._wandb.define_metric("dsl/*", step_metric="update_step")
+
+
+@functools.cache
+def sparse_trainer(model_type: Any, model_name: str) -> type:
+    """The trainer RecBole picks for a model, made sparse.
+
+    Args:
+        model_type: RecBole's ``ModelType``; model_name: the model's class name.
+
+    Returns:
+        A class called ``Sparse<trainer>``, constructed with (config, model, train_data).
+    """
+    base = get_trainer(model_type, model_name)
+    return type(f"Sparse{base.__name__}", (SparseTrainerMixin, base), {"__module__": __name__})
+
+
+def interactions_of(train_data: Any) -> Interactions | None:
+    """User–item pairs of a RecBole training loader; None for data without users and items."""
+    dataset = train_data._dataset
+    user_field, item_field = dataset.uid_field, dataset.iid_field
+    if user_field is None or item_field is None:
+        return None
+    return Interactions(
+        dataset.inter_feat[user_field],
+        dataset.inter_feat[item_field],
+        dataset.num(user_field),
+        dataset.num(item_field),
+    )
+
+
+def clear_model_caches(model: Any) -> None:
+    """Forget embeddings a model keeps between evaluations: the weights have changed."""
+    for name in list(vars(model)):
+        if name.startswith(CACHE_PREFIX):
+            setattr(model, name, None)
+
+
+def _dense_size(config: Any, tensor: TensorInfo) -> int:
+    """Weights of a tensor in the model of the original ``embedding_size`` (see ``dsl_width``)."""
+    size = tensor.parameter.numel()
+    width, original = config["dsl_width"], config["dsl_dense_embedding_size"]
+    if width is None or original is None or tensor.shape[-1] != width:
+        return size
+    return size // width * original

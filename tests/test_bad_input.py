@@ -1,0 +1,77 @@
+"""Every mistake ends in one clear sentence and a non-zero exit, before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from recbole_dsl.cli import main
+from tests.recbole_runs import command_line
+
+CASES = {
+    "unknown model": (["--model=LightGCM"], ["LightGCM", "LightGCN"]),
+    "unknown dataset": (["--dataset=ml-100q"], ["ml-100q"]),
+    "unknown key": (["--dsl_densty=0.1"], ["dsl_densty", "dsl_density"]),
+    "density 0": (["--dsl_density=0"], ["dsl_density", "0", "above 0"]),
+    "density -1": (["--dsl_density=-1"], ["dsl_density", "-1"]),
+    "density 1.5": (["--dsl_density=1.5"], ["dsl_density", "1.5"]),
+    "density nan": (["--dsl_density=nan"], ["dsl_density", "nan"]),
+    "density abc": (["--dsl_density=abc"], ["dsl_density", "abc"]),
+    "density with a space": (["--dsl_density", "0.1"], ["--dsl_density=0.1"]),
+    "two equal signs": (["--dsl_end=a=b"], ["exactly one '='"]),
+    "interval 0": (["--dsl_update_interval=0"], ["dsl_update_interval", "at least 1"]),
+    "pattern without a match": (["--dsl_include=usr_*"], ["usr_*", "user_embedding.weight"]),
+    "nothing to make sparse": (["--model=Pop"], ["Pop"]),
+    "unwritable result": (["--dsl_result=a_file/result.json"], ["a_file/result.json"]),
+    "unknown method": (["--dsl_method=dls_plus"], ["dls_plus", "dsl_plus"]),
+    "nmf without tables": (
+        ["--model=MultiVAE", "--dsl_method=dsl_plus"],
+        ["nmf", "a user or an item table"],
+    ),
+    "budget too large": (["--dsl_budget=999999999"], ["dsl_budget", "168128"]),
+    "budget below the index": (["--dsl_budget=5kB"], ["dsl_budget", "index"]),
+    "two processes": (["--nproc=2"], ["nproc", "1"]),
+    "growth memory too small": (["--dsl_growth_memory=100B"], ["dsl_growth_memory"]),
+}
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RecBole writes logs into the working directory; ``a_file`` is in the way of a folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_file").write_text("")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_sentence_and_no_training(
+    case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message names what is wrong and what is allowed; ``fit`` is never reached."""
+    from recbole.trainer import Trainer
+
+    def must_not_train(*args: object, **kwargs: object) -> None:
+        raise AssertionError("training started")
+
+    monkeypatch.setattr(Trainer, "fit", must_not_train)
+    flags, words = CASES[case]
+    monkeypatch.setattr("sys.argv", ["run_recbole_dsl.py"])
+    assert main(["--state=ERROR", *flags]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and last.endswith(".")
+    assert "allowed" in last
+    for word in words:
+        assert word in last
+
+
+def test_the_process_exits_with_an_error_and_no_traceback(tmp_path: Path) -> None:
+    """Seen from outside, as a user's shell does."""
+    done = command_line("--model=LightGCN", "--dsl_density=2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and "error: dsl_density=2" in done.stderr
+
+
+def test_help_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
+    """``--help`` is not taken for a configuration key."""
+    assert main(["--help"]) == 0
+    assert "--model" in capsys.readouterr().out

@@ -1,0 +1,183 @@
+"""Whole runs on ml-100k: what is trained, logged, saved and returned."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from recbole_dsl import RunResult
+from recbole_dsl.handle import masks
+from tests.recbole_runs import command_line, sparse_run
+
+EXPLORING = {"dsl_update_interval": 10, "dsl_end": "100%"}
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RecBole writes logs into the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["dense", "dsl", "dsl_plus", "static", "set", "rigl"])
+def test_every_method_keeps_its_budget(method: str, tmp_path: Path) -> None:
+    """One epoch of BPR by each shipped method; live is counted from the topology."""
+    result = sparse_run("BPR", tmp_path, epochs=1, dsl_method=method, **EXPLORING)
+    sparsity = result.sparsity
+    assert sparsity["live"] == sparsity["budget"] == sum(g["live"] for g in sparsity["groups"])
+    expected = {"dense": 1.0, "dsl": 0.5}.get(method, 0.1)
+    assert sparsity["budget"] == int(expected * sparsity["weights"] + 0.5)
+    assert sparsity["updates"] == (0 if method in ("dense", "static") else 4)
+    assert (sparsity["exploration_rate"] > sparsity["density"]) == (sparsity["updates"] > 0)
+
+
+def test_same_seed_same_run(tmp_path: Path) -> None:
+    """Two runs agree bit for bit; another dsl_seed explores elsewhere."""
+    settings = {"epochs": 2, "dsl_grow": "random", **EXPLORING}
+    one = sparse_run("BPR", tmp_path, **settings)
+    two = sparse_run("BPR", tmp_path, **settings)
+    other = sparse_run("BPR", tmp_path, **settings, dsl_seed=7)
+    assert one.train_loss == two.train_loss and one.test_result == two.test_result
+    assert one.train_loss != other.train_loss
+
+
+@pytest.mark.parametrize("model", ["BPR", "LightGCN", "MultiVAE"])
+def test_packed_and_masked_training_agree(model: str, tmp_path: Path) -> None:
+    """The same losses up to rounding before the first update, from the real command path."""
+    settings = {"epochs": 1, "dsl_method": "dsl", "dsl_density": 0.2, "dsl_update_interval": 1000}
+    packed = sparse_run(model, tmp_path, **settings)
+    masked = sparse_run(model, tmp_path, **settings, dsl_storage="masked")
+    assert masked.train_loss == pytest.approx(packed.train_loss, rel=1e-5)
+    assert packed.costs["weight_bytes"] < 0.3 * masked.costs["weight_bytes"]
+
+
+def test_width_is_free(tmp_path: Path) -> None:
+    """256 columns, the budget of the dense model of 64: the same number of live weights."""
+    plain = sparse_run("BPR", tmp_path, epochs=1)
+    wide = sparse_run("BPR", tmp_path, epochs=1, dsl_width=256)
+    assert wide.sparsity["budget"] == plain.sparsity["budget"]
+    assert wide.sparsity["groups"][0]["tensors"][0]["shape"][1] == 256
+    assert wide.costs["weight_bytes"] == plain.costs["weight_bytes"]
+    assert wide.costs["index_bytes"] == plain.costs["index_bytes"]
+    assert wide.config["embedding_size"] == 64
+
+
+@pytest.mark.parametrize("budget, live", [(5000, 5000), ("50kB", None)])
+def test_budget_in_weights_and_bytes(budget: int | str, live: int | None, tmp_path: Path) -> None:
+    """A number of weights exactly, or as many as fit into that many bytes with their index."""
+    result = sparse_run("BPR", tmp_path, epochs=1, dsl_budget=budget)
+    if live is not None:
+        assert result.sparsity["live"] == live
+    else:
+        held = result.costs["weight_bytes"] + result.costs["index_bytes"]
+        assert 50_000 - 5 < held <= 50_000
+
+
+def test_checkpoint_holds_the_best_epoch_and_no_pickle(tmp_path: Path) -> None:
+    """It loads with weights_only=True, is about as large as the live weights, and is the tested one."""
+    result = sparse_run("LightGCN", tmp_path, epochs=3, **EXPLORING)
+    (path,) = tmp_path.glob("LightGCN-*.dsl")
+    state = torch.load(path, weights_only=True)
+    assert state["config"]["dsl_method"] == "dsl_plus" and state["epoch"] in range(3)
+    assert state["other_parameter"] == {"restore_user_e": None, "restore_item_e": None}
+    assert set(state["state_dict"]) == {
+        "packed_joint.weight",
+        "packed_joint.row_pointers",
+        "packed_joint.column_ids",
+    }
+    held = sum(result.costs[k] for k in ("weight_bytes", "index_bytes", "optimizer_bytes"))
+    assert result.costs["checkpoint_bytes"] == path.stat().st_size < 1.1 * held + 10_000
+
+
+def test_a_run_without_saving_leaves_no_checkpoint(tmp_path: Path) -> None:
+    """As in RecBole, ``saved=False`` tests the last epoch."""
+    result = sparse_run("BPR", tmp_path, saved=False, epochs=1)
+    assert result.costs["checkpoint_bytes"] is None and not list(tmp_path.glob("*.dsl"))
+    assert result.test_result
+
+
+def test_log_says_what_is_sparse_and_every_update(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Budget and tensors at the start; step, α, counts and R at every update."""
+    caplog.set_level(logging.INFO)
+    sparse_run("NeuMF", tmp_path, epochs=1, state="INFO", dsl_update_interval=50, dsl_end="100%")
+    text = "\n".join(re.sub(r"\x1b\[[0-9;]*m", "", m) for m in caplog.messages)
+    assert "Sparse training: method dsl_plus, 16813 of 168128 weights live" in text
+    assert "packed group 'joint', budget 16813: user_mlp_embedding.weight (944, 64)" in text
+    assert "dense user_mf_embedding.weight (944, 64): not named by dsl_include" in text
+    updates = re.findall(
+        r"update step (\d+), group 'joint': α = 0\.\d+, dropped (\d+), grown (\d+), "
+        r"re-grown (\d+), live 16813, R = 0\.\d+",
+        text,
+    )
+    assert [int(u[0]) for u in updates] == [50]
+    assert list(tmp_path.glob("log_tensorboard/*/events*"))
+
+
+def test_a_run_too_short_for_an_update_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is trained all the same."""
+    result = sparse_run("BPR", tmp_path, epochs=1, dsl_update_interval=1000)
+    assert "too short for a single update" in caplog.text
+    assert result.sparsity["updates"] == 0 and result.epochs_run == 1
+
+
+def test_command_line_writes_the_documented_result(tmp_path: Path) -> None:
+    """The real command from another working directory; its JSON is a RunResult of schema 1."""
+    out = tmp_path / "new" / "result.json"
+    config = tmp_path / "mine.yaml"
+    config.write_text("learning_rate: 0.002\ntopk: [5, 10]\n")
+    done = command_line(
+        "--model=BPR", "-d", "ml-100k", f"--config_files={config}", "--epochs=2",
+        "--dsl_density=0.2", f"--dsl_result={out}", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = RunResult.from_json(out.read_text())
+    assert set(json.loads(out.read_text())) == {
+        "schema", "model", "dataset", "method", "seed", "best_valid_result", "test_result",
+        "epochs_run", "train_loss", "sparsity", "costs", "environment", "config",
+    }  # fmt: skip
+    assert result.schema == 1 and result.model == "BPR" and result.method == "dsl_plus"
+    assert result.config["learning_rate"] == 0.002 and "recall@5" in result.test_result
+    assert set(result.costs) == {
+        "seconds_per_epoch", "weight_bytes", "index_bytes", "gradient_bytes", "optimizer_bytes",
+        "peak_memory_bytes", "checkpoint_bytes", "macs_per_training_step",
+        "macs_per_recommended_user",
+    }  # fmt: skip
+    assert set(result.sparsity) == {
+        "density", "overall_density", "weights", "budget", "live", "updates", "exploration_rate",
+        "groups", "left_dense",
+    }  # fmt: skip
+    assert "ρ 0.2" in done.stderr and "α" in done.stderr  # the progress bar
+
+
+def test_masks_of_a_trained_model(tmp_path: Path) -> None:
+    """Boolean masks by parameter name, for a packed model and its copy."""
+    from recbole_dsl import sparsify
+
+    model = torch.nn.Sequential(torch.nn.Embedding(30, 64), torch.nn.Linear(64, 32))
+    handle = sparsify(model, 0.25)
+    found = masks(model)
+    assert {k: tuple(m.shape) for k, m in found.items()} == {
+        "0.weight": (30, 64),
+        "1.weight": (32, 64),
+    }
+    assert sum(int(m.sum()) for m in found.values()) == handle.budget
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model",
+    ["ConvNCF", "DGCF", "ENMF", "LINE", "NGCF", "NNCF", "SGL", "SimpleX", "SpectralCF"],
+)
+def test_models_built_on_a_user_and_an_item_table(model: str, tmp_path: Path) -> None:
+    """They default to dsl_plus on these tables and keep the budget through their updates."""
+    none = {"ENMF": {"train_neg_sample_args": None}}
+    result = sparse_run(
+        model, tmp_path, epochs=1, dsl_update_interval=5, dsl_end="100%", train_batch_size=8192,
+        **none.get(model, {}),
+    )  # fmt: skip
+    assert result.method == "dsl_plus" and result.sparsity["updates"] >= 1
+    assert result.sparsity["live"] == result.sparsity["budget"]

@@ -1,0 +1,329 @@
+"""The public interface for people without RecBole: sparsify, masks, and the handle."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from recbole_dsl import SparseHandle, masks, sparsify
+from recbole_dsl.errors import ConfigError, DSLError, TargetError, UnsupportedOptimizerError
+from recbole_dsl.sparsity.interactions import Interactions
+
+
+def tables() -> nn.ModuleDict:
+    """A user and an item table and a dense vector: 320 + 480 + 8 weights."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"user": nn.Embedding(40, 8), "item": nn.Embedding(60, 8)})
+    model.register_parameter("bias", nn.Parameter(torch.zeros(8)))
+    return model
+
+
+def sparse_tables(density: float = 0.25, **options) -> tuple[nn.ModuleDict, SparseHandle]:
+    """The tables made sparse jointly."""
+    model = tables()
+    options = {"include": ["*.weight"], "groups": "joint", **options}
+    return model, sparsify(model, density, **options)
+
+
+def loss(model: nn.ModuleDict) -> Tensor:
+    """Depends on every weight."""
+    return (model["user"].weight.sum(0) * model["item"].weight.cos().sum(0) + model.bias).sum()
+
+
+def train(model: nn.ModuleDict, handle: SparseHandle, steps: int, optimizer=None) -> None:
+    """Some steps."""
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.01)
+    handle.attach(optimizer)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(model).backward()
+        optimizer.step()
+
+
+def test_attributes_of_the_handle() -> None:
+    """live, budget, density over the sparse tensors, overall density over all trainable weights."""
+    model, handle = sparse_tables()
+    assert handle.live == handle.budget == 200
+    assert handle.dense_weights == 800
+    assert handle.density == 0.25
+    assert handle.overall_density == pytest.approx(208 / 808)
+    assert handle.module is model
+    assert [t.name for t in handle.selection.taken] == ["user.weight", "item.weight"]
+
+
+def test_masks_of_handle_and_of_module_agree() -> None:
+    """By parameter name, of the dense shape, True where live."""
+    model, handle = sparse_tables()
+    for found in (handle.masks(), masks(model)):
+        assert {n: tuple(m.shape) for n, m in found.items()} == {
+            "user.weight": (40, 8),
+            "item.weight": (60, 8),
+        }
+        assert sum(int(m.sum()) for m in found.values()) == 200
+        assert not model["user"].weight[~found["user.weight"]].any()
+    assert masks(nn.Linear(2, 2)) == {}
+
+
+def test_parameters_are_the_live_values_and_the_dense_left_ones() -> None:
+    """Nothing of the dense size is trainable any more."""
+    model, _ = sparse_tables()
+    assert sorted(p.numel() for p in model.parameters()) == [8, 200]
+    assert all(p.is_leaf and p.requires_grad for p in model.parameters())
+
+
+def test_initial_values_are_the_models_own() -> None:
+    """Live weights keep the value they had."""
+    dense = tables()
+    model, handle = sparse_tables()
+    for name, mask in handle.masks().items():
+        table = name.split(".")[0]
+        assert torch.equal(model[table].weight[mask], dense[table].weight[mask])
+
+
+def test_density_one_is_the_dense_model() -> None:
+    """Same values, same training, no update moves anything."""
+    dense = tables()
+    model, handle = sparse_tables(1.0, update_interval=1)
+    reference = torch.optim.SGD(dense.parameters(), lr=0.01)
+    train(model, handle, 3)
+    for _ in range(3):
+        reference.zero_grad()
+        loss(dense).backward()
+        reference.step()
+    torch.testing.assert_close(model["user"].weight.as_subclass(Tensor), dense["user"].weight.data)
+    assert handle.live == 800
+
+
+def test_updates_are_reported() -> None:
+    """on_update gets one event per group and update, with true numbers."""
+    events = []
+    model = tables()
+    handle = sparsify(
+        model, 0.25, include=["*.weight"], groups="per_tensor", update_interval=2, end=5,
+        update_ratio=0.4, schedule="constant", on_update=events.append,
+    )  # fmt: skip
+    before = handle.masks()
+    train(model, handle, 7)
+    assert [(e.group, e.step) for e in events] == [
+        (g, s) for s in (2, 4) for g in ("user.weight", "item.weight")
+    ]
+    assert [e.ratio for e in events] == [pytest.approx(0.4)] * 4
+    assert [e.dropped for e in events] == [32, 48] * 2
+    assert [e.live for e in events] == [80, 120] * 2
+    assert all(0 <= e.regrown <= e.grown <= e.dropped for e in events)
+    assert all(0.25 <= e.exploration_rate <= 0.25 + 0.4 * 0.25 * 2 for e in events)
+    last = {e.group: e.exploration_rate for e in events}
+    total = (320 * last["user.weight"] + 480 * last["item.weight"]) / 800
+    assert handle.explorer.exploration_rate == pytest.approx(total)
+    gone = sum(int((before[n] & ~m).sum()) for n, m in handle.masks().items())
+    assert gone > 0
+
+
+def test_unpack_gives_back_the_dense_module() -> None:
+    """The values stay, training goes on dense, and exploration has stopped."""
+    model, handle = sparse_tables(update_interval=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    train(model, handle, 2, optimizer)
+    values = model["user"].weight.detach().clone()
+    assert handle.unpack() is model
+    assert type(model["user"].weight) is nn.Parameter
+    assert torch.equal(model["user"].weight, values)
+    assert sorted(p.numel() for p in model.parameters()) == [8, 320, 480]
+    assert masks(model) == {}
+    optimizer.step()
+    again = sparsify(model, 0.5, include=["*.weight"], groups="joint")
+    assert again.live == 400
+
+
+def test_unpack_of_masked_groups_trains_dense_again() -> None:
+    """Dead weights get gradients again."""
+    model, handle = sparse_tables(storage="masked")
+    dead = ~handle.masks()["user.weight"]
+    handle.unpack()
+    loss(model).backward()
+    assert model["user"].weight.grad[dead].any()
+
+
+def test_detach_stops_exploration() -> None:
+    """No update and no growth scores after it; steps go on."""
+    model, handle = sparse_tables(update_interval=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    train(model, handle, 1, optimizer)
+    live = handle.groups[0].live_positions()
+    handle.explorer.detach()
+    loss(model).backward()
+    optimizer.step()
+    assert handle.explorer.updates == 1
+    assert torch.equal(handle.groups[0].live_positions(), live)
+    assert handle.groups[0].growth_scores is None
+
+
+def test_attaching_again_moves_to_the_new_optimizer_and_keeps_the_count() -> None:
+    """Two steps with one optimizer and one with another: the update of step 3 happens once."""
+    model, handle = sparse_tables(update_interval=3)
+    old = torch.optim.SGD(model.parameters(), lr=0.01)
+    train(model, handle, 2, old)
+    train(model, handle, 1, torch.optim.Adam(model.parameters()))
+    assert handle.explorer.updates == 1
+    loss(model).backward()
+    old.step()
+    assert handle.explorer.progress[0].step == 3
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def test_unknown_settings_are_refused_with_the_nearest() -> None:
+    """A misspelt setting must not pass silently; the model is left alone."""
+    model = tables()
+    with pytest.raises(ConfigError, match="update_interval"):
+        sparsify(model, 0.5, include=["*.weight"], update_intervall=3)
+    assert type(model["user"]) is nn.Embedding
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"density": 0.0}, "dsl_density=0.0"),
+        ({"density": 1.5}, "dsl_density=1.5"),
+        ({"grow": "acumulated_gradient"}, "did you mean 'accumulated_gradient'"),
+        ({"end": "30%"}, "dsl_end='30%' cannot be counted"),
+        ({"update_interval": "2 epochs"}, "dsl_update_interval='2 epochs' cannot be counted"),
+        ({"width": 128}, "dsl_width=128"),
+        ({"budget": 801}, "from 1 to 800 weights"),
+        ({"budget": "100B"}, "less than the index"),
+        ({"init": "nmf"}, "dsl_init='nmf' needs every sparse tensor"),
+    ],
+)
+def test_wrong_settings_are_refused(options: dict, message: str) -> None:
+    """One sentence that names key, value and what is allowed; the model is left alone."""
+    model = tables()
+    with pytest.raises(ConfigError, match=message):
+        sparsify(model, **{"include": ["*.weight"], "groups": "joint", **options})
+    assert type(model["user"]) is nn.Embedding
+    assert [n for n, _ in model.named_parameters()] == ["bias", "user.weight", "item.weight"]
+
+
+def test_a_refusal_for_the_last_group_leaves_the_first_alone() -> None:
+    """nmf knows users and items but no tags: all or nothing becomes sparse."""
+    model = tables()
+    model["tag"] = nn.Embedding(7, 8)
+    ids = torch.tensor([0, 1])
+    with pytest.raises(ConfigError, match="nmf"):
+        sparsify(
+            model, 0.5, include=["*.weight"], groups="per_tensor", init="nmf",
+            interactions=Interactions(ids, ids, 40, 60),
+        )  # fmt: skip
+    assert type(model["user"]) is nn.Embedding
+
+
+def test_too_little_growth_memory_is_refused_before_training() -> None:
+    """Not only when the first growth window opens, a hundred steps later."""
+    model = tables()
+    with pytest.raises(ConfigError, match="dsl_growth_memory=64 bytes is too small"):
+        handle = sparsify(
+            model, 0.5, include=["*.weight"], groups="joint", growth_memory=64,
+            update_interval=100, grow_window=1,
+        )  # fmt: skip
+        handle.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def test_a_model_that_is_sparse_already_is_refused() -> None:
+    """A second sparsify finds no dense tensor with the names."""
+    model, _ = sparse_tables()
+    with pytest.raises(TargetError):
+        sparsify(model, 0.1, include=["user.weight"])
+
+
+class MyAdam(torch.optim.Adam):
+    """A subclass may keep state of its own."""
+
+
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+@pytest.mark.parametrize(
+    "kind",
+    [MyAdam, torch.optim.Adamax, torch.optim.LBFGS, torch.optim.NAdam, torch.optim.ASGD],
+)
+def test_unknown_optimizers_are_refused_by_name(kind, storage: str) -> None:
+    """Their per-weight state might silently stay behind."""
+    model, handle = sparse_tables(storage=storage)
+    with pytest.raises(UnsupportedOptimizerError, match=f"optimizer {kind.__name__} "):
+        handle.attach(kind(model.parameters(), lr=0.1))
+
+
+def test_state_of_an_unknown_name_is_refused() -> None:
+    """An optimizer of a known class with foreign per-weight state does not move silently."""
+    model, handle = sparse_tables(update_interval=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle.attach(optimizer)
+    flat = handle.groups[0].weight
+    optimizer.state[flat]["lookahead"] = torch.zeros_like(flat)
+    loss(model).backward()
+    with pytest.raises(UnsupportedOptimizerError, match="'lookahead'"):
+        optimizer.step()
+
+
+def test_a_group_over_two_optimizers_is_refused() -> None:
+    """Only a masked group can be split; the message names it."""
+    model, handle = sparse_tables(storage="masked")
+    with pytest.raises(DSLError, match="group 'joint' is split over several optimizers"):
+        handle.attach(torch.optim.SGD([model["user"].weight], lr=0.1))
+
+
+def test_two_groups_with_two_optimizers_count_on_their_own() -> None:
+    """Each group follows the steps of its own optimizer."""
+    model, handle = sparse_tables(groups="per_tensor", update_interval=2)
+    user, item = (torch.optim.SGD([g.weight], lr=0.01) for g in handle.groups)
+    handle.attach(user)
+    handle.attach(item)
+    for step in range(2):
+        loss(model).backward()
+        user.step()
+        if step == 0:
+            item.step()
+    assert [p.step for p in handle.explorer.progress] == [2, 1]
+    assert [p.updates for p in handle.explorer.progress] == [1, 0]
+
+
+def test_budgets_in_weights_and_bytes() -> None:
+    """A budget takes the place of the density: in weights, or in bytes with the index."""
+    _, handle = sparse_tables(budget=123)
+    assert handle.live == 123
+    _, handle = sparse_tables(budget="1KiB")
+    group = handle.groups[0]
+    assert 1024 - 5 < group.weight_bytes + group.index_bytes <= 1024
+
+
+def test_erdos_renyi_shares_between_groups() -> None:
+    """With er a budget is split over groups by rows + columns: 48 : 68 of 200."""
+    _, handle = sparse_tables(groups="per_tensor", init="er")
+    assert [g.budget for g in handle.groups] == [83, 117]
+
+
+def test_nmf_values_are_used_when_asked_for() -> None:
+    """init_values='topology' starts from the factors, 'model' from the model's own values."""
+    users, items = torch.arange(40).repeat(3), torch.arange(120) % 60
+    known = Interactions(users, items, 40, 60)
+    _, own = sparse_tables(init="nmf", interactions=known)
+    _, proposed = sparse_tables(init="nmf", interactions=known, init_values="topology")
+    assert torch.equal(own.groups[0].live_positions(), proposed.groups[0].live_positions())
+    assert proposed.groups[0].values.min() >= 0 > own.groups[0].values.min()
+    _, masked = sparse_tables(init="nmf", interactions=known, init_values="topology", storage="masked")
+    assert torch.equal(masked.groups[0].live_values(), proposed.groups[0].live_values())
+
+
+def test_a_deep_copied_model_does_not_explore() -> None:
+    """Training the copy moves no topology and leaves the original alone."""
+    model, handle = sparse_tables(update_interval=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    handle.attach(optimizer)
+    twin = copy.deepcopy(model)
+    before = masks(twin)
+    other = torch.optim.SGD(twin.parameters(), lr=0.01)
+    loss(twin).backward()
+    other.step()
+    assert handle.explorer.progress[0].step == 0
+    assert all(torch.equal(before[n], m) for n, m in masks(twin).items())

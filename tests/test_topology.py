@@ -1,0 +1,195 @@
+"""Initial topologies: exact budgets, ties, seeds, Erdős–Rényi counts, and the nmf factors."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recbole_dsl.errors import ConfigError
+from recbole_dsl.sparsity.factors import degree_normalised, nonnegative_factors
+from recbole_dsl.sparsity.interactions import Interactions
+from recbole_dsl.sparsity.names import TOPOLOGIES_WITH_VALUES, TOPOLOGY_NAMES
+from recbole_dsl.sparsity.randomness import generator_for
+from recbole_dsl.sparsity.targets import list_tensors
+from recbole_dsl.sparsity.topology import TOPOLOGIES, Topology, TopologyContext, random_subset
+
+
+def context(shapes, budget: int, seed: int = 0, initial=None, factors=None) -> TopologyContext:
+    """A context with normal initial values and, where not given, random factors."""
+    draw = generator_for(7, "initial")
+    tables = initial or [torch.randn(*s, generator=draw) for s in shapes]
+    if factors is None:
+        factors = [torch.rand(*s, generator=draw) for s in shapes]
+    return TopologyContext(shapes, budget, tables, factors, generator_for(seed, "topology"))
+
+
+def build(name: str, *args, **more) -> Topology:
+    """Run the topology ``name`` on :func:`context`."""
+    return TOPOLOGIES[name](context(*args, **more))
+
+
+def test_table_has_exactly_the_names_that_settings_allow() -> None:
+    """Settings are checked against names.py."""
+    assert tuple(TOPOLOGIES) == TOPOLOGY_NAMES
+    proposing = [n for n in TOPOLOGY_NAMES if build(n, [(4, 3)], 5).values is not None]
+    assert tuple(proposing) == TOPOLOGIES_WITH_VALUES
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    name=st.sampled_from(TOPOLOGY_NAMES),
+    shapes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 6)), min_size=1, max_size=3),
+    data=st.data(),
+)
+def test_every_topology_has_exactly_its_budget(name, shapes, data) -> None:
+    """Distinct ascending int64 positions within the group, as many as the budget; same by seed."""
+    weights = sum(r * c for r, c in shapes)
+    budget = data.draw(st.integers(1, weights))
+    topology = build(name, shapes, budget)
+    positions = topology.live.tolist()
+    assert topology.live.dtype == torch.int64
+    assert positions == sorted(set(positions))
+    assert len(positions) == budget
+    assert 0 <= positions[0] <= positions[-1] < weights
+    assert torch.equal(topology.live, build(name, shapes, budget).live)
+
+
+@pytest.mark.parametrize("name", ["random", "er", "erk"])
+def test_random_topologies_depend_on_the_seed(name: str) -> None:
+    """Another seed, other positions."""
+    first, second = (build(name, [(50, 8)], 80, seed=s).live for s in (0, 1))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("k", [0, 1, 3, 9, 10])
+def test_random_subset_is_uniform(k: int) -> None:
+    """Over 2000 draws every one of ten numbers appears k/10 of the time, within five sigma."""
+    generator, draws = generator_for(3, "subset"), 2000
+    subsets = [random_subset(10, k, generator) for _ in range(draws)]
+    assert all(s.unique().numel() == k and s.dtype == torch.int64 for s in subsets)
+    counts = torch.bincount(torch.cat(subsets), minlength=10)
+    sigma = (draws * k / 10 * (1 - k / 10)) ** 0.5
+    assert (counts - draws * k / 10).abs().max() <= 5 * sigma
+
+
+def test_erdos_renyi_splits_by_rows_plus_columns() -> None:
+    """160 weights over 100×10 and 20×30 split as 110 : 50; a kernel counts only for erk."""
+    live = build("er", [(100, 10), (20, 30)], 160).live
+    assert int((live < 1000).sum()) == 110
+    shapes = [(8, 4, 3, 3), (20, 30)]
+    tables = [torch.zeros(8, 36), torch.zeros(20, 30)]
+    in_first = {name: int((build(name, shapes, 68, initial=tables).live < 288).sum()) for name in ("er", "erk")}
+    assert in_first == {"er": round(68 * 108 / 158), "erk": 18}
+
+
+def test_aligned_fills_the_same_columns_of_all_tables() -> None:
+    """3 + 2 rows, 12 weights: columns 0 and 1 of every row, then column 2 of the first two."""
+    live = build("aligned", [(3, 4), (2, 4)], 12).live.tolist()
+    assert live == [0, 1, 2, 4, 5, 6, 8, 9, 12, 13, 16, 17]
+
+
+def test_magnitude_takes_the_largest_values_over_the_group_lowest_position_first() -> None:
+    """|w| over both tables compete, ties go to the lower position."""
+    tables = [torch.tensor([[1.0, -3.0], [0.5, 1.0]]), torch.tensor([[2.0, -1.0]])]
+    assert build("magnitude", [(2, 2), (1, 2)], 3, initial=tables).live.tolist() == [0, 1, 4]
+    assert build("magnitude", [(2, 2), (1, 2)], 4, initial=tables).live.tolist() == [0, 1, 3, 4]
+
+
+def test_nmf_compares_rows_on_equal_terms() -> None:
+    """A row's entries are divided by its norm: (3, 4) gives .6 .8 and (30, 40) no more."""
+    factors = [torch.tensor([[30.0, 40.0], [3.0, 4.0], [5.0, 12.0]])]
+    assert build("nmf", [(3, 2)], 1, factors=factors).live.tolist() == [5]
+    assert build("nmf", [(3, 2)], 3, factors=factors).live.tolist() == [1, 3, 5]
+
+
+def test_nmf_fills_up_at_random_when_factors_are_zero() -> None:
+    """Rows without interactions have zero factors: all positive entries, then a random rest."""
+    factors = [torch.zeros(40, 4)]
+    factors[0][3] = torch.tensor([1.0, 2.0, 3.0, 0.0])
+    topology = build("nmf", [(40, 4)], 50, factors=factors)
+    assert topology.live.numel() == 50
+    assert {12, 13, 14} <= set(topology.live.tolist())
+    assert int(topology.values.count_nonzero()) == 3
+    rest = [t for t in topology.live.tolist() if t not in (12, 13, 14)]
+    assert min(rest) < 50 and max(rest) > 110, "the rest is spread over the whole table"
+    other = build("nmf", [(40, 4)], 50, seed=1, factors=factors)
+    assert not torch.equal(topology.live, other.live)
+
+
+def test_nmf_with_all_zero_factors_is_finite() -> None:
+    """No interactions at all: random positions, values zero, nothing is NaN."""
+    topology = build("nmf", [(5, 4)], 6, factors=[torch.zeros(5, 4)])
+    assert topology.values.tolist() == [0.0] * 6
+
+
+def test_nmf_values_have_the_scale_of_the_initial_values() -> None:
+    """Root mean square over live positions = that of the initial values; proportions stay."""
+    initial = [torch.full((2, 2), 0.02), torch.full((1, 2), -0.02)]
+    factors = [torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([[6.0, 8.0]])]
+    topology = build("nmf", [(2, 2), (1, 2)], 3, initial=initial, factors=factors)
+    assert topology.live.tolist() == [1, 3, 5]
+    assert topology.values.dtype == torch.float32
+    assert topology.values.pow(2).mean().sqrt().item() == pytest.approx(0.02)
+    ratios = topology.values / topology.values[0]
+    torch.testing.assert_close(ratios, torch.tensor([1.0, 1.25, 1.0]))
+
+
+def test_nmf_without_interactions_is_refused() -> None:
+    """The message names what is allowed instead."""
+    bad = TopologyContext([(2, 2)], 2, [torch.zeros(2, 2)], None, generator_for(0, "x"))
+    with pytest.raises(ConfigError, match="allowed without them are 'random'"):
+        TOPOLOGIES["nmf"](bad)
+
+
+def test_factors_find_blocks_and_leave_silent_rows_zero() -> None:
+    """Two blocks of users and items get separate factors; a user without items is all zero."""
+    pairs = [(u, i) for u in range(6) for i in range(4) if u < 5 and (u < 3) == (i < 2)]
+    users, items = torch.tensor(pairs).T
+    matrix = degree_normalised(users, items, 6, 4)
+    assert matrix.to_dense()[0, 0].item() == pytest.approx(1 / (2 * 3) ** 0.5)
+    w, h = nonnegative_factors(matrix, 2, generator_for(0, "nmf"), iterations=200)
+    assert w.min() >= 0 and h.min() >= 0
+    assert w[5].tolist() == [0.0, 0.0]
+    torch.testing.assert_close(w @ h.T, matrix.to_dense(), atol=1e-3, rtol=0)
+    assert set(w[:3].argmax(1).tolist()).isdisjoint(w[3:5].argmax(1).tolist())
+
+
+def test_repeated_interactions_count_once() -> None:
+    """R is binary."""
+    once = degree_normalised(torch.tensor([0, 1]), torch.tensor([0, 1]), 2, 2)
+    twice = degree_normalised(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 1]), 2, 2)
+    assert torch.equal(once.to_dense(), twice.to_dense())
+
+
+def test_interactions_tell_user_tables_from_item_tables() -> None:
+    """By the number of rows, by name when both fit, and None for anything else."""
+    model = torch.nn.Module()
+    model.user_embedding = torch.nn.Embedding(5, 2)
+    model.item_embedding = torch.nn.Embedding(4, 2)
+    model.other = torch.nn.Embedding(7, 2)
+    user, item, other = list_tensors(model)
+    ids = torch.tensor([0, 1])
+    different = Interactions(ids, ids, 5, 4)
+    assert [different.role(t) for t in (user, item, other)] == ["user", "item", None]
+    assert different.factors([user, other], 0) is None
+    w, h = different.factors([user, item], 0)
+    assert (w.shape, h.shape) == ((5, 2), (4, 2))
+    same = Interactions(ids, ids, 5, 5)
+    assert same.role(user) == "user"
+
+
+def test_nothing_draws_from_a_global_generator() -> None:
+    """torch's, numpy's and Python's own generators stay where they were."""
+    before = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
+    for name in TOPOLOGY_NAMES:
+        build(name, [(9, 4), (5, 4)], 20, factors=[torch.zeros(9, 4), torch.ones(5, 4)])
+    ids = torch.tensor([0, 1, 2])
+    nonnegative_factors(degree_normalised(ids, ids, 3, 3), 2, generator_for(0, "f"), 3)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert repr(np.random.get_state()) == before[1]
+    assert random.getstate() == before[2]
