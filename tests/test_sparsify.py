@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from recbole_dsl import SparseHandle, masks, sparsify
 from recbole_dsl.errors import ConfigError, DSLError, TargetError, UnsupportedOptimizerError
+from recbole_dsl.sparsity import topology
 from recbole_dsl.sparsity.interactions import Interactions
 
 
@@ -195,7 +196,7 @@ def test_unknown_settings_are_refused_with_the_nearest() -> None:
         ({"width": 128}, "dsl_width=128"),
         ({"budget": 801}, "from 1 to 800 weights"),
         ({"budget": "100B"}, "less than the index"),
-        ({"init": "nmf"}, "dsl_init='nmf' needs every sparse tensor"),
+        ({"init": "nmf"}, "dsl_init='nmf' needs the interactions of users and items"),
     ],
 )
 def test_wrong_settings_are_refused(options: dict, message: str) -> None:
@@ -207,17 +208,47 @@ def test_wrong_settings_are_refused(options: dict, message: str) -> None:
     assert [n for n, _ in model.named_parameters()] == ["bias", "user.weight", "item.weight"]
 
 
-def test_a_refusal_for_the_last_group_leaves_the_first_alone() -> None:
-    """nmf knows users and items but no tags: all or nothing becomes sparse."""
+def test_a_refusal_for_the_last_group_leaves_the_first_alone(monkeypatch) -> None:
+    """All or nothing becomes sparse."""
     model = tables()
     model["tag"] = nn.Embedding(7, 8)
-    ids = torch.tensor([0, 1])
-    with pytest.raises(ConfigError, match="nmf"):
-        sparsify(
-            model, 0.5, include=["*.weight"], groups="per_tensor", init="nmf",
-            interactions=Interactions(ids, ids, 40, 60),
-        )  # fmt: skip
+
+    def no_tags(context):
+        if context.shapes == [(7, 8)]:
+            raise ConfigError("no tags")
+        return topology.random(context)
+
+    monkeypatch.setitem(topology.TOPOLOGIES, "random", no_tags)
+    with pytest.raises(ConfigError, match="no tags"):
+        sparsify(model, 0.5, include=["*.weight"], groups="per_tensor", init="random")
     assert type(model["user"]) is nn.Embedding
+
+
+def test_nmf_takes_other_tensors_along() -> None:
+    """Users and items start at their factors, tags at random with the share of their size."""
+    model = tables()
+    model["tag"] = nn.Embedding(7, 8)
+    ids = torch.arange(40)
+    handle = sparsify(
+        model,
+        0.25,
+        include=["*.weight"],
+        groups="joint",
+        init="nmf",
+        interactions=Interactions(ids, ids, 40, 60),
+    )
+    live = {name: int(mask.sum()) for name, mask in handle.masks().items()}
+    assert live["tag.weight"] == 14
+    assert sum(live.values()) == handle.live == handle.budget == 214
+
+
+def test_nmf_without_a_user_or_item_table_is_refused() -> None:
+    """The message names what it found and what is allowed."""
+    model = nn.ModuleDict({"tag": nn.Embedding(7, 8)})
+    ids = torch.tensor([0, 1])
+    with pytest.raises(ConfigError, match=r"needs a user or an item table .* which are tag\.weight"):
+        sparsify(model, 0.5, include=["*.weight"], init="nmf", interactions=Interactions(ids, ids, 40, 60))
+    assert type(model["tag"]) is nn.Embedding
 
 
 def test_too_little_growth_memory_is_refused_before_training() -> None:

@@ -176,9 +176,8 @@ def test_interactions_tell_user_tables_from_item_tables() -> None:
     ids = torch.tensor([0, 1])
     different = Interactions(ids, ids, 5, 4)
     assert [different.role(t) for t in (user, item, other)] == ["user", "item", None]
-    assert different.factors([user, other], 0) is None
-    w, h = different.factors([user, item], 0)
-    assert (w.shape, h.shape) == ((5, 2), (4, 2))
+    w, nothing, h = different.factors([user, other, item], 0)
+    assert (w.shape, nothing, h.shape) == ((5, 2), None, (4, 2))
     same = Interactions(ids, ids, 5, 5)
     assert same.role(user) == "user"
 
