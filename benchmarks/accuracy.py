@@ -4,7 +4,8 @@
 
 Every finished cell is one JSON line, and a cell that is there already is not run again, so the
 script can be stopped and goes on where it was. ``python benchmarks/accuracy.py --table FILE``
-prints the averages over seeds. Learning rates are chosen on validation NDCG@10 with the first seed.
+prints the averages over seeds. The learning rates of dense and narrow are chosen on validation
+NDCG@10 with the first seed; ours are not tuned.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +36,48 @@ PROTOCOL = {
     "show_progress": False,
     "state": "ERROR",
 }
-RATES = {"dense": (0.002, 0.005), "narrow": (0.002, 0.005, 0.01)}
-SPARSE_RATE = {"LightGCN": 0.005, "BPR": 0.003}
-NARROW = {0.125: 11, 0.05: 5}  # the largest d whose weight bytes ≤ weight + index bytes
+FROM_FACTORS = {"dsl_init_values": "topology", "dsl_update_ratio": 0.2}
+FROM_MODEL = {"dsl_init_values": "model", "dsl_update_ratio": 0.5}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run for a model.
+
+    ``dense``, ``narrow``: learning rates to choose from; ``narrow_size``: the settings that make the
+    model narrow, the largest size whose weight bytes ≤ the sparse model's weight + index bytes;
+    ``rate``: the learning rate of our methods; ``methods`` and, with one seed each, ``trials``:
+    other settings of ``dsl_plus`` that its defaults were chosen from.
+    """
+
+    dense: tuple[float, ...]
+    narrow: tuple[float, ...]
+    narrow_size: dict[str, int]
+    rate: float
+    methods: tuple[str, ...]
+    trials: dict[str, dict[str, Any]]
+    density: float = 0.125
+
+
+TRIALS = {"from the factors' values": FROM_FACTORS, "from the model's values": FROM_MODEL}
+PLANS = {
+    "LightGCN": Plan(
+        dense=(0.002, 0.005, 0.01), narrow=(0.005, 0.01, 0.02), narrow_size={"embedding_size": 11},
+        rate=0.005, methods=("dsl_plus", "dsl", "static"), trials=TRIALS,
+    ),
+    "BPR": Plan(
+        dense=(0.001, 0.002, 0.005), narrow=(0.002, 0.005, 0.01), narrow_size={"embedding_size": 11},
+        rate=0.003, methods=("dsl_plus", "dsl", "static"), trials=TRIALS,
+    ),
+    "NeuMF": Plan(
+        dense=(0.0005, 0.001, 0.002), narrow=(), narrow_size={},
+        rate=0.001, methods=("dsl_plus", "dsl"), trials=TRIALS,
+    ),
+    "MultiVAE": Plan(
+        dense=(0.0005, 0.001, 0.002), narrow=(), narrow_size={},
+        rate=0.001, methods=("dsl",), trials={}, density=0.5,
+    ),
+}  # fmt: skip
 
 
 Cell = dict[str, Any]
@@ -63,9 +104,10 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 
         from recbole_dsl import run_recbole_dsl
 
-        sys.argv = sys.argv[:1]
         settings["dsl_method"] = cell["method"]
-        return asdict(run_recbole_dsl(cell["model"], "ml-100k", config_dict=settings))
+        result = asdict(run_recbole_dsl(cell["model"], "ml-100k", config_dict=settings))
+        del result["environment"]  # beside the result, in every line
+        return result
 
 
 def run_missing(cell: Cell, out: Path) -> dict[str, Any]:
@@ -79,17 +121,19 @@ def run_missing(cell: Cell, out: Path) -> dict[str, Any]:
         result = Path(folder) / "result.json"
         command = [sys.executable, __file__, "--cell", key_of(cell), "--out", str(result)]
         subprocess.run(command, check=True, cwd=folder)
-        line = {"cell": cell, "result": json.loads(result.read_text())}
+        line = {"cell": cell, **json.loads(result.read_text())}
     with out.open("a") as file:
         file.write(json.dumps(line) + "\n")
     print(cell["model"], cell["label"], cell["seed"], line["result"]["test_result"], flush=True)
     return line
 
 
-def tuned(model: str, label: str, method: str, settings: dict, out: Path) -> Iterator[Cell]:
+def tuned(
+    model: str, label: str, method: str, settings: dict, rates: tuple[float, ...], out: Path
+) -> Iterator[Cell]:
     """Cells of a baseline whose learning rate is tuned with the first seed."""
     trials = []
-    for rate in RATES[method]:
+    for rate in rates:
         cell = {
             "model": model,
             "label": label,
@@ -109,30 +153,31 @@ def tuned(model: str, label: str, method: str, settings: dict, out: Path) -> Ite
         }
 
 
-def grid(model: str, density: float, out: Path) -> Iterator[Cell]:
+def grid(model: str, out: Path) -> Iterator[Cell]:
     """All cells of a model."""
-    yield from tuned(model, "dense", "dense", {}, out)
-    narrow = NARROW[density]
-    yield from sparse(model, density, "dsl_plus")
-    yield from tuned(model, f"narrow d={narrow}", "narrow", {"embedding_size": narrow}, out)
-    yield from sparse(model, density, "dsl")
-    yield from sparse(model, density, "static")
-    plain = {"dsl_init_values": "model", "dsl_update_ratio": 0.5}
-    yield from list(sparse(model, density, "dsl_plus", "dsl_plus from the model's values", plain))[:1]
+    plan = PLANS[model]
+    yield from tuned(model, "dense", "dense", {}, plan.dense, out)
+    if plan.narrow:
+        size = next(iter(plan.narrow_size.values()))
+        yield from tuned(model, f"narrow d={size}", "narrow", plan.narrow_size, plan.narrow, out)
+    for label, settings in plan.trials.items():
+        yield from sparse(model, "dsl_plus", f"dsl_plus {label}", settings, SEEDS[:1])
+    for method in plan.methods:
+        yield from sparse(model, method, method, {}, SEEDS)
 
 
 def sparse(
-    model: str, density: float, method: str, label: str = "", more: dict[str, Any] | None = None
+    model: str, method: str, label: str, settings: dict[str, Any], seeds: tuple[int, ...]
 ) -> Iterator[Cell]:
-    """Cells of one of our methods, all with one learning rate, which is not tuned per method."""
-    settings = {"dsl_density": density, "learning_rate": SPARSE_RATE[model], **(more or {})}
-    for seed in SEEDS:
+    """Cells of one of our methods."""
+    plan = PLANS[model]
+    for seed in seeds:
         yield {
             "model": model,
-            "label": label or f"{method} {density}",
+            "label": f"{label}, density {plan.density}",
             "method": method,
             "seed": seed,
-            "settings": settings,
+            "settings": {"dsl_density": plan.density, "learning_rate": plan.rate, **settings},
         }
 
 
@@ -161,8 +206,7 @@ def main() -> None:
     """Run the grid, one cell, or print the table."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/accuracy.jsonl")
-    options.add_argument("--model", default="LightGCN")
-    options.add_argument("--density", type=float, default=0.125)
+    options.add_argument("--model", default="LightGCN", choices=PLANS)
     options.add_argument("--cell")
     options.add_argument("--table", type=Path)
     chosen = options.parse_args()
@@ -170,9 +214,12 @@ def main() -> None:
     if chosen.table:
         print(table(chosen.table))
     elif chosen.cell:
-        chosen.out.write_text(json.dumps(run_cell(json.loads(chosen.cell))))
+        from benchmarks.provenance import provenance
+
+        told = {**provenance(), "result": run_cell(json.loads(chosen.cell))}
+        chosen.out.write_text(json.dumps(told))
     else:
-        for cell in grid(chosen.model, chosen.density, chosen.out.resolve()):
+        for cell in grid(chosen.model, chosen.out.resolve()):
             run_missing(cell, chosen.out.resolve())
 
 

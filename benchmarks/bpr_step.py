@@ -13,7 +13,6 @@ import argparse
 import gc
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,9 +25,9 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.provenance import provenance  # noqa: E402
 from recbole_dsl import sparsify  # noqa: E402
 from recbole_dsl.costs import held_bytes  # noqa: E402
-from recbole_dsl.results import environment  # noqa: E402
 
 DENSITIES = (0.5, 0.1, 0.05)
 
@@ -151,12 +150,6 @@ def measure(rows: int, columns: int, batch: int, rounds: int, per_round: int) ->
     return result
 
 
-def commit() -> str:
-    """The commit this was measured at, with a mark if the tree had changes."""
-    run = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return run.stdout.strip() or "unknown"
-
-
 def main() -> None:
     """Measure, print a table, write JSON."""
     options = argparse.ArgumentParser(description=__doc__)
@@ -176,21 +169,10 @@ def main() -> None:
             f"| {row['variant']} | {row['median_ms']} | {row['times_faster']} | {row['held_bytes'] / 1e6:.1f} |"
         )
     if chosen.out:
-        setting = {k: str(v) for k, v in vars(chosen).items() if k != "out"}
+        setting = {k: v for k, v in vars(chosen).items() if k != "out"}
+        told = {**provenance(), "seed": 0, "setting": setting, "rows": rows}
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        chosen.out.write_text(
-            json.dumps(
-                {
-                    "environment": environment(),
-                    "commit": commit(),
-                    "seed": 0,
-                    "setting": setting,
-                    "rows": rows,
-                },
-                indent=2,
-            )
-            + "\n"
-        )
+        chosen.out.write_text(json.dumps(told, indent=2) + "\n")
 
 
 if __name__ == "__main__":

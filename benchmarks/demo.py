@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.baseline import run_recbole_itself  # noqa: E402
+from benchmarks.provenance import provenance  # noqa: E402
 from recbole_dsl import run_recbole_dsl  # noqa: E402
-from recbole_dsl.results import environment  # noqa: E402
 
 DENSITY = 0.1
 METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
@@ -91,9 +91,8 @@ def main() -> None:
     print(markdown(rows))
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(
-            json.dumps({"environment": environment(), "settings": SETTINGS, "rows": rows}, indent=2) + "\n"
-        )
+        told = {**provenance(), "settings": {**SETTINGS, "epochs": chosen.epochs}, "rows": rows}
+        out.write_text(json.dumps(told, indent=2) + "\n")
 
 
 if __name__ == "__main__":
