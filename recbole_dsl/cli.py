@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 
 from .command_line import RECBOLE_OPTIONS, check_command_line
@@ -52,6 +53,9 @@ def run(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0, or 2 after one sentence about what was wrong."""
+    if not sys.warnoptions:
+        # RecBole's code uses what torch and pandas have deprecated; its users can do nothing about it.
+        warnings.filterwarnings("ignore", module=r"recbole\.")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["train"]:
         arguments = arguments[1:]

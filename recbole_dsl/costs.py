@@ -6,7 +6,7 @@ import contextlib
 import copy
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,11 @@ _PRODUCTS = {
     aten.addmm.default: (1, 2),
     aten.bmm.default: (0, 1),
     aten.baddbmm.default: (1, 2),
+    aten.mv.default: (0, 1),
+    aten.addmv.default: (1, 2),
+    aten.dot.default: (0, 1),
 }
+"""Products of two tensors, and which arguments those are."""
 
 
 def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, groups: Sequence[Group]) -> dict:
@@ -60,13 +64,37 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-class MacCounter(TorchDispatchMode):
-    """Counts MACs of all products while active, whatever model runs.
+def _attention_macs(args: tuple) -> float:
+    """Scores and weighted values: 2 · queries · keys · width, per batch and head."""
+    query, key = args[0], args[1]
+    return 2.0 * query.numel() * key.shape[-2]
 
-    Matrix products count n·k·m, a sparse matrix its stored entries times the other's columns.
+
+def _rnn_layer_macs(args: tuple) -> float:
+    """Every weight of the input and the recurrent matrix once per step and sequence."""
+    sequences, input_weight, hidden_weight = args[0], args[1], args[2]
+    steps = sequences.numel() / sequences.shape[-1]
+    return steps * (input_weight.numel() + hidden_weight.numel())
+
+
+_FUSED: dict[str, Callable[[tuple], float]] = {
+    "_scaled_dot_product_flash_attention_for_cpu": _attention_macs,
+    "_scaled_dot_product_flash_attention": _attention_macs,
+    "_scaled_dot_product_efficient_attention": _attention_macs,
+    "_scaled_dot_product_cudnn_attention": _attention_macs,
+    "mkldnn_rnn_layer": _rnn_layer_macs,
+}
+"""Kernels that hold products within, by name; not every torch has each."""
+
+
+class MacCounter(TorchDispatchMode):
+    """Counts MACs of products while active, whatever model runs.
+
+    Matrix products count n·k·m, a sparse matrix its stored entries times the other's columns or rows.
     A product with a whole packed weight counts live weights only, however it is executed.
     Element-wise products of floating-point tensors count one per element of the result, and looked-up
-    embedding entries one per live weight (RecBole counts embeddings in the same way).
+    embedding entries one per live weight (RecBole counts embeddings in the same way). Recurrent layers
+    on CUDA and products of two sparse matrices are not counted.
     """
 
     def __init__(self, groups: Sequence[Group]) -> None:
@@ -81,7 +109,9 @@ class MacCounter(TorchDispatchMode):
         if func in _PRODUCTS:
             a, b = (args[i] for i in _PRODUCTS[func])
             self.macs += self._product(a, b)
-        elif func is aten.mul.Tensor and torch.is_floating_point(result):
+        elif func.overloadpacket.__name__ in _FUSED:
+            self.macs += _FUSED[func.overloadpacket.__name__](args)
+        elif func in (aten.mul.Tensor, aten.mul_.Tensor) and torch.is_floating_point(result):
             self.macs += result.numel() if result.layout == torch.strided else result._nnz()
         elif func is aten.embedding.default:
             self.macs += result.numel() * self._density(args[0])
@@ -94,10 +124,11 @@ class MacCounter(TorchDispatchMode):
         self.macs += live
 
     def _product(self, a: Tensor, b: Tensor) -> float:
-        for one, other in ((a, b), (b, a)):
-            if one.layout != torch.strided:
-                return float(one._nnz() * other.shape[-1])
-        dense = float(a.numel() * b.shape[-1])
+        if a.layout != torch.strided:
+            return float(a._nnz() * (b.shape[-1] if b.dim() > 1 else 1))
+        if b.layout != torch.strided:
+            return float(b._nnz() * a.shape[0])
+        dense = float(a.numel() * (b.shape[-1] if b.dim() > 1 else 1))
         return dense * min(self._density(a), self._density(b))
 
     def _density(self, tensor: Tensor) -> float:

@@ -34,6 +34,10 @@ class StaleGraphError(DSLError, RuntimeError):
     """A backward pass ran through a graph built before the topology changed."""
 
 
+class SecondOrderError(DSLError, RuntimeError):
+    """A gradient of a gradient was asked for with respect to packed weights."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the known word nearest to ``word``, or ``""``."""
     close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)

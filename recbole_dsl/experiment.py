@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from .settings import DSLConfig
 compat.apply()  # before anything of RecBole is imported
 
 from recbole.data import create_dataset, data_preparation  # noqa: E402
+from recbole.data.dataloader import FullSortEvalDataLoader  # noqa: E402
 from recbole.data.transform import construct_transform  # noqa: E402
 from recbole.utils import get_environment, get_flops, init_logger, init_seed, set_color  # noqa: E402
 
@@ -178,11 +179,23 @@ def _costs(
     return {
         "seconds_per_epoch": sum(seconds) / len(seconds) if seconds else None,
         **held_bytes(trainer.model, trainer.optimizer, trainer.sparse.groups),
+        "exploration_record_bytes": trainer.sparse.explorer.record_bytes,
+        "growth_bytes": trainer.sparse.explorer.growth_bytes,
         "peak_memory_bytes": peak_memory_bytes(torch.device(config["device"])),
         "checkpoint_bytes": path.stat().st_size if saved and path.exists() else None,
-        "macs_per_training_step": _training_macs(trainer, train_data),
-        "macs_per_recommended_user": _user_macs(trainer, test_data),
+        "macs_per_training_step": _or_none(_training_macs, trainer, train_data),
+        "macs_per_recommended_user": _or_none(_user_macs, trainer, test_data),
     }
+
+
+def _or_none(measure: Callable[[Any, Any], float | None], trainer: Any, data: Any) -> float | None:
+    """A figure, or None and a warning: a cost that cannot be had must not cost the result."""
+    try:
+        return measure(trainer, data)
+    except Exception as error:
+        name = measure.__name__.strip("_")
+        getLogger().warning(f"{name} of {type(trainer.model).__name__} are unknown: {error!r}")
+        return None
 
 
 def _training_macs(trainer: Any, train_data: Any) -> float | None:
@@ -196,10 +209,15 @@ def _training_macs(trainer: Any, train_data: Any) -> float | None:
 
 
 def _user_macs(trainer: Any, test_data: Any) -> float | None:
-    """MACs per user of scoring all items, with what the model caches between users computed."""
+    """MACs per user of scoring what the evaluation ranks, model caches filled before.
+
+    That is all items, or the sampled ones. None where an evaluation knows no users (labelled rows).
+    """
     with undisturbed():
         batch = next(iter(test_data))
-    full = len(batch) == 4 and type(test_data).__name__ == "FullSortEvalDataLoader"
+    full = isinstance(test_data, FullSortEvalDataLoader)
+    if not full and batch[2] is None:
+        return None
     score = trainer._full_sort_batch_eval if full else trainer._neg_sample_batch_eval
     users = len(batch[0]) if full else int(batch[2][-1]) + 1
     trainer.model.eval()

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import ConfigError, TargetError
+from .errors import ConfigError, DSLError, TargetError
 from .packed.group import PackedGroup
 from .packed.index import table_shape
 from .packed.masked import MaskedGroup
 from .packed.surgery import check_uniform, mask, pack, unpack
+from .quantities import Budget
 from .settings import DSLConfig
 from .sparsity.budget import (
     allocate,
@@ -75,11 +76,20 @@ class SparseHandle:
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Start exploration with the steps of ``optimizer``, which must own whole groups.
 
+        With a gradient scaler, steps that it skips do not count. Its scale is known for optimizers
+        with fused kernels only, so with others a change of scale weights the steps of a growth window
+        unequally.
+
         Raises:
-            DSLError: a group is split over several optimizers.
+            DSLError: it owns no group (built before the module was made sparse), or a group is split
+                over several optimizers.
             UnsupportedOptimizerError: per-weight state of this optimizer is not understood.
         """
-        self.explorer.attach(optimizer)
+        if not self.explorer.attach(optimizer):
+            raise DSLError(
+                f"the optimizer {type(optimizer).__name__} owns no sparse group, so it would train none; "
+                "allowed is one built from module.parameters() after the module was made sparse."
+            )
 
     def unpack(self) -> nn.Module:
         """Restore the dense module in place (dead weights zero), stop exploring, return it."""
@@ -268,12 +278,15 @@ def _named_groups(
 def _budgets(plans: Sequence[GroupPlan], config: DSLConfig, dense: Callable[[TensorInfo], int]) -> list[int]:
     sizes = [sum(dense(t) for t in tensors) for _, tensors, _ in plans]
     caps = [sum(t.parameter.numel() for t in tensors) for _, tensors, _ in plans]
+    shares: list[float] = [float(size) for size in sizes]
+    if config.init in ("er", "erk"):
+        shares = [
+            sum(erdos_renyi_shares([t.shape for t in tensors], kernel=config.init == "erk"))
+            for _, tensors, _ in plans
+        ]
     if config.budget is None:
         wanted = [budget_of_density(size, config.density) for size in sizes]
-        if config.init in ("er", "erk") and len(plans) > 1:
-            shapes = [[t.shape for t in tensors] for _, tensors, _ in plans]
-            kernel = config.init == "erk"
-            shares = [sum(erdos_renyi_shares(group, kernel)) for group in shapes]
+        if config.init in ("er", "erk"):
             return _split(min(sum(wanted), sum(caps)), shares, caps)
         return [min(b, cap) for b, cap in zip(wanted, caps, strict=True)]
     if config.budget.unit == "weights":
@@ -282,15 +295,26 @@ def _budgets(plans: Sequence[GroupPlan], config: DSLConfig, dense: Callable[[Ten
                 f"dsl_budget={config.budget} is refused: allowed for these {len(plans)} sparse "
                 f"groups is a number from {len(plans)} to {sum(caps)} weights."
             )
-        return _split(config.budget.count, sizes, caps)
+        return _split(config.budget.count, shares, caps)
+    return _budgets_of_bytes(plans, config.budget, shares)
+
+
+def _budgets_of_bytes(plans: Sequence[GroupPlan], total: Budget, shares: Sequence[float]) -> list[int]:
+    """Budgets whose values and index fit into the groups' shares of ``total`` bytes."""
     result = []
-    for (name, tensors, _), size in zip(plans, sizes, strict=True):
-        memory = config.budget.count * size // sum(sizes)
+    for (name, tensors, storage), share in zip(plans, shares, strict=True):
+        if storage == "masked":
+            raise ConfigError(
+                f"dsl_budget={total} is refused, because sparse group {name!r} is masked and takes more "
+                "than the dense weights whatever its budget; allowed are a number of weights, and "
+                "packed groups."
+            )
+        memory = int(total.count * share / sum(shares))
         tables = [table_shape(t.shape) for t in tensors]
         budget = budget_of_bytes(memory, tables, tensors[0].parameter.element_size())
         if budget < 1:
             raise ConfigError(
-                f"dsl_budget={config.budget} leaves {memory} bytes for sparse group {name!r}, less "
+                f"dsl_budget={total} leaves {memory} bytes for sparse group {name!r}, less "
                 f"than the index of its {sum(rows for rows, _ in tables)} rows takes; allowed is "
                 "more."
             )

@@ -8,6 +8,7 @@ import os
 import platform
 import tempfile
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,14 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def recbole_version() -> str | None:
+    """Version of the installed RecBole, None without one."""
+    try:
+        return metadata.version("recbole")
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def environment() -> dict[str, Any]:
     """Versions and machine of this process."""
     import numpy
@@ -84,7 +93,7 @@ def environment() -> dict[str, Any]:
 
     return {
         "recbole_dsl": __version__,
-        "recbole": "1.2.1",
+        "recbole": recbole_version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,

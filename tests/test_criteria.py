@@ -70,6 +70,13 @@ def test_set_takes_the_rest_from_the_other_sign() -> None:
     assert dropped("set", torch.tensor([3.0, 5.0, -1.0, 2.0, 4.0]), 4) == [0, 2, 3, 4]
 
 
+def test_set_takes_infinite_weights_last_and_none_twice() -> None:
+    """Of two positive and two negative ones, all four."""
+    inf = float("inf")
+    assert dropped("set", torch.tensor([inf, -1.0, -2.0, inf]), 4) == [0, 1, 2, 3]
+    assert dropped("set", torch.tensor([inf, -1.0, 2.0, -inf]), 2) == [1, 2]
+
+
 def test_taylor_drops_the_smallest_product_with_the_gradient() -> None:
     """A large weight without gradient goes before a small one with much gradient."""
     values, gradients = torch.tensor([5.0, 0.1, 1.0]), torch.tensor([0.0, -20.0, 1.0])

@@ -116,6 +116,51 @@ def test_training_state_stays_near_the_density(optimizer: str, growth_memory: in
     assert handle.explorer.updates == 2
 
 
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The most bytes of CPU memory that torch holds during ``run`` beyond what it held before."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        run()
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+def test_peak_bytes_sees_what_is_freed_again() -> None:
+    """Two tensors of 4 MB, one after the other's death, and one of 8 MB."""
+
+    def run() -> None:
+        torch.zeros(10**6)
+        torch.zeros(10**6)
+        torch.zeros(2 * 10**6)
+
+    assert 8 * 10**6 <= peak_bytes(run) < 8.1 * 10**6
+
+
+@pytest.mark.parametrize("grow", ["accumulated_gradient", "last_gradient", "random_never_live"])
+def test_an_update_takes_little_beside_the_live_weights(grow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes through the growth scores block by block and makes no second table of them."""
+    monkeypatch.setattr("recbole_dsl.sparsity.update.SLOTS_PER_BLOCK", 50_000)
+    torch.manual_seed(0)
+    model = BPR()
+    handle = sparsify(
+        model, DENSITY, groups="joint", update_interval=2, grow_window=1, grow=grow, growth_memory=None
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    handle.attach(optimizer)
+    draw = torch.Generator().manual_seed(1)
+    model.loss(draw).backward()
+    optimizer.step()
+    assert (handle.explorer.growth_bytes > 0) == (grow != "random_never_live")
+    optimizer.zero_grad()
+    model.loss(draw).backward()
+    live_positions_as_int64 = 8 * handle.budget
+    assert peak_bytes(optimizer.step) < 9 * live_positions_as_int64  # a table of scores is as large as 5
+    assert handle.explorer.updates == 1
+
+
 def test_the_walk_sees_a_dense_training() -> None:
     """The counting itself: dense training really holds what the tests above divide by."""
     walk = Walk()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from recbole_dsl import sparsify
-from recbole_dsl.errors import StaleGraphError
+from recbole_dsl.errors import SecondOrderError, StaleGraphError
 from recbole_dsl.packed.group import PackedGroup
 from recbole_dsl.packed.surgery import pack, unpack
 from recbole_dsl.sparsity.randomness import generator_for
@@ -382,8 +382,23 @@ def change_type(model: nn.Module) -> None:
     change_values(model)
 
 
-@pytest.mark.parametrize("mode", ["train", "eval"])
-@pytest.mark.parametrize("change", [change_by_optimizer, change_by_load, change_values, change_type])
+def change_by_replacing(model: nn.Module) -> None:
+    """As torch.nn.utils.vector_to_parameters does."""
+    group_of(model).values.data = group_of(model).values.detach() * 2
+
+
+def change_data(model: nn.Module) -> None:
+    """As weight averaging does before an evaluation; the version counter does not move."""
+    group_of(model).values.data.mul_(2)
+
+
+CHANGES = [change_by_optimizer, change_by_load, change_values, change_type, change_by_replacing]
+
+
+@pytest.mark.parametrize(
+    ("mode", "change"),
+    [*((mode, change) for mode in ("train", "eval") for change in CHANGES), ("eval", change_data)],
+)
 def test_dense_copies_follow_every_change(mode: str, change: Callable[[nn.Module], None]) -> None:
     """A cached table is never older than the values."""
     packed, _ = twins()
@@ -493,6 +508,53 @@ def test_state_dict_round_trip_through_a_file() -> None:
     assert torch.equal(other(USERS, ITEMS), packed(USERS, ITEMS))
     for name, mask in group_of(packed).masks().items():
         assert torch.equal(mask, group_of(other).masks()[name])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda s: s["packed_joint.row_pointers"].zero_(),
+        lambda s: s["packed_joint.row_pointers"].copy_(s["packed_joint.row_pointers"].flip(0)),
+        lambda s: s["packed_joint.column_ids"].fill_(255),
+        lambda s: s["packed_joint.column_ids"].zero_(),
+    ],
+    ids=["no rows", "falling", "beyond the columns", "repeated"],
+)
+def test_a_state_dict_without_a_valid_index_is_refused(spoil) -> None:
+    """Live weights in the wrong place, or none, never load silently; the model stays as it was."""
+    model = Mixed()
+    pack_some(model)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = {k: v.clone() for k, v in before.items()}
+    spoil(state)
+    with pytest.raises(RuntimeError, match="are no index of"):
+        model.load_state_dict(state)
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items() if "packed" in k)
+
+
+def test_gradients_of_gradients_are_refused_by_name() -> None:
+    """They would end at the packed values without a word; of looked-up rows they are right."""
+    model = Mixed()
+    group = pack_some(model)
+    table = model.user
+    rows = table(torch.tensor([1, 2]))
+    (gradient,) = torch.autograd.grad(rows.pow(3).sum(), rows, create_graph=True)
+    gradient.pow(2).sum().backward()
+    assert group.weight.grad.any()
+    with pytest.raises(SecondOrderError, match="'joint'"):
+        torch.autograd.grad(table(torch.tensor([1])).pow(3).sum(), group.weight, create_graph=True)
+
+
+def test_sparse_gradients_of_a_whole_table() -> None:
+    """``F.embedding(ids, table.weight, sparse=True)`` hands back a sparse gradient."""
+    model = Mixed()
+    group, table = pack_some(model), model.user
+    found = []
+    for sparse in (True, False):
+        model.zero_grad()
+        nn.functional.embedding(torch.tensor([1, 2, 1]), table.weight, sparse=sparse).pow(2).sum().backward()
+        found.append(group.weight.grad)
+    assert found[0].any() and torch.equal(*found)
 
 
 def test_state_dict_of_another_budget_is_refused() -> None:

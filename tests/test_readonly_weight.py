@@ -235,6 +235,15 @@ def write_assignment(m: Model) -> None:
     m.table.weight = nn.Parameter(torch.ones(6, 4))
 
 
+def write_set(m: Model) -> None:
+    m.table.weight.data.set_(torch.ones(6, 4))
+
+
+def write_gradient(m: Model) -> None:
+    """A gradient put where no optimizer looks for it."""
+    m.table.weight.grad = torch.ones(6, 4)
+
+
 def write_reset_parameters(m: Model) -> None:
     m.table.reset_parameters()
 

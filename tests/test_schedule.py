@@ -35,6 +35,12 @@ def test_ratio_by_hand(schedule: str, step: int, expected: float) -> None:
     assert update_ratio(schedule, step, 100, 0.5, 0.1) == pytest.approx(expected, abs=1e-12)
 
 
+@given(low=st.floats(0, 1), high=st.floats(0, 1))
+def test_a_constant_ratio_is_the_one_that_was_set(low: float, high: float) -> None:
+    """To the last bit, or floor(α · budget) would be one short: 0.05 + (0.21 - 0.05) < 0.21."""
+    assert update_ratio("constant", 3, 10, high, low) == high
+
+
 @settings(max_examples=80, deadline=None)
 @given(
     schedule=st.sampled_from(SCHEDULE_NAMES),

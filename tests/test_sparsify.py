@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from recbole_dsl import SparseHandle, masks, sparsify
-from recbole_dsl.errors import ConfigError, DSLError, TargetError, UnsupportedOptimizerError
+from recbole_dsl.errors import (
+    ConfigError,
+    DSLError,
+    PackedWriteError,
+    TargetError,
+    UnsupportedOptimizerError,
+)
 from recbole_dsl.sparsity import topology
 from recbole_dsl.sparsity.interactions import Interactions
+from recbole_dsl.sparsity.targets import list_tensors
 
 
 def tables() -> nn.ModuleDict:
@@ -267,6 +275,21 @@ def test_a_model_that_is_sparse_already_is_refused() -> None:
     model, _ = sparse_tables()
     with pytest.raises(TargetError):
         sparsify(model, 0.1, include=["user.weight"])
+    with pytest.raises(TargetError):
+        sparsify(model, 0.1, include=["packed_joint.weight"])
+    masked, _ = sparse_tables(storage="masked")
+    with pytest.raises(TargetError, match="sparse already"):
+        sparsify(masked, 0.1, include=["user.weight"])
+
+
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+def test_an_optimizer_from_before_is_refused(storage: str) -> None:
+    """It holds the dense tables, which packing has taken out of the model, or nothing of it."""
+    model = tables()
+    early = torch.optim.SGD(model.parameters() if storage == "packed" else [model.bias], lr=0.1)
+    handle = sparsify(model, 0.2, include=["*.weight"], groups="joint", storage=storage)
+    with pytest.raises(DSLError, match="SGD owns no sparse group"):
+        handle.attach(early)
 
 
 class MyAdam(torch.optim.Adam):
@@ -351,10 +374,138 @@ def test_a_deep_copied_model_does_not_explore() -> None:
     model, handle = sparse_tables(update_interval=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     handle.attach(optimizer)
-    twin = copy.deepcopy(model)
+    twin, own = copy.deepcopy(model), masks(model)
     before = masks(twin)
     other = torch.optim.SGD(twin.parameters(), lr=0.01)
-    loss(twin).backward()
-    other.step()
-    assert handle.explorer.progress[0].step == 0
+    for _ in range(3):
+        loss(twin).backward()
+        other.step()
+    assert handle.explorer.updates == 0
     assert all(torch.equal(before[n], m) for n, m in masks(twin).items())
+    loss(model).backward()
+    optimizer.step()
+    assert handle.explorer.updates == 1
+    assert all(torch.equal(before[n], m) for n, m in masks(twin).items())
+    assert any(not torch.equal(own[n], m) for n, m in masks(model).items())
+
+
+def dead_values(model: nn.Module) -> Tensor:
+    """What dense tensors under a mask hold at dead positions."""
+    return torch.cat([dict(model.named_parameters())[n][~m] for n, m in masks(model).items()])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        copy.deepcopy,
+        lambda m: pickle.loads(pickle.dumps(m)),
+        lambda m: (m.load_state_dict(m.state_dict(), assign=True), m)[1],
+    ],
+    ids=["deepcopy", "pickle", "assign"],
+)
+def test_masked_weights_stay_dead_in_copies(change) -> None:
+    """Copies and models whose parameters were replaced by loading keep their masks while training."""
+    model, _ = sparse_tables(storage="masked")
+    model = change(model)
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    for _ in range(3):
+        loss(model).backward()
+        optimizer.step()
+    assert dead_values(model).numel() and not dead_values(model).any()
+
+
+def test_a_write_into_a_masked_tensor_is_undone_at_dead_positions() -> None:
+    """The dense tensor takes the write; the next step clears what does not live."""
+    model, handle = sparse_tables(storage="masked")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle.attach(optimizer)
+    with torch.no_grad():
+        model["user"].weight.fill_(1.0)
+    loss(model).backward()
+    optimizer.step()
+    assert not dead_values(model).any()
+
+
+def test_masked_tensors_of_any_memory_layout() -> None:
+    """A transposed parameter and a channels-last convolution move their masks."""
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.turned = nn.Parameter(torch.randn(40, 30).t())
+            self.conv = nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+
+    model = Odd()
+    handle = sparsify(model, 0.3, include=["turned", "conv.weight"], storage="masked", update_interval=1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    handle.attach(optimizer)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (model.turned.sin().sum() + model.conv(torch.randn(1, 4, 6, 6)).pow(2).sum()).backward()
+        optimizer.step()
+    assert handle.explorer.updates == 3 and handle.live == handle.budget
+    assert not dead_values(model).any()
+
+
+def test_erdos_renyi_shares_hold_for_every_kind_of_budget() -> None:
+    """As a density, a number of weights or bytes: the split over groups is the same rule."""
+    by_density = sparse_tables(density=0.25, groups="per_tensor", init="er")[1]
+    by_count = sparse_tables(budget=by_density.budget, groups="per_tensor", init="er")[1]
+    assert [g.budget for g in by_density.groups] == [g.budget for g in by_count.groups]
+    by_bytes = sparse_tables(budget="2kB", groups="per_tensor", init="er")[1]
+    user, item = (g.weight_bytes + g.index_bytes for g in by_bytes.groups)
+    assert user + item <= 2000 and abs(user / item - 48 / 68) < 0.02
+
+
+def test_bytes_are_no_budget_for_masked_tensors() -> None:
+    """They take more than the dense weights whatever lives in them."""
+    with pytest.raises(ConfigError, match="dsl_budget=2KB is refused, because sparse group 'joint' is masked"):
+        sparse_tables(budget="2kB", storage="masked")
+
+
+def test_nmf_whatever_the_default_type() -> None:
+    """Factors are float32, also where new tensors are float64."""
+    users, items = torch.arange(40), torch.arange(40)
+    known = Interactions(users, items, 40, 60)
+    torch.set_default_dtype(torch.float64)
+    try:
+        _, handle = sparse_tables(init="nmf", interactions=known)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert handle.groups[0].dtype == torch.float64 and handle.live == handle.budget
+
+
+def test_a_table_with_as_many_rows_as_users_by_chance_gets_no_factors() -> None:
+    """Where a table is named after users, another one of the same size is not theirs."""
+    model = nn.ModuleDict({"user": nn.Embedding(40, 8), "age": nn.Embedding(40, 8)})
+    known = Interactions(torch.arange(40), torch.arange(40), 40, 60)
+    user, age = known.factors(list_tensors(model), seed=0)
+    assert user is not None and age is None
+
+
+def test_freezing_a_packed_module() -> None:
+    """With a group of its own it freezes; sharing a group with others it is refused by name."""
+    model, handle = sparse_tables(groups="per_tensor")
+    model["user"].requires_grad_(False)
+    assert [g.weight.requires_grad for g in handle.groups] == [False, True]
+    model["user"].requires_grad_(True)
+    assert handle.groups[0].weight.requires_grad
+    joint, handle = sparse_tables()
+    with pytest.raises(PackedWriteError, match=r"'user\.weight' alone, which shares group 'joint'"):
+        joint["user"].requires_grad_(False)
+    joint.requires_grad_(False)
+    assert not handle.groups[0].weight.requires_grad
+
+
+def test_a_topology_that_is_loaded_has_lived() -> None:
+    """The exploration record follows a state dict from elsewhere."""
+    _, other = sparse_tables(seed=5)
+    model, handle = sparse_tables(seed=3, update_interval=1)
+    loaded = other.groups[0].live_positions()
+    model.load_state_dict({**model.state_dict(), **other.module.state_dict()})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle.attach(optimizer)
+    loss(model).backward()
+    optimizer.step()
+    assert handle.explorer.progress[0].record.contains(loaded).all()

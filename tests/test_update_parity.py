@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from recbole_dsl.packed.surgery import mask, pack
+from recbole_dsl.sparsity import update
 from recbole_dsl.sparsity.explorer import ExplorationSettings, Explorer
 from recbole_dsl.sparsity.names import DROP_NAMES, GROWTH_NAMES
 from recbole_dsl.sparsity.randomness import generator_for
@@ -219,6 +220,7 @@ def check_run(
     grow: str = "accumulated_gradient",
     window: int | None = None,
     end: int | None = None,
+    ratio_min: float = 0.005,
 ) -> tuple[Explorer, list[Snapshot]]:
     """Train on the given gradients and compare every update with the reference."""
     make, births = OPTIMIZERS[optimizer]
@@ -229,8 +231,8 @@ def check_run(
     explorer = Explorer(
         [group],
         ExplorationSettings(
-            update_interval=interval, end=end, update_ratio=ratio, drop=drop,
-            drop_threshold=THRESHOLD, grow=grow, grow_window=window,
+            update_interval=interval, end=end, update_ratio=ratio, update_ratio_min=ratio_min,
+            drop=drop, drop_threshold=THRESHOLD, grow=grow, grow_window=window,
         ),
     )  # fmt: skip
     optim = make(model.parameters())
@@ -238,7 +240,7 @@ def check_run(
     optim.register_step_post_hook(lambda *_: before.append(snapshot(group, optim, births)))
     explorer.attach(optim)
     positions = sum(t.numel() for t in tables)
-    naive = NaiveExplorer(positions, interval, end, ratio, drop, grow, window, births=births)
+    naive = NaiveExplorer(positions, interval, end, ratio, drop, grow, window, ratio_min, births=births)
     naive.ever_live |= set(live)
     after = []
     for gradient in gradients:
@@ -284,10 +286,12 @@ def runs(draw) -> dict:
 @pytest.mark.parametrize("grow", GROWTH_NAMES)
 @pytest.mark.parametrize("drop", DROP_NAMES)
 @settings(max_examples=15, deadline=None)
-@given(run=runs())
-def test_every_pair_of_criteria_follows_the_reference(storage, grow, drop, run) -> None:
-    """Two updates with every drop and growth criterion, in both storages."""
-    check_run(**run, storage=storage, optimizer="sgd_momentum", drop=drop, grow=grow)
+@given(run=runs(), block=st.sampled_from([2, 5, 100]))
+def test_every_pair_of_criteria_follows_the_reference(storage, grow, drop, run, block) -> None:
+    """Two updates with every drop and growth criterion, in both storages, in blocks of any size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(update, "SLOTS_PER_BLOCK", block)
+        check_run(**run, storage=storage, optimizer="sgd_momentum", drop=drop, grow=grow)
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -411,7 +415,7 @@ def test_momentum_remembers_the_last_window(storage) -> None:
 def test_no_update_after_the_end() -> None:
     """T_end = 2: steps 1 and 2 update, step 3 does not, and it opens no growth window."""
     steps = [gradient(p1=1.0), gradient(p3=1.0), gradient(p5=1.0)]
-    explorer, after = check_run(**{**BY_HAND, "end": 2}, ratio=0.5, gradients=steps)
+    explorer, after = check_run(**{**BY_HAND, "end": 2}, ratio=0.5, ratio_min=0.5, gradients=steps)
     assert explorer.updates == 2
     assert after[1].live == after[2].live
     assert explorer.progress[0].group.growth_scores is None

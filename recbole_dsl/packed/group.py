@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..sparsity.scores import GrowthScores
 from ..sparsity.update import UpdatePlan, apply_plan
-from .index import build_index, row_numbers, slices_of
-from .lookup import Materialise, RowLookup, StepGradient
+from .index import build_index, is_index, row_numbers, slices_of
+from .lookup import Materialise, RowLookup, StepGradient, backward_pass
 from .optimizer_state import check_optimizer, move_state
 
 
@@ -31,6 +31,7 @@ class PackedGroup(nn.Module):
     """
 
     storage = "packed"
+    is_sparse_group = True
 
     def __init__(
         self,
@@ -104,6 +105,9 @@ class PackedGroup(nn.Module):
         """Raise UnsupportedOptimizerError if its per-weight state is not understood."""
         check_optimizer(optimizer)
 
+    def after_step(self) -> None:
+        """Nothing to do: dead weights do not exist."""
+
     @torch.no_grad()
     def apply_update(self, plan: UpdatePlan, optimizer: torch.optim.Optimizer) -> None:
         """Rebuild the topology; values and optimizer state follow, new positions start afresh."""
@@ -156,7 +160,7 @@ class PackedGroup(nn.Module):
         if cached is None:
             cached = Materialise.apply(self._token(), self, tensor)
             if torch.is_grad_enabled() or not self.training:
-                self._dense[tensor] = (self._key(), _written(cached), cached)
+                self._dense[tensor] = (self._dense_key(), _written(cached), cached)
         return cached
 
     def clear_caches(self) -> None:
@@ -174,21 +178,27 @@ class PackedGroup(nn.Module):
         self.clear_caches()
         return super()._apply(fn, recurse)
 
-    def version(self) -> tuple[int, int, int]:
-        """Changes whenever the values or the topology change."""
-        if self.weight.is_inference():
-            return (-1, -1, id(self.weight))
-        return (self.weight._version, self.column_ids._version, id(self.weight))
-
     def _key(self) -> tuple:
-        return (*self.version(), torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+        """Changes with the grad mode and whenever values or topology are written or replaced."""
+        weight = self.weight
+        counters = (-1, -1) if weight.is_inference() else (weight._version, self.column_ids._version)
+        modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+        return (*counters, weight.data_ptr(), *modes)
+
+    def _dense_key(self) -> tuple:
+        """In evaluation mode, where dense copies live long, also writes through ``.data`` change it.
+
+        They move no version counter, but the sum over the bits of the values.
+        """
+        bits = None if self.training else int(self.weight.detach().view(_BITS[self.weight.itemsize]).sum())
+        return (*self._key(), bits)
 
     def _cached(self, tensor: int) -> Tensor | None:
         found = self._dense.get(tensor)
         if found is None:
             return None
         key, written, dense = found
-        if key != self._key() or written != _written(dense):
+        if key != self._dense_key() or written != _written(dense):
             del self._dense[tensor]
             return None
         return dense
@@ -200,6 +210,8 @@ class PackedGroup(nn.Module):
         """
         key = self._key()
         if self._step is None or self._step[0] != key:
+            if self.weight.grad is None and self.growth_scores is not None and backward_pass() < 0:
+                self.growth_scores.discard()  # of a pass whose gradients were thrown away
             gradient = StepGradient(self)
             self._step = (key, gradient, gradient.connect())
         return self._step[2]
@@ -244,6 +256,26 @@ class PackedGroup(nn.Module):
         """Bytes of row pointers and column ids."""
         return sum(t.numel() * t.element_size() for t in (self.row_pointers, self.column_ids))
 
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Refuse an index that is none; torch itself looks at shapes only."""
+        pointers: Any = state_dict.get(f"{prefix}row_pointers")
+        columns: Any = state_dict.get(f"{prefix}column_ids")
+        errors: list[str] = args[-1] if args else kwargs["error_msgs"]
+        fits = (
+            isinstance(pointers, Tensor)
+            and isinstance(columns, Tensor)
+            and pointers.shape == self.row_pointers.shape
+            and columns.shape == self.column_ids.shape
+        )
+        if fits and not is_index(pointers, columns, self.slices):
+            errors.append(
+                f"{prefix}row_pointers and {prefix}column_ids are no index of "
+                f"{columns.numel()} weights in {pointers.numel() - 1} rows."
+            )
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self.clear_caches()
+
     def extra_repr(self) -> str:
         weights = sum(s.rows * s.cols for s in self.slices)
         return f"{self.name}, {self.budget} live of {weights}, tensors {[s.name for s in self.slices]}"
@@ -253,6 +285,10 @@ class PackedGroup(nn.Module):
         state = self.__dict__.copy()
         state.update(growth_scores=None, collects=False, _step=None, _dense={})
         return state
+
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integer types by their bytes, to read floating-point numbers as bits."""
 
 
 def _written(dense: Tensor) -> int:

@@ -65,6 +65,19 @@ def build_index(live: Tensor, slices: Sequence[TensorSlice]) -> tuple[Tensor, Te
     return torch.cat([ends_of_rows.new_zeros(1), ends_of_rows]), torch.cat(columns)
 
 
+def is_index(row_pointers: Tensor, column_ids: Tensor, slices: Sequence[TensorSlice]) -> bool:
+    """Whether pointers and columns name each a different position, in ascending order, and all exist."""
+    lengths = row_pointers.long().diff()
+    if int(row_pointers[0]) != 0 or int(row_pointers[-1]) != column_ids.numel() or bool((lengths < 0).any()):
+        return False
+    columns = torch.cat([torch.full((s.rows,), s.cols) for s in slices]).to(lengths.device)
+    starts = columns.cumsum(0) - columns
+    ids = column_ids.long()
+    positions = torch.repeat_interleave(starts, lengths) + ids
+    inside = (ids >= 0) & (ids < torch.repeat_interleave(columns, lengths))
+    return bool(inside.all()) and bool((positions.diff() > 0).all())
+
+
 def row_numbers(row_pointers: Tensor, first: int, last: int) -> Tensor:
     """For the live weights of rows ``first`` … ``last`` - 1 their row, counted from ``first``."""
     lengths = row_pointers[first + 1 : last + 1] - row_pointers[first:last]

@@ -73,6 +73,21 @@ def _set_attribute(self: nn.Module, name: str, value: Any) -> None:
     _base_of(self).__setattr__(self, name, value)
 
 
+def _requires_grad(self: nn.Module, requires_grad: bool = True) -> nn.Module:
+    """Freeze or unfreeze a whole group with its only tensor; a part of a group cannot be frozen."""
+    for group, tensor in self.__dict__[SLOTS].values():
+        if group.weight.requires_grad == requires_grad:
+            continue
+        if len(group.slices) > 1:
+            raise PackedWriteError(
+                f"requires_grad_({requires_grad}) for packed weight {group.slices[tensor].name!r} alone, "
+                f"which shares group {group.name!r} with others; allowed are the whole model, freezing "
+                "before packing, and a group of its own (set dsl_groups)."
+            )
+        group.weight.requires_grad_(requires_grad)
+    return _base_of(self).requires_grad_(self, requires_grad)
+
+
 def _reduce(self: nn.Module, protocol: Any) -> tuple:
     base, attributes = type(self).__mro__[1], tuple(self.__dict__[SLOTS])
     inherited = getattr(self, "__getstate__", None)
@@ -101,6 +116,7 @@ def packed_class(base: type[nn.Module], attributes: tuple[str, ...]) -> type[nn.
         __doc__=base.__doc__,
         __setattr__=_set_attribute,
         __reduce_ex__=_reduce,
+        requires_grad_=_requires_grad,
         extra_repr=_extra_repr,
     )
     for kind, forward in _FORWARDS.items():

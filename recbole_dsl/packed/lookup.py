@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..errors import StaleGraphError
+from ..errors import SecondOrderError, StaleGraphError
 
 if TYPE_CHECKING:
     from .group import PackedGroup
 
 
-def _backward_pass() -> int:
+def backward_pass() -> int:
     """A number that tells backward passes apart; -1 outside of one."""
     return torch._C._current_graph_task_id()
 
@@ -48,7 +48,7 @@ class StepGradient:
                 f"backward through sparse group {self.group.name!r} after its topology was updated; "
                 "allowed is a backward pass before the optimizer step that follows its forward pass."
             )
-        task = _backward_pass()
+        task = backward_pass()
         # Another task means the last pass broke off before it reached the values.
         if self.buffer is None or self.task != task:
             self.buffer, self.task = torch.zeros_like(self.group.weight), task
@@ -69,8 +69,13 @@ class _Connect(torch.autograd.Function):
         return values.new_empty(0)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, _: Tensor | None) -> tuple[Tensor | None, None]:
+        if torch.is_grad_enabled():  # create_graph=True, whose graph would end here without a word
+            raise SecondOrderError(
+                f"sparse group {ctx.step.group.name!r} has no second-order gradients of its packed "
+                "weights; allowed are create_graph=True with respect to looked-up rows, and "
+                "dsl_storage='masked'."
+            )
         return ctx.step.take(), None
 
 
@@ -153,6 +158,8 @@ class Materialise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
         group, tensor = ctx.group, ctx.tensor
+        if grad.is_sparse:  # of F.embedding(ids, weight, sparse=True)
+            grad = grad.to_dense()
         buffer = ctx.step.add_to()
         live = grad.reshape(-1).index_select(0, group.flat_positions(tensor))
         buffer[group.span(tensor)] += live.to(buffer.dtype)

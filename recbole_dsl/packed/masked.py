@@ -6,6 +6,7 @@ same trajectory. Saves no memory and no time.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ class MaskedGroup(nn.Module):
     """
 
     storage = "masked"
+    is_sparse_group = True
 
     def __init__(self, name: str, tensors: Sequence[TensorInfo], live: Tensor) -> None:
         super().__init__()
@@ -41,21 +43,28 @@ class MaskedGroup(nn.Module):
         for t, s in enumerate(self.slices):
             self.register_buffer(f"mask_{t}", torch.zeros(s.shape, dtype=torch.bool, device=live.device))
         self._set_masks(live)
-        self._hooks: list[Any] = []
+        self._hooks: list[tuple[nn.Parameter, Any]] = []
         self._add_hooks()
         self._clear_dead()
 
     def _add_hooks(self) -> None:
-        if self._hooks:
+        """Hook the parameters as they are now; loading or copying may have put others in place."""
+        parameters = self.trained_parameters()
+        if [id(p) for p, _ in self._hooks] == [id(p) for p in parameters]:
             return
-        for t, parameter in enumerate(self.trained_parameters()):
-            self._hooks.append(parameter.register_hook(_MaskGradient(self, t)))
+        self.release()
+        self._hooks = [(p, p.register_hook(_MaskGradient(self, t))) for t, p in enumerate(parameters)]
 
     def release(self) -> None:
         """Leave the parameters as they are and let them train dense again."""
-        for hook in self._hooks:
+        for _, hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+    def after_step(self) -> None:
+        """Keep dead weights at zero, whatever was written into the dense tensors."""
+        self._add_hooks()
+        self._clear_dead()
 
     def masks(self) -> dict[str, Tensor]:
         """The boolean mask of every tensor by its name."""
@@ -130,10 +139,12 @@ class MaskedGroup(nn.Module):
         self._set_masks(live)
         for s, parameter in zip(self.slices, self.trained_parameters(), strict=True):
             low, high = s.first_position, s.first_position + s.rows * s.cols
-            local = changed[(changed >= low) & (changed < high)] - low
+            here = torch.zeros(s.rows * s.cols, dtype=torch.bool, device=live.device)
+            here[changed[(changed >= low) & (changed < high)] - low] = True
+            here = here.view(s.shape)
 
-            def reset(state: Tensor, birth: float, local: Tensor = local) -> None:
-                state.view(-1)[local] = birth
+            def reset(state: Tensor, birth: float, here: Tensor = here) -> None:
+                state.masked_fill_(here, birth)
 
             reset(parameter, 0.0)
             move_state(optimizer, parameter, reset)
@@ -173,8 +184,14 @@ class MaskedGroup(nn.Module):
         state.update(growth_scores=None, collects=False, _hooks=[])
         return state
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copied or unpickled group hooks its own parameters, as far as they are there already."""
+        super().__setstate__(state)
+        with contextlib.suppress(AttributeError):  # of modules still being copied; see train()
+            self._add_hooks()
+
     def train(self, mode: bool = True) -> MaskedGroup:
-        """Switch modes; a copied or unpickled group gets its gradient hooks back here."""
+        """Switch modes; the latest moment at which a copied group gets its gradient hooks back."""
         if mode:
             self._add_hooks()
         return super().train(mode)
@@ -189,6 +206,9 @@ class _MaskGradient:
     def __call__(self, gradient: Tensor) -> Tensor:
         if gradient.is_sparse:
             gradient = gradient.to_dense()
-        if self.group.collects and self.group.growth_scores is not None:
-            self.group.growth_scores.add_dense(self.tensor, gradient)
+        scores = self.group.growth_scores
+        if self.group.collects and scores is not None:
+            if self.group.trained_parameters()[self.tensor].grad is None:
+                scores.discard(self.tensor)  # of a pass whose gradients were thrown away
+            scores.add_dense(self.tensor, gradient)
         return gradient.masked_fill(~getattr(self.group, f"mask_{self.tensor}"), 0.0)

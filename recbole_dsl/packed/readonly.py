@@ -42,6 +42,14 @@ class ReadOnlyWeight(torch.Tensor):
                         raise _refusal(source, getattr(func, "__name__", str(func)))
             return _protect(result, sources, func)
 
+    def set_(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Refused like every write; torch does not hand this one to ``__torch_function__``."""
+        raise _refusal(self, "set_")
+
+    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
+        """Of a copy: other libraries know no read-only memory."""
+        return _plain(self).clone().__dlpack__(*args, **kwargs)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         """A plain dense tensor of its own, as free as the copy of a parameter."""
         return _plain(self).clone().requires_grad_(self.requires_grad)
@@ -84,7 +92,8 @@ def _refuse_named_write(func: Any, args: tuple, kwargs: dict[str, Any]) -> None:
     elif kwargs.get("inplace"):
         target = args[0] if args else kwargs.get("input")
     if name == "__set__" and _property_of(func) in ("grad", "requires_grad"):
-        target = None
+        assigns_gradient = _property_of(func) == "grad" and len(args) > 1 and args[1] is not None
+        target = target if assigns_gradient else None
     for written in _read_only([target]):
         raise _refusal(written, name)
 

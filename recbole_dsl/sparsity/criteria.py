@@ -51,19 +51,15 @@ def drop_set(context: DropContext) -> Drop:
     SET, Mocanu et al., Nature Communications 2018. Zero counts as positive; for odd k the positive
     side gives one more; when a side runs out, the other gives the rest.
     """
-    values, k = context.values, context.k
-    negative = values < 0
-    n_negative = int(negative.sum())
-    n_positive = values.numel() - n_negative
-    from_negative = min(k // 2, n_negative)
-    from_positive = min(k - from_negative, n_positive)
-    from_negative = k - from_positive
-    strength = values.abs()
-    never = torch.full_like(strength, float("inf"))
+    k, strength = context.k, context.values.abs()
+    negative = (context.values < 0).nonzero().flatten()
+    positive = (~(context.values < 0)).nonzero().flatten()
+    from_negative = min(k // 2, negative.numel())
+    from_positive = min(k - from_negative, positive.numel())
     indices = torch.cat(
         [
-            lowest_k(torch.where(negative, never, strength), from_positive),
-            lowest_k(torch.where(negative, strength, never), from_negative),
+            positive[lowest_k(strength[positive], from_positive)],
+            negative[lowest_k(strength[negative], k - from_positive)],
         ]
     )
     return Drop(indices.sort().values, strength)
@@ -94,10 +90,10 @@ DROP_CRITERIA: dict[str, Callable[[DropContext], Drop]] = {
 
 @dataclass(frozen=True)
 class GrowthContext:
-    """What a growth criterion may look at; one entry per scored position of the group.
+    """What a growth criterion may look at; one entry per position of a block of scored positions.
 
     ``gradients``: sum of the dense gradients over the growth window (None if the criterion needs
-    none); ``count``: number of scored positions; ``ever_live``: bool, whether a position has been
+    none); ``count``: number of positions; ``ever_live``: bool, whether a position has been
     live before (None without an exploration record); ``generator``: a CPU generator of our own.
     """
 

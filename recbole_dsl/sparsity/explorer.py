@@ -14,9 +14,9 @@ from .criteria import DROP_CRITERIA, GROWTH_CRITERIA, DropContext, GrowthContext
 from .randomness import generator_for
 from .record import ExplorationRecord
 from .schedule import update_ratio
-from .scores import GrowthScores, PositionMap, sample_rows, sampled_row_counts
+from .scores import GrowthScores, PositionMap, sample_rows, sampled_row_counts, score_dtype
 from .storage import SparseGroup
-from .update import plan_update
+from .update import BlockScore, plan_update
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,10 @@ class ExplorationSettings:
 
 @dataclass(frozen=True)
 class UpdateEvent:
-    """What one update of one group did; ``exploration_rate`` is None without a record."""
+    """What one update of one group did.
+
+    ``live`` is counted from the new topology; ``exploration_rate`` is None without a record.
+    """
 
     group: str
     step: int
@@ -78,6 +81,7 @@ class GroupProgress:
     generator: torch.Generator
     step: int = 0
     updates: int = 0
+    score_bytes: int = 0  # the most that growth scores have held
     optimizer: torch.optim.Optimizer | None = None
     hook: Any = field(default=None, repr=False)
 
@@ -116,16 +120,18 @@ class Explorer:
             for group in groups:
                 sampled_row_counts(group.table_shapes, *self._score_memory(group))
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+    def attach(self, optimizer: torch.optim.Optimizer) -> int:
         """Count the steps of ``optimizer`` for every group whose parameters it owns.
 
         A group attached before to another optimizer moves to the new one and keeps its count.
+        Returns the number of groups it owns.
 
         Raises:
             DSLError: the optimizer owns only a part of a group.
             UnsupportedOptimizerError: its per-weight state is not understood.
         """
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        groups = 0
         for progress in self.progress:
             mine = [id(p) in owned for p in progress.group.trained_parameters()]
             if not any(mine):
@@ -141,6 +147,13 @@ class Explorer:
             progress.optimizer = optimizer
             progress.hook = optimizer.register_step_post_hook(_StepHook(self, progress))
             self._prepare_next_step(progress)
+            groups += 1
+        return groups
+
+    @property
+    def idle_groups(self) -> list[str]:
+        """Names of the groups whose parameters no attached optimizer owns."""
+        return [p.group.name for p in self.progress if p.optimizer is None]
 
     def detach(self) -> None:
         """Stop exploring: remove all hooks and free the growth scores."""
@@ -163,6 +176,16 @@ class Explorer:
             return None
         return sum(r.count for r in records if r) / sum(r.positions for r in records if r)
 
+    @property
+    def growth_bytes(self) -> int:
+        """The most bytes that growth scores of all groups have held between steps."""
+        return sum(p.score_bytes for p in self.progress)
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of the exploration record."""
+        return sum(p.record.bytes for p in self.progress if p.record is not None)
+
     def current_ratio(self) -> float:
         """α of the next update of the first group; 0 when no update is to come."""
         progress = self.progress[0]
@@ -184,7 +207,15 @@ class Explorer:
         due = (step // self.settings.update_interval + 1) * self.settings.update_interval
         return due if due <= self.settings.end else None
 
-    def _after_step(self, progress: GroupProgress) -> None:
+    def _after_step(self, progress: GroupProgress, optimizer: torch.optim.Optimizer) -> None:
+        scores = progress.group.growth_scores
+        if _was_skipped(optimizer):
+            if scores is not None:
+                scores.discard()
+            return
+        if scores is not None:
+            scores.commit(getattr(optimizer, "grad_scale", None))
+        progress.group.after_step()
         progress.step += 1
         interval, end = self.settings.update_interval, self.settings.end
         if self.settings.updates and progress.step % interval == 0 and progress.step <= end:
@@ -202,10 +233,24 @@ class Explorer:
         elif progress.step >= due - self.settings.window:
             if group.growth_scores is None:
                 group.growth_scores = GrowthScores(self._sample(progress), group.dtype, group.device)
+            elif progress.step % self.settings.update_interval == self._window_start:
+                self._sample_again(progress, group.growth_scores)
         elif not self.criterion.keeps_scores:
             group.growth_scores = None
+        if group.growth_scores is not None:
+            progress.score_bytes = max(progress.score_bytes, group.growth_scores.bytes)
         # Momentum decays over windows, so between windows it keeps its sums but takes none in.
         group.collects = due is not None and progress.step >= due - self.settings.window
+
+    @property
+    def _window_start(self) -> int:
+        """Steps between an update and the growth window before the next one."""
+        return self.settings.update_interval - self.settings.window
+
+    def _sample_again(self, progress: GroupProgress, scores: GrowthScores) -> None:
+        """Other rows for a new window of a criterion that keeps its scores."""
+        if scores.where.rows is not None:
+            progress.group.growth_scores = scores.moved_to(self._sample(progress))
 
     def _sample(self, progress: GroupProgress) -> PositionMap:
         group = progress.group
@@ -214,7 +259,7 @@ class Explorer:
 
     def _score_memory(self, group: SparseGroup) -> tuple[int, int | None]:
         """Bytes of one score, and the group's share of the bytes that all scores may take."""
-        size = torch.empty(0, dtype=group.dtype).element_size()
+        size = score_dtype(group.dtype).itemsize
         memory = self.settings.growth_memory
         if memory is not None:
             memory = memory * _weights(group) // sum(_weights(p.group) for p in self.progress)
@@ -222,48 +267,55 @@ class Explorer:
 
     @torch.no_grad()
     def _update(self, progress: GroupProgress) -> None:
-        group, step = progress.group, progress.step
-        ratio = self._ratio(step)
+        group, step, record = progress.group, progress.step, progress.record
         k = self._most_exchanged(group, step)
-        grown = dropped = regrown = 0
-        if k > 0:
-            live = group.live_positions()
-            drop = DROP_CRITERIA[self.settings.drop](
-                DropContext(
-                    group.live_values().detach(),
-                    group.live_gradients(),
-                    k,
-                    self.settings.drop_threshold,
-                )
-            )
-            where, scores = self._growth_scores(progress)
-            plan = plan_update(live, drop, scores, where)
-            assert progress.optimizer is not None
-            group.apply_update(plan, progress.optimizer)
-            if progress.record is not None:
-                progress.record.add(plan.arriving)
-            dropped, grown, regrown = plan.dropped, plan.grown, plan.regrown
+        if k == 0:  # nothing happens
+            self._reset_scores(group)
+            return
+        live = group.live_positions()
+        if record is not None:
+            record.add(live)  # a topology that was loaded lived as well
+        context = DropContext(
+            group.live_values().detach(), group.live_gradients(), k, self.settings.drop_threshold
+        )
+        drop = DROP_CRITERIA[self.settings.drop](context)
+        where, score = self._growth_scores(progress)
+        plan = plan_update(live, drop, score, where)
+        del live, context, drop
+        assert progress.optimizer is not None
+        group.apply_update(plan, progress.optimizer)
+        if record is not None:
+            record.add(plan.arriving)
         self._reset_scores(group)
         progress.updates += 1
         if self.on_update is not None:
-            rate = progress.record.rate if progress.record is not None else None
-            self.on_update(UpdateEvent(group.name, step, ratio, dropped, grown, regrown, group.budget, rate))
+            rate = record.rate if record is not None else None
+            live_now = sum(group.live_per_tensor())
+            self.on_update(
+                UpdateEvent(
+                    group.name, step, self._ratio(step), plan.dropped, plan.grown, plan.regrown, live_now, rate
+                )
+            )
 
-    def _growth_scores(self, progress: GroupProgress) -> tuple[PositionMap, Tensor]:
-        group = progress.group
+    def _growth_scores(self, progress: GroupProgress) -> tuple[PositionMap, BlockScore]:
+        group, record = progress.group, progress.record
         sums = group.growth_scores
         where = sums.where if sums is not None else self._sample(progress)
-        ever = None
-        if self.criterion.needs_record and progress.record is not None:
-            slots = torch.arange(where.count, device=group.device)
-            ever = progress.record.contains(where.positions(slots))
-        context = GrowthContext(
-            gradients=sums.sums if sums is not None else None,
-            count=where.count,
-            ever_live=ever,
-            generator=progress.generator,
-        )
-        return where, self.criterion.score(context).to(group.device)
+
+        def score(first: int, last: int) -> Tensor:
+            ever = None
+            if self.criterion.needs_record and record is not None:
+                slots = torch.arange(first, last, device=group.device)
+                ever = record.contains(where.positions(slots))
+            context = GrowthContext(
+                gradients=sums.sums[first:last] if sums is not None else None,
+                count=last - first,
+                ever_live=ever,
+                generator=progress.generator,
+            )
+            return self.criterion.score(context).to(group.device)
+
+        return where, score
 
     def _reset_scores(self, group: SparseGroup) -> None:
         scores = group.growth_scores
@@ -285,7 +337,17 @@ class _StepHook:
 
     def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self.progress.optimizer is optimizer:
-            self.explorer._after_step(self.progress)
+            self.explorer._after_step(self.progress, optimizer)
+
+
+def _was_skipped(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a gradient scaler made the step that has just ended do nothing.
+
+    For optimizers with fused kernels the scaler hands over what it found and calls ``step`` all the
+    same; the others it does not call.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
 
 
 def _weights(group: SparseGroup) -> int:

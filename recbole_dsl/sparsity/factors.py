@@ -5,6 +5,8 @@ Source: multiplicative updates for the Euclidean loss, Lee and Seung, NIPS 2000.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,9 @@ def degree_normalised(users: Tensor, items: Tensor, n_users: int, n_items: int) 
     values = degree_u[users].rsqrt() * degree_i[items].rsqrt()
     starts = torch.zeros(n_users + 1, dtype=torch.int64)
     starts[1:] = torch.bincount(users, minlength=n_users).cumsum(0)
-    return torch.sparse_csr_tensor(starts, items, values, (n_users, n_items), check_invariants=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(starts, items, values, (n_users, n_items), check_invariants=True)
 
 
 def transposed(matrix: Tensor) -> Tensor:
@@ -42,8 +46,7 @@ def nonnegative_factors(
     back = transposed(matrix)
     total = float(matrix.values().sum())
     scale = (total / max(1.0, float(n) * float(m) * rank)) ** 0.5
-    w = scale * torch.rand(n, rank, generator=generator)
-    h = scale * torch.rand(m, rank, generator=generator)
+    w, h = (scale * torch.rand(size, rank, generator=generator, dtype=matrix.dtype) for size in (n, m))
     tiny = torch.finfo(w.dtype).tiny
     for _ in range(iterations):
         w *= (matrix @ h) / (w @ (h.t() @ h)).clamp_min_(tiny)

@@ -42,11 +42,15 @@ class Interactions:
     def factors(self, tensors: Sequence[TensorInfo], seed: int) -> list[Tensor | None]:
         """Per tensor the non-negative factor of its users or items; None where it is neither.
 
-        Tables of the same width share one factorisation, so their columns mean the same.
+        Tables of the same width share one factorisation, so their columns mean the same. Where a
+        table that fits has the role in its name, one without it has as many rows by chance.
         """
         found: list[Tensor | None] = []
-        for tensor in tensors:
-            role = self.role(tensor)
+        roles = [self.role(tensor) for tensor in tensors]
+        named = {role for role, t in zip(roles, tensors, strict=True) if role and role in t.name.lower()}
+        for role, tensor in zip(roles, tensors, strict=True):
+            if role in named and role not in tensor.name.lower():
+                role = None
             if role is None:
                 found.append(None)
             else:

@@ -35,6 +35,7 @@ def update_ratio(schedule: str, step: int, end: int, ratio: float, ratio_min: fl
     """α at optimizer step ``step`` (1-based) of an exploration that ends at step ``end``.
 
     Returns ``ratio_min + (ratio - ratio_min) · schedule(step / end)``, a number in
-    [``ratio_min``, ``ratio``].
+    [``ratio_min``, ``ratio``], and exactly these where the schedule is 0 or 1.
     """
-    return ratio_min + (ratio - ratio_min) * SCHEDULES[schedule](min(step / end, 1.0))
+    share = SCHEDULES[schedule](min(step / end, 1.0))
+    return ratio * share + ratio_min * (1.0 - share)

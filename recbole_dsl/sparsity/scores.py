@@ -8,6 +8,7 @@ or those of a sample of rows when a memory bound does not allow all.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -121,24 +122,44 @@ def sampled_row_counts(
     if memory is None or weights * element_size <= memory:
         return None
     inverse = sum(rows for rows, _ in shapes) * 4
-    per_share = weights * element_size + sum(rows for rows, _ in shapes) * 8
-    share = (memory - inverse) / per_share
-    counts = [int(rows * share) for rows, _ in shapes]
-    if min(counts) < 1:
+    row_bytes = [cols * element_size + 8 for _, cols in shapes]
+    left = memory - inverse - sum(row_bytes)  # after one row of each tensor
+    if left < 0:
         raise ConfigError(
             f"dsl_growth_memory={memory} bytes is too small to score even one row of each sparse "
             f"tensor with shapes {list(shapes)}; allowed is at least "
-            f"{inverse + per_share // min(rows for rows, _ in shapes) + 1} bytes."
+            f"{min(inverse + sum(row_bytes), weights * element_size)} bytes."
         )
-    return counts
+    more = sum((rows - 1) * size for (rows, _), size in zip(shapes, row_bytes, strict=True))
+    return [1 + (rows - 1) * left // more for rows, _ in shapes]
+
+
+def score_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type in which gradients of weights of type ``dtype`` are summed: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+@dataclass(frozen=True)
+class _Contribution:
+    """A gradient of one backward pass: of a whole tensor, or (``slots``) of some scored rows."""
+
+    tensor: int
+    gradient: Tensor
+    slots: Tensor | None
 
 
 class GrowthScores:
-    """Gradient sums over a growth window; filled during backward passes."""
+    """Gradient sums over a growth window.
+
+    Backward passes hand their gradients in with :meth:`add_rows` and :meth:`add_dense`; they count
+    once the optimizer has really made its step (:meth:`commit`). A step that a gradient scaler skips,
+    or a pass whose gradients were thrown away, is forgotten (:meth:`discard`).
+    """
 
     def __init__(self, where: PositionMap, dtype: torch.dtype, device: torch.device) -> None:
         self.where = where
-        self.sums = torch.zeros(where.count, dtype=dtype, device=device)
+        self.sums = torch.zeros(where.count, dtype=score_dtype(dtype), device=device)
+        self._pending: list[_Contribution] = []
 
     def _table(self, tensor: int) -> Tensor:
         cols = self.where.shapes[tensor][1]
@@ -146,23 +167,48 @@ class GrowthScores:
         return self.sums[low:high].view(-1, cols)
 
     def add_dense(self, tensor: int, gradient: Tensor) -> None:
-        """Add the gradient of a whole tensor, any shape with its number of elements."""
-        rows, cols = self.where.shapes[tensor]
-        gradient = gradient.detach().reshape(rows, cols).to(self.sums.dtype)
+        """Hand in the gradient of a whole tensor, any shape with its number of elements."""
+        gradient = gradient.detach().reshape(self.where.shapes[tensor])
         if self.where.rows is not None:
             gradient = gradient[self.where.rows[tensor]]
-        self._table(tensor).add_(gradient)
+        self._pending.append(_Contribution(tensor, gradient, None))
 
     def add_rows(self, tensor: int, ids: Tensor, gradient: Tensor) -> None:
-        """Add gradients (n × columns) of the rows ``ids`` (n,), which may repeat."""
-        gradient = gradient.detach().to(self.sums.dtype)
+        """Hand in gradients (n × columns) of the rows ``ids`` (n,), which may repeat."""
+        gradient = gradient.detach()
         if self.where.row_slots is not None:
             ids = self.where.row_slots[tensor][ids].long()
             scored = ids >= 0
             ids, gradient = ids[scored], gradient[scored]
-        self._table(tensor).index_add_(0, ids, gradient)
+        self._pending.append(_Contribution(tensor, gradient, ids))
+
+    def commit(self, scale: Tensor | None = None) -> None:
+        """Add what was handed in for the step that was made; ``scale``: of its loss, None for 1."""
+        for part in self._pending:
+            gradient = part.gradient.to(self.sums.dtype)
+            if scale is not None:
+                gradient = gradient / scale
+            if part.slots is None:
+                self._table(part.tensor).add_(gradient)
+            else:
+                self._table(part.tensor).index_add_(0, part.slots, gradient)
+        self._pending = []
+
+    def discard(self, tensor: int | None = None) -> None:
+        """Forget what was handed in since the last step, for one tensor or (None) for all."""
+        self._pending = [p for p in self._pending if tensor is not None and p.tensor != tensor]
+
+    def moved_to(self, where: PositionMap) -> GrowthScores:
+        """The sums for another sample of rows; rows that were not scored before start at zero."""
+        result = GrowthScores(where, self.sums.dtype, self.sums.device)
+        assert where.rows is not None and self.where.row_slots is not None
+        for tensor, rows in enumerate(where.rows):
+            old = self.where.row_slots[tensor][rows].long()
+            stays = (old >= 0).nonzero().flatten()
+            result._table(tensor)[stays] = self._table(tensor)[old[stays]]
+        return result
 
     @property
     def bytes(self) -> int:
-        """Bytes held: the sums and the row sample."""
+        """Bytes held between steps: the sums and the row sample."""
         return self.sums.numel() * self.sums.element_size() + self.where.bytes

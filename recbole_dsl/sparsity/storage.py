@@ -49,6 +49,14 @@ class SparseGroup(Protocol):
         """Values of the live weights, in the order of :meth:`live_positions`."""
         ...
 
+    def live_per_tensor(self) -> list[int]:
+        """Live weights of each tensor, counted from the topology."""
+        ...
+
+    def after_step(self) -> None:
+        """Called after every optimizer step, before an update."""
+        ...
+
     def live_gradients(self) -> Tensor | None:
         """The last step's gradient of the live weights, None if there is none."""
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -58,9 +59,11 @@ class Selection:
 
 
 def list_tensors(root: nn.Module) -> list[TensorInfo]:
-    """All parameters of ``root``, shared ones once, in the order of ``named_parameters()``."""
+    """All dense parameters of ``root``, shared ones once, in the order of ``named_parameters()``."""
     found: dict[int, dict] = {}
     for prefix, module in root.named_modules():
+        if getattr(module, "is_sparse_group", False):
+            continue
         for attribute, parameter in module._parameters.items():
             if parameter is None:
                 continue
@@ -122,8 +125,13 @@ def select_targets(
         for pattern in patterns:
             _check_pattern(option, pattern, tensors)
     taken, left = [], []
+    sparse = _sparse_already(root)
     for tensor in tensors:
-        reason = _reason_to_leave(tensor, include, exclude, min_weights)
+        reason = (
+            "sparse already"
+            if id(tensor.parameter) in sparse
+            else _reason_to_leave(tensor, include, exclude, min_weights)
+        )
         if reason is None:
             taken.append(tensor)
         else:
@@ -135,6 +143,12 @@ def select_targets(
             "allowed are embedding tables and weight matrices named by dsl_include."
         )
     return Selection(tuple(taken), tuple(left))
+
+
+def _sparse_already(root: nn.Module) -> set[int]:
+    """Ids of the parameters that groups of an earlier call hold."""
+    groups: list[Any] = [m for m in root.modules() if getattr(m, "is_sparse_group", False)]
+    return {id(parameter) for group in groups for parameter in group.trained_parameters()}
 
 
 def matches(tensor: TensorInfo, patterns: Sequence[str]) -> bool:

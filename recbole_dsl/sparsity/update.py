@@ -5,7 +5,9 @@ Pure functions on positions and scores; storage and optimizer are not known here
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -13,6 +15,12 @@ from torch import Tensor
 from .criteria import Drop
 from .scores import PositionMap
 from .selection import highest_positive_k, lowest_k
+
+SLOTS_PER_BLOCK: Final = 2**20
+"""Growth scores looked at together; an update needs memory for so many and for the live weights."""
+
+BlockScore = Callable[[int, int], Tensor]
+"""Maps a range of slots, first and last + 1, to their growth scores (1-D)."""
 
 
 @dataclass(frozen=True)
@@ -32,26 +40,35 @@ class UpdatePlan:
     regrown: int
 
 
-def plan_update(live: Tensor, drop: Drop, scores: Tensor, where: PositionMap) -> UpdatePlan:
+def plan_update(live: Tensor, drop: Drop, score: BlockScore, where: PositionMap) -> UpdatePlan:
     """Choose growth among the dead positions and the dropped ones, and settle who really leaves.
 
     ``live``: the live positions, int64, ascending. ``drop``: the drop criterion's choice.
-    ``scores``: one growth score per scored position (``where`` maps between the two); positions
-    that are not scored, NaN and infinite scores are never grown. Ties: lowest position first.
+    ``score``: growth scores of the scored positions, which ``where`` numbers as slots; asked for
+    block by block in ascending order. Positions that are not scored, NaN and infinite scores are
+    never grown. Ties: lowest position first.
     """
     k = drop.indices.numel()
-    pool = torch.nan_to_num(scores, nan=0.0, posinf=0.0)
     kept = torch.ones(live.numel(), dtype=torch.bool, device=live.device)
     kept[drop.indices] = False
-    kept_slots = where.slots(live[kept])
-    pool[kept_slots[kept_slots >= 0]] = 0.0
-
-    chosen = where.positions(highest_positive_k(pool, k))
+    pool = _pool_scores(where.slots(live[kept]), score, where.count)
+    chosen = where.positions(highest_positive_k(pool, k, live.device))
     is_regrown = torch.isin(chosen, live[drop.indices], assume_unique=True)
     arriving = chosen[~is_regrown]
     losers = drop.indices[~torch.isin(live[drop.indices], chosen, assume_unique=True)]
     leaving = losers[lowest_k(drop.strength[losers], arriving.numel())]
     return UpdatePlan(leaving, arriving, k, chosen.numel(), int(is_regrown.sum()))
+
+
+def _pool_scores(kept: Tensor, score: BlockScore, count: int) -> Iterator[tuple[int, Tensor]]:
+    """The scores of all slots in blocks, zero at the slots of weights that stay (``kept``)."""
+    kept = kept[kept >= 0]  # ascending, as positions are
+    starts = torch.arange(0, count + SLOTS_PER_BLOCK, SLOTS_PER_BLOCK, device=kept.device)
+    cuts = torch.searchsorted(kept, starts).tolist()
+    for block, first in enumerate(range(0, count, SLOTS_PER_BLOCK)):
+        scores = score(first, min(first + SLOTS_PER_BLOCK, count)).clone()
+        scores[kept[cuts[block] : cuts[block + 1]] - first] = 0.0
+        yield first, scores
 
 
 def apply_plan(live: Tensor, plan: UpdatePlan) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from recbole.utils import get_trainer, set_color
 
 from .. import compat
+from ..errors import DSLError
 from ..handle import SparseHandle, insert
 from ..settings import DSLConfig
 from ..sparsity.explorer import UpdateEvent
@@ -61,6 +62,11 @@ class SparseTrainerMixin:
             on_update=self._on_update,
         )
         super().__init__(config, model)  # type: ignore[call-arg]
+        if idle := self.sparse.explorer.idle_groups:
+            raise DSLError(
+                f"No optimizer of {type(self).__name__} trains sparse group {', '.join(map(repr, idle))}; "
+                "allowed are tensors that the model trains (set dsl_include or dsl_exclude)."
+            )
         name = Path(self.saved_model_file).with_suffix(".dsl")
         self.saved_model_file = str(unused_path(name))
         self._prepare_wandb()
@@ -69,7 +75,7 @@ class SparseTrainerMixin:
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super()._build_optimizer(**kwargs)  # type: ignore[misc]
         optimizer = fused_twin(optimizer)
-        self.sparse.attach(optimizer)
+        self.sparse.explorer.attach(optimizer)
         return optimizer
 
     def _train_epoch(self, *args: Any, **kwargs: Any) -> Any:
