@@ -24,6 +24,10 @@ _HOMES = {
 }
 
 
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
 def __getattr__(name: str) -> Any:
     """Load the public names on first use, so ``sparsify`` works where RecBole is not installed."""
     if name not in _HOMES:

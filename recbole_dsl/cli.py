@@ -6,9 +6,13 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+from . import __version__
 from .command_line import RECBOLE_OPTIONS, check_command_line
 from .errors import ConfigError, DSLError
+from .property_files import read_mapping
 
 
 def parser() -> argparse.ArgumentParser:
@@ -16,11 +20,15 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         description="Train a RecBole model sparse from scratch.",
         epilog="Every RecBole setting and every dsl_ setting is a flag: --learning_rate=0.01 "
-        "--dsl_density=0.1 (with '='). See docs/configuration.md.",
+        "--dsl_density=0.1 (with '='). The most used: --dsl_method (dense, dsl, dsl_plus, static, set, rigl), "
+        "--dsl_density, --dsl_budget, --dsl_width, --dsl_update_interval, --dsl_end, --dsl_result=FILE. All "
+        "are in docs/configuration.md.",
         allow_abbrev=False,
     )
-    result.add_argument("--model", "-m", default="BPR", help="name of the model")
-    result.add_argument("--dataset", "-d", default="ml-100k", help="name of the dataset")
+    result.add_argument("--model", "-m", help="name of the model (default: of the config files, or BPR)")
+    result.add_argument(
+        "--dataset", "-d", help="name of the dataset (default: of the config files, or ml-100k)"
+    )
     result.add_argument("--config_files", default=None, help="YAML files, separated by spaces")
     result.add_argument("--nproc", default="1", help="number of processes; allowed is 1")
     result.add_argument("--ip", default="localhost", help="ip of the master node")
@@ -35,6 +43,9 @@ def run(argv: Sequence[str]) -> None:
     if {"-h", "--help"} & set(argv):
         parser().print_help()
         return
+    if "--version" in argv:
+        print(f"recbole-dsl {__version__}")
+        return
     check_command_line(argv, RECBOLE_OPTIONS)
     options, flags = parser().parse_known_args(list(argv))
     for name, allowed in (("nproc", ("1",)), ("world_size", ("1", "-1"))):
@@ -47,12 +58,20 @@ def run(argv: Sequence[str]) -> None:
     sys.argv = [sys.argv[0], *flags]
     from .experiment import run_recbole_dsl
 
-    files = options.config_files.split() if options.config_files else None
-    run_recbole_dsl(options.model, options.dataset, files)
+    files = options.config_files.split() if options.config_files else []
+    model = options.model or in_files("model", files) or "BPR"
+    dataset = options.dataset or in_files("dataset", files) or "ml-100k"
+    run_recbole_dsl(model, dataset, files)
+
+
+def in_files(key: str, files: Sequence[str]) -> Any:
+    """What the last of the config files that sets ``key`` says, None if none does."""
+    contents = [read_mapping(Path(file)) for file in files]
+    return next((content[key] for content in reversed(contents) if content.get(key) is not None), None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status: 0, or 2 after one sentence about what was wrong."""
+    """Entry point; returns the exit status: 0, 2 after one sentence about what was wrong, or 130."""
     if not sys.warnoptions:
         # RecBole's code uses what torch and pandas have deprecated; its users can do nothing about it.
         warnings.filterwarnings("ignore", module=r"recbole\.")
@@ -64,4 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DSLError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; the best checkpoint so far, if there is one, is kept.", file=sys.stderr)
+        return 130
     return 0

@@ -13,16 +13,47 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from recbole.config import Config
-from recbole.utils import ModelType
+from recbole.evaluator import metric_types
+from recbole.utils import EvaluatorType, ModelType
 
 from recbole_dsl import compat, property_files, recbole_names
 from recbole_dsl.command_line import RECBOLE_OPTIONS, warn_unknown_flags
 from recbole_dsl.errors import ConfigError, nearest
 from recbole_dsl.property_files import METHOD_KEY, PREFIX, Settings
-from recbole_dsl.settings import KEYS, SETTINGS, DSLConfig, check_writable, literal
+from recbole_dsl.settings import (
+    KEYS,
+    SETTINGS,
+    DSLConfig,
+    Refused,
+    check_writable,
+    literal,
+    mapping_setting,
+    number_setting,
+    whole_setting,
+)
+from recbole_dsl.sparsity.names import TOPOLOGIES_WITH_VALUES
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
 """Optimizers that RecBole builds by name and that train dense gradients."""
+
+_HOW_MANY = {"dsl_density", "dsl_budget"}
+"""Two ways to say how many weights live."""
+
+_METRICS_WITHOUT_K = frozenset({"gauc"})
+"""RecBole computes them from rankings, but over whole lists."""
+
+_TRAINING_KEYS = {
+    "learning_rate": number_setting(lambda x: x > 0, "a number above 0"),
+    "weight_decay": number_setting(lambda x: x >= 0, "a number of at least 0"),
+    "epochs": whole_setting(0),
+    "train_batch_size": whole_setting(1),
+    "eval_batch_size": whole_setting(1),
+    "embedding_size": whole_setting(1),
+    "stopping_step": whole_setting(0),
+    "seed": whole_setting(0),
+    "clip_grad_norm": mapping_setting("a mapping of torch's options, such as {'max_norm': 1.0}"),
+    "eval_step": whole_setting(0),
+}
 
 _TEXT_KEYS = frozenset(PREFIX + name for name, setting in SETTINGS.items() if setting.text)
 _NO_GRADIENTS = {
@@ -87,12 +118,12 @@ class RecBoleDSLConfig(Config):
     def _load_config_files(
         self, file_list: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] | None
     ) -> Settings:
-        merged: Settings = {}
+        self._files: list[Settings] = []
         for file in [file_list] if isinstance(file_list, str | os.PathLike) else file_list or []:
             content = property_files.read_mapping(Path(file), loader=self.yaml_loader)
             property_files.check_keys(content, KEYS, f"'{file}'")
-            merged.update(content)
-        return merged
+            self._files.append(content)
+        return {key: value for content in self._files for key, value in content.items()}
 
     def _load_variable_config_dict(self, config_dict: dict[str, Any] | None) -> Settings:
         # A copy, since RecBole converts the values in place.
@@ -107,6 +138,21 @@ class RecBoleDSLConfig(Config):
             raise ConfigError(f"Command line: {error.msg} Allowed is one value for each argument.") from None
         property_files.check_keys(flags, KEYS, "the command line")
         return flags
+
+    def _merge_external_config_dict(self) -> None:
+        """What the user sets; of density and budget only the one from the higher layer."""
+        super()._merge_external_config_dict()
+        for layer in (self.cmd_config_dict, self.variable_config_dict, *reversed(self._files)):
+            given = [key for key in _HOW_MANY if layer.get(key) is not None]
+            if len(given) == 2:
+                raise ConfigError(
+                    f"dsl_density={layer['dsl_density']!r} contradicts dsl_budget={layer['dsl_budget']!r}: "
+                    "allowed is one of them."
+                )
+            if given:
+                for other in _HOW_MANY - set(given):
+                    self.external_config_dict.pop(other, None)
+                return
 
     def _convert_config_dict(self, config_dict: Settings) -> Settings:
         """Read text values: our keys as literals only, others as RecBole does, by ``eval``."""
@@ -165,14 +211,11 @@ class RecBoleDSLConfig(Config):
         super()._load_internal_config_dict(model, model_class, dataset)
         self._warn_unknown_flags()
         layers = property_files.layers(model, dataset, self.external_config_dict.get(METHOD_KEY))
-        user = {key for key, value in self.external_config_dict.items() if value is not None}
-        if {"dsl_density", "dsl_budget"} <= user:
-            raise ConfigError(
-                f"dsl_density={self.external_config_dict['dsl_density']!r} contradicts "
-                f"dsl_budget={self.external_config_dict['dsl_budget']!r}: allowed is one of them."
-            )
+        user = {key: value for key, value in self.external_config_dict.items() if value is not None}
         if "dsl_density" in user:
             layers["dsl_budget"] = None  # a property file's budget must not beat the user's density
+        if user.get("dsl_init", layers["dsl_init"]) not in TOPOLOGIES_WITH_VALUES:
+            layers["dsl_init_values"] = "model"  # nor values that the user's topology does not have
         self.internal_config_dict.update(layers)
 
     def _warn_unknown_flags(self) -> None:
@@ -191,6 +234,7 @@ class RecBoleDSLConfig(Config):
     def _set_default_parameters(self) -> None:
         with _recbole_errors():
             super()._set_default_parameters()
+        self._check_training()
         self._check_learner()
         self._check_dataset()
         self._check_dsl(self.dsl)
@@ -202,6 +246,34 @@ class RecBoleDSLConfig(Config):
     def _set_eval_neg_sample_args(self, phase: str) -> None:
         with _recbole_errors():
             super()._set_eval_neg_sample_args(phase)
+
+    def _check_training(self) -> None:
+        """Numbers that RecBole would fail on only after loading the data, or never end with."""
+        for key, setting in _TRAINING_KEYS.items():
+            value = self.final_config_dict.get(key)
+            if value is None:
+                continue
+            try:
+                setting.parse(value)
+            except Refused:
+                raise ConfigError(f"{key}={value!r} is refused: allowed is {setting.allowed}.") from None
+        known = self._metric_names()
+        valid_metric = str(self.final_config_dict["valid_metric"])
+        if self.final_config_dict["eval_step"] and valid_metric.lower() not in known:
+            raise ConfigError(
+                f"valid_metric={valid_metric!r} is none of the metrics that are computed"
+                f"{nearest(valid_metric.lower(), known)}; allowed are {', '.join(known)} "
+                "(set metrics and topk)."
+            )
+
+    def _metric_names(self) -> list[str]:
+        """The metrics of this run by the names under which RecBole reports them."""
+        settings, types = self.final_config_dict, metric_types
+        names: list[str] = []
+        for metric in map(str.lower, settings["metrics"]):
+            by_k = types.get(metric) == EvaluatorType.RANKING and metric not in _METRICS_WITHOUT_K
+            names += [f"{metric}@{k}" for k in settings["topk"]] if by_k else [metric]
+        return names
 
     def _check_learner(self) -> None:
         learner = self.final_config_dict["learner"]
@@ -232,3 +304,5 @@ class RecBoleDSLConfig(Config):
             )
         if dsl.result is not None:
             check_writable(dsl.result)
+        folder = Path(str(self.final_config_dict["checkpoint_dir"]))
+        check_writable(folder / "checkpoint.dsl", "checkpoint_dir")

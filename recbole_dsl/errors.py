@@ -18,6 +18,10 @@ class ConfigError(DSLError):
     """A setting is unknown, out of range, of the wrong type, or contradicts another one."""
 
 
+class DataError(DSLError):
+    """A dataset cannot be read, downloaded or split as the settings say."""
+
+
 class TargetError(DSLError):
     """No tensor, or the wrong one, was selected for sparsity."""
 

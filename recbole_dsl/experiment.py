@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 
 from . import compat
 from .costs import forward_macs, held_bytes, peak_memory_bytes, sharing_copy, undisturbed
+from .errors import ConfigError, DataError, DSLError
 from .results import SCHEMA, RunResult, environment
 from .settings import DSLConfig
 
@@ -58,9 +60,10 @@ def run_recbole_dsl(
     logger.info(sys.argv)
     logger.info(config)
 
-    data = create_dataset(config)
-    logger.info(data)
-    train_data, valid_data, test_data = data_preparation(config, data)
+    with _data_errors(config):
+        data = create_dataset(config)
+        logger.info(data)
+        train_data, valid_data, test_data = data_preparation(config, data)
 
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     network = build_model(config, train_data)
@@ -81,17 +84,44 @@ def run_recbole_dsl(
     return result
 
 
+@contextlib.contextmanager
+def _data_errors(config: RecBoleDSLConfig) -> Iterator[None]:
+    """Turn whatever RecBole stumbles over in a dataset into one sentence; the log has the rest."""
+    try:
+        yield
+    except DSLError:
+        raise
+    except Exception as error:
+        getLogger().debug("reading the dataset failed", exc_info=True)
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+        raise DataError(
+            f"dataset={config['dataset']!r} in '{config['data_path']}' cannot be prepared ({reason}); allowed "
+            "are RecBole's atomic files, with a header such as 'user_id:token' and rows that the settings "
+            "leave in, or a dataset that can be downloaded (--state=DEBUG shows where it failed)."
+        ) from error
+
+
 def build_model(config: RecBoleDSLConfig, train_data: Any) -> Any:
-    """The dense model, of ``dsl_width`` columns if that is set."""
+    """The dense model, of ``dsl_width`` columns if that is set.
+
+    Raises:
+        ConfigError: it refuses its settings or data, or lacks a package.
+    """
     settings: DSLConfig = config.dsl
-    config["dsl_dense_embedding_size"] = config["embedding_size"]
+    original = config["embedding_size"]
     if settings.width is not None:
         config["embedding_size"] = settings.width
     try:
         network = config.model_class(config, train_data._dataset)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+        raise ConfigError(
+            f"model={config['model']!r} cannot be built on dataset={config['dataset']!r} ({reason}); allowed "
+            "are settings, data and installed packages that the model asks for."
+        ) from error
     finally:
         if settings.width is not None:
-            config["embedding_size"] = config["dsl_dense_embedding_size"]
+            config["embedding_size"] = original
     return network.to(config["device"])
 
 

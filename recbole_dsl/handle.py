@@ -23,6 +23,7 @@ from .sparsity.budget import (
     allocate,
     budget_of_bytes,
     budget_of_density,
+    bytes_of_everything,
     erdos_renyi_shares,
 )
 from .sparsity.explorer import ExplorationSettings, Explorer, UpdateEvent
@@ -47,6 +48,10 @@ class SparseHandle:
     selection: Selection
     explorer: Explorer
     dense_weights: int
+
+    def __repr__(self) -> str:
+        groups = ", ".join(f"{g.storage} {g.name!r}" for g in self.groups)
+        return f"SparseHandle({self.live} of {self.dense_weights} weights live: {groups or 'unpacked'})"
 
     @property
     def live(self) -> int:
@@ -92,7 +97,10 @@ class SparseHandle:
             )
 
     def unpack(self) -> nn.Module:
-        """Restore the dense module in place (dead weights zero), stop exploring, return it."""
+        """Restore the dense module in place (dead weights zero), stop exploring, return it.
+
+        Its parameters are new objects, so a training that goes on needs a new optimizer.
+        """
         self.explorer.detach()
         unpack(self.module, self.groups)
         self.groups = []
@@ -111,7 +119,7 @@ def masks(module: nn.Module) -> dict[str, Tensor]:
 
 def sparsify(
     module: nn.Module,
-    density: float = 0.1,
+    density: float | None = None,
     *,
     interactions: Interactions | None = None,
     on_update: Callable[[UpdateEvent], None] | None = None,
@@ -121,7 +129,7 @@ def sparsify(
 
     Args:
         module: a module whose tensors have their initial values; do not write into them later.
-        density: share of live weights over the sparsified tensors, in (0, 1].
+        density: share of live weights over the sparsified tensors, in (0, 1]; 0.1 without a ``budget``.
         interactions: needed by ``init='nmf'`` only.
         on_update: called after every update of a group.
         settings: any setting of the configuration without its ``dsl_`` prefix, such as
@@ -137,7 +145,7 @@ def sparsify(
         ConfigError: an unknown setting or a value that is not allowed.
         TargetError: nothing to make sparse, or a pattern without a match.
     """
-    defaults = {
+    defaults: dict[str, Any] = {
         "method": "dsl",
         "init": "random",
         "grow": "accumulated_gradient",
@@ -145,7 +153,11 @@ def sparsify(
         "end": 10_000,
         "seed": 0,
     }
-    merged = {f"dsl_{k}": v for k, v in {**defaults, **settings, "density": density}.items()}
+    budget = settings.get("budget")
+    if density is not None and budget is not None:
+        raise ConfigError(f"density={density!r} contradicts budget={budget!r}: allowed is one of them.")
+    defaults["density"] = 0.1 if density is None else density
+    merged = {f"dsl_{k}": v for k, v in {**defaults, **settings}.items()}
     config = DSLConfig.from_config(merged)
     for name in ("update_interval", "end"):
         if getattr(config, name).unit != "steps":
@@ -286,14 +298,17 @@ def _budgets(plans: Sequence[GroupPlan], config: DSLConfig, dense: Callable[[Ten
         ]
     if config.budget is None:
         wanted = [budget_of_density(size, config.density) for size in sizes]
-        if config.init in ("er", "erk"):
-            return _split(min(sum(wanted), sum(caps)), shares, caps)
-        return [min(b, cap) for b, cap in zip(wanted, caps, strict=True)]
+        if any(budget > cap for budget, cap in zip(wanted, caps, strict=True)):
+            raise ConfigError(
+                f"dsl_density={config.density} asks for {sum(wanted)} live weights, more than the "
+                f"{sum(caps)} of dsl_width={config.width}: allowed is a lower density or more columns."
+            )
+        return _split(sum(wanted), shares, caps) if config.init in ("er", "erk") else wanted
     if config.budget.unit == "weights":
         if not len(plans) <= config.budget.count <= sum(caps):
             raise ConfigError(
-                f"dsl_budget={config.budget} is refused: allowed for these {len(plans)} sparse "
-                f"groups is a number from {len(plans)} to {sum(caps)} weights."
+                f"dsl_budget={config.budget} is refused: allowed is a number from {len(plans)}, one for each "
+                f"sparse group, to {sum(caps)} weights."
             )
         return _split(config.budget.count, shares, caps)
     return _budgets_of_bytes(plans, config.budget, shares)
@@ -319,6 +334,14 @@ def _budgets_of_bytes(plans: Sequence[GroupPlan], total: Budget, shares: Sequenc
                 "more."
             )
         result.append(budget)
+    shapes = [[table_shape(t.shape) for t in tensors] for _, tensors, _ in plans]
+    sizes = [tensors[0].parameter.element_size() for _, tensors, _ in plans]
+    most = sum(map(bytes_of_everything, shapes, sizes))
+    if total.count > most:
+        raise ConfigError(
+            f"dsl_budget={total} is more than all weights of the sparse tensors and their index take; allowed "
+            f"is at most {most} bytes."
+        )
     return result
 
 

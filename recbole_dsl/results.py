@@ -6,11 +6,12 @@ import json
 import math
 import os
 import platform
-import tempfile
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from .files import written_whole
 
 SCHEMA = 1
 
@@ -51,17 +52,9 @@ class RunResult:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON to ``path``, whole or not at all, creating its folders."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.to_json() + "\n")
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as file:
+            file.write((self.to_json() + "\n").encode())
 
 
 def _finite(value: Any) -> Any:

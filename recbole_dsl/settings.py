@@ -109,7 +109,7 @@ def _optional(setting: Setting, meaning: str) -> Setting:
     return Setting(parse, f"{setting.allowed}, or None for {meaning}", setting.text)
 
 
-def _number(accepts: Callable[[float], bool], allowed: str) -> Setting:
+def number_setting(accepts: Callable[[float], bool], allowed: str) -> Setting:
     """A finite number for which ``accepts`` holds."""
 
     def parse(value: object) -> float:
@@ -121,9 +121,20 @@ def _number(accepts: Callable[[float], bool], allowed: str) -> Setting:
     return Setting(parse, allowed)
 
 
-def _whole(least: int) -> Setting:
+def whole_setting(least: int) -> Setting:
     """A whole number, at least ``least``."""
     return Setting(lambda value: _as_whole(value, least), f"a whole number of at least {least}")
+
+
+def mapping_setting(allowed: str) -> Setting:
+    """A mapping of words to values."""
+
+    def parse(value: object) -> dict[str, Any]:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise Refused
+        return dict(value)
+
+    return Setting(parse, allowed)
 
 
 def _word(words: tuple[str, ...]) -> Setting:
@@ -249,13 +260,13 @@ def _method() -> Setting:
 
 # --- the table ------------------------------------------------------------------------------------
 
-_SHARE: Final = _number(lambda x: 0 <= x <= 1, "a number from 0 to 1")
+_SHARE: Final = number_setting(lambda x: 0 <= x <= 1, "a number from 0 to 1")
 
 SETTINGS: Final[dict[str, Setting]] = {
     "method": _method(),
-    "density": _number(lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
+    "density": number_setting(lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
     "budget": _optional(_budget(), "the budget that dsl_density gives"),
-    "width": _optional(_whole(1), "the model's own embedding_size"),
+    "width": _optional(whole_setting(1), "the model's own embedding_size"),
     "update_interval": _span(
         ("steps", "epochs"), 1, "a whole number of steps of at least 1, or text such as '2 epochs'"
     ),
@@ -269,19 +280,19 @@ SETTINGS: Final[dict[str, Setting]] = {
     "schedule": _word(SCHEDULE_NAMES),
     "drop": _word(DROP_NAMES),
     "drop_threshold": _optional(
-        _number(lambda x: x > 0, "a number above 0"), "no threshold (not with dsl_drop=threshold)"
+        number_setting(lambda x: x > 0, "a number above 0"), "no threshold (not with dsl_drop=threshold)"
     ),
     "grow": _word(GROWTH_NAMES),
-    "grow_window": _optional(_whole(1), "the whole update interval"),
-    "grow_momentum": _number(lambda x: 0 <= x < 1, "a number of at least 0 and below 1"),
+    "grow_window": _optional(whole_setting(1), "the whole update interval"),
+    "grow_momentum": number_setting(lambda x: 0 <= x < 1, "a number of at least 0 and below 1"),
     "growth_memory": _optional(_memory(), "no bound"),
     "init": _word(TOPOLOGY_NAMES),
     "init_values": _word(("model", "topology")),
-    "seed": _optional(_whole(0), "RecBole's seed"),
+    "seed": _optional(whole_setting(0), "RecBole's seed"),
     "groups": _groups(),
     "include": _optional(_patterns(1), "all embedding tables and Linear matrices"),
     "exclude": _patterns(0),
-    "min_weights": _whole(0),
+    "min_weights": whole_setting(0),
     "storage": _word(STORAGE_NAMES),
     "result": _optional(_path(), "no result file"),
     "exploration_record": _flag(),
@@ -308,10 +319,11 @@ def parse_setting(name: str, value: object) -> Any:
         raise ConfigError(f"{PREFIX}{name}={value!r} is refused: allowed is {setting.allowed}{hint}.") from None
 
 
-def check_writable(path: str | os.PathLike[str]) -> None:
+def check_writable(path: str | os.PathLike[str], key: str = "dsl_result") -> None:
     """Make sure that a file can be written at ``path`` later, without leaving a trace now.
 
-    Missing folders are fine if they can be created; an existing file is not touched.
+    Missing folders are fine if they can be created; an existing file is not touched. ``key``: the
+    setting to name.
 
     Raises:
         ConfigError: ``path`` is a folder, or cannot be written or created.
@@ -319,7 +331,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
     def refuse(reason: str) -> ConfigError:
         return ConfigError(
-            f"dsl_result={os.fspath(path)!r} is refused, because {reason}; "
+            f"{key}={os.fspath(path)!r} is refused, because {reason}; "
             "allowed is a path where a file can be written."
         )
 

@@ -31,6 +31,12 @@ CASES = {
     ),
     "budget too large": (["--dsl_budget=999999999"], ["dsl_budget", "168128"]),
     "budget below the index": (["--dsl_budget=5kB"], ["dsl_budget", "index"]),
+    "budget beyond the dense model": (["--dsl_budget=100GB"], ["dsl_budget=100GB", "851152 bytes"]),
+    "width below the density": (["--dsl_width=4"], ["dsl_width=4", "10508"]),
+    "package missing": (["--model=KGAT"], ["KGAT", "dgl"]),
+    "header missing": (["--dataset=nohead", "--data_path=."], ["nohead", "user_id:token"]),
+    "no rows": (["--dataset=norows", "--data_path=."], ["norows", "rows"]),
+    "model of a file": (["--config_files=model.yaml"], ["LightGNC", "LightGCN"]),
     "two processes": (["--nproc=2"], ["nproc", "1"]),
     "growth memory too small": (["--dsl_growth_memory=100B"], ["dsl_growth_memory"]),
 }
@@ -41,6 +47,10 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """RecBole writes logs into the working directory; ``a_file`` is in the way of a folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a_file").write_text("")
+    (tmp_path / "model.yaml").write_text("model: LightGNC\n")
+    for name, text in (("nohead", "1\t2\n"), ("norows", "user_id:token\titem_id:token\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.inter").write_text(text)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -69,6 +79,35 @@ def test_the_process_exits_with_an_error_and_no_traceback(tmp_path: Path) -> Non
     done = command_line("--model=LightGCN", "--dsl_density=2", cwd=tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr and "error: dsl_density=2" in done.stderr
+
+
+def test_the_model_of_a_config_file_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the command line names another; without either it is RecBole's BPR on ml-100k."""
+    seen = []
+    monkeypatch.setattr("recbole_dsl.experiment.run_recbole_dsl", lambda *given: seen.append(given[:2]))
+    (tmp_path / "mine.yaml").write_text("model: NeuMF\ndataset: mine\n")
+    for flags in (["--config_files=mine.yaml"], ["--config_files=mine.yaml", "-m", "BPR"], []):
+        assert main(flags) == 0
+    assert seen == [("NeuMF", "mine"), ("BPR", "mine"), ("BPR", "ml-100k")]
+
+
+def test_an_interrupted_run_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line and the shell's usual status."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recbole_dsl.experiment.run_recbole_dsl", interrupt)
+    assert main([]) == 130
+    assert capsys.readouterr().err.startswith("error: interrupted")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """``--version`` is not taken for a configuration key either."""
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("recbole-dsl 0.")
 
 
 def test_help_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -582,6 +582,19 @@ REFUSED_RUNS = [
     ({"learner": None}, "adamw"),
     ({"dsl_density": 0.1, "dsl_budget": "2MB"}, "allowed is one of them"),
     ({"model": "NeuMF", "dsl_width": 256}, "embedding_size"),
+    ({"learning_rate": "abc"}, "a number above 0"),
+    ({"learning_rate": -1}, "a number above 0"),
+    ({"weight_decay": -0.1}, "a number of at least 0"),
+    ({"epochs": "many"}, "a whole number of at least 0"),
+    ({"train_batch_size": 0}, "a whole number of at least 1"),
+    ({"eval_batch_size": 1.5}, "a whole number of at least 1"),
+    ({"embedding_size": 0}, "a whole number of at least 1"),
+    ({"seed": "abc"}, "a whole number of at least 0"),
+    ({"clip_grad_norm": 5}, "'max_norm': 1.0"),
+    ({"checkpoint_dir": "/dev/null/saved"}, "cannot be written"),
+    ({"valid_metric": "NDGC@10"}, "did you mean 'ndcg@10'"),
+    ({"valid_metric": "NDCG@20"}, "ndcg@10"),
+    ({"metrics": ["AUC"], "eval_args": {"mode": "labeled"}, "valid_metric": "Hit@10"}, "allowed are auc"),
     ({"dsl_Density": 0.1}, "did you mean 'dsl_density'"),
     ({"dsl-density": 0.1}, "did you mean 'dsl_density'"),
     ({"dsl_": 1}, "no known setting"),
@@ -618,6 +631,35 @@ def test_what_recbole_refuses_is_a_config_error(settings: dict[str, Any], part: 
 @pytest.mark.parametrize("learner", ["adam", "AdamW", "sgd", "adagrad", "rmsprop"])
 def test_known_learners_are_allowed(learner: str) -> None:
     assert config(learner=learner)["learner"] == learner
+
+
+def test_a_metric_is_not_needed_without_evaluation() -> None:
+    assert config(eval_step=0, valid_metric="Foo@10")["valid_metric"] == "Foo@10"
+
+
+def test_the_number_of_weights_is_from_the_highest_layer_that_says_one(tmp_path: Path, flags: Any) -> None:
+    """A budget above a density takes its place and the other way round; one layer says one of them."""
+    density, budget = tmp_path / "density.yaml", tmp_path / "budget.yaml"
+    density.write_text("dsl_density: 0.2\n")
+    budget.write_text("dsl_budget: 3000\n")
+    both = RecBoleDSLConfig("BPR", "ml-100k", [density, budget]).dsl
+    assert both.budget is not None and both.budget.count == 3000
+    reverse = RecBoleDSLConfig("BPR", "ml-100k", [budget, density]).dsl
+    assert reverse.budget is None and reverse.density == 0.2
+    flags("--dsl_budget=500")
+    assert RecBoleDSLConfig("BPR", "ml-100k", [density], {"dsl_density": 0.3}).dsl.budget.count == 500
+    flags()
+    density.write_text("dsl_density: 0.2\ndsl_budget: 3000\n")
+    with pytest.raises(ConfigError, match="allowed is one of them"):
+        RecBoleDSLConfig("BPR", "ml-100k", [density])
+
+
+def test_another_topology_needs_no_other_values_by_hand() -> None:
+    """BPR's default starts from the factors' values, which a random topology does not have."""
+    assert config().dsl.init_values == "topology"
+    assert config(dsl_init="random").dsl.init_values == "model"
+    with pytest.raises(ConfigError, match="dsl_init_values='topology' contradicts"):
+        config(dsl_init="random", dsl_init_values="topology")
 
 
 def test_width_is_allowed_where_there_is_an_embedding_size() -> None:

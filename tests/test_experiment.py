@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -121,6 +122,32 @@ def test_a_cost_that_cannot_be_had_does_not_cost_the_result(
     result = sparse_run("BPR", tmp_path, epochs=1)
     assert result.test_result and result.costs["macs_per_training_step"] is None
     assert "cannot be counted" in caplog.text
+
+
+def test_runs_of_one_second_keep_their_own_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RecBole's file name has the time in seconds; a file that is there is not written over."""
+    monkeypatch.setattr("recbole.trainer.trainer.get_local_time", lambda: "now")
+    for _ in range(2):
+        sparse_run("BPR", tmp_path, epochs=1)
+    one, two = sorted(tmp_path.glob("BPR-*.dsl"))
+    assert (one.name, two.name) == ("BPR-now-1.dsl", "BPR-now.dsl")
+    assert one.stat().st_size == two.stat().st_size > 0
+    assert one.stat().st_mode & 0o777 == 0o666 & ~current_umask()
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_an_end_beyond_the_run_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The log counts the updates that will happen."""
+    caplog.set_level(logging.INFO)
+    settings = {"dsl_end": "500 epochs", "dsl_update_interval": 20, "state": "INFO"}
+    result = sparse_run("BPR", tmp_path, epochs=2, **settings)
+    assert "is step 20000, but the run has 80 steps" in caplog.text
+    assert "  4 updates, one every 20 steps" in caplog.text and result.sparsity["updates"] == 4
 
 
 def test_a_run_without_saving_leaves_no_checkpoint(tmp_path: Path) -> None:

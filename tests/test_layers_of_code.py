@@ -14,7 +14,7 @@ import recbole_dsl
 PACKAGE = Path(recbole_dsl.__file__).parent
 # A part may import parts of its own or a lower level.
 LEVELS: list[set[str]] = [
-    {"errors", "resources"},
+    {"errors", "files", "resources"},
     {"quantities", "sparsity", "property_files", "recbole_names"},
     {"packed", "settings", "command_line"},
     {"handle", "compat", "config"},

@@ -484,6 +484,20 @@ def test_a_table_with_as_many_rows_as_users_by_chance_gets_no_factors() -> None:
     assert user is not None and age is None
 
 
+def test_density_and_budget_contradict_each_other() -> None:
+    """Neither wins silently; without either the density is 0.1."""
+    with pytest.raises(ConfigError, match=r"density=0.1 contradicts budget=100"):
+        sparsify(tables(), 0.1, budget=100)
+    assert sparsify(tables(), include=["*.weight"]).budget == 32 + 48
+    assert sparsify(tables(), budget=100, include=["*.weight"]).budget == 100
+
+
+def test_a_handle_shows_itself_in_one_line() -> None:
+    """Not the weights of the module."""
+    _, handle = sparse_tables()
+    assert repr(handle) == "SparseHandle(200 of 800 weights live: packed 'joint')"
+
+
 def test_freezing_a_packed_module() -> None:
     """With a group of its own it freezes; sharing a group with others it is refused by name."""
     model, handle = sparse_tables(groups="per_tensor")

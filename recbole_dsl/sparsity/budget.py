@@ -33,6 +33,14 @@ def budget_of_bytes(memory: int, shapes: Sequence[tuple[int, int]], value_bytes:
     return min(budget, sum(r * c for r, c in shapes))
 
 
+def bytes_of_everything(shapes: Sequence[tuple[int, int]], value_bytes: int = 4) -> int:
+    """Bytes of a group of tensors (rows, columns) at density 1: values, column ids and row pointers."""
+    weights = sum(r * c for r, c in shapes)
+    pointer = 4 if weights < 2**31 else 8
+    per_weight = value_bytes + index_type_bytes(max(c for _, c in shapes))
+    return weights * per_weight + pointer * (1 + sum(r for r, _ in shapes))
+
+
 def allocate(total: int, shares: Sequence[float], caps: Sequence[int]) -> list[int]:
     """Split ``total`` into integers proportional to ``shares``, none above its cap, exactly.
 

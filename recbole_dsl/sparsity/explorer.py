@@ -177,6 +177,11 @@ class Explorer:
         return sum(r.count for r in records if r) / sum(r.positions for r in records if r)
 
     @property
+    def can_move(self) -> bool:
+        """Whether any group has dead positions to exchange weights with."""
+        return any(p.group.budget < _weights(p.group) for p in self.progress)
+
+    @property
     def growth_bytes(self) -> int:
         """The most bytes that growth scores of all groups have held between steps."""
         return sum(p.score_bytes for p in self.progress)
@@ -190,7 +195,7 @@ class Explorer:
         """α of the next update of the first group; 0 when no update is to come."""
         progress = self.progress[0]
         due = self._next_update(progress.step)
-        return self._ratio(due) if due is not None else 0.0
+        return self._ratio(due) if due is not None and self.can_move else 0.0
 
     def _ratio(self, step: int) -> float:
         s = self.settings

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from ..files import written_whole
 
 PLAIN = (bool, int, float, str, type(None))
 
@@ -42,24 +42,5 @@ def plain_or_tensor(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
     """Write ``state`` to ``path`` whole or not at all: a broken write leaves the old file."""
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def unused_path(path: str | os.PathLike[str]) -> Path:
-    """``path``, or with ``-1``, ``-2`` … before its suffix if a file of that name exists."""
-    first = Path(path)
-    candidate, number = first, 0
-    while candidate.exists():
-        number += 1
-        candidate = first.with_name(f"{first.stem}-{number}{first.suffix}")
-    return candidate
+    with written_whole(path) as file:
+        torch.save(state, file)

@@ -12,12 +12,13 @@ from recbole.utils import get_trainer, set_color
 
 from .. import compat
 from ..errors import DSLError
+from ..files import claim
 from ..handle import SparseHandle, insert
 from ..settings import DSLConfig
 from ..sparsity.explorer import UpdateEvent
 from ..sparsity.interactions import Interactions
 from ..sparsity.targets import TensorInfo
-from .checkpoint import plain, plain_or_tensor, unused_path, write_checkpoint
+from .checkpoint import plain, plain_or_tensor, write_checkpoint
 from .fused import fused_twin
 
 CACHE_PREFIX = "restore_"
@@ -67,8 +68,8 @@ class SparseTrainerMixin:
                 f"No optimizer of {type(self).__name__} trains sparse group {', '.join(map(repr, idle))}; "
                 "allowed are tensors that the model trains (set dsl_include or dsl_exclude)."
             )
-        name = Path(self.saved_model_file).with_suffix(".dsl")
-        self.saved_model_file = str(unused_path(name))
+        self.saved_model_file = str(Path(self.saved_model_file).with_suffix(".dsl"))
+        self._owns_file = False
         self._prepare_wandb()
         self._log_start()
 
@@ -88,6 +89,10 @@ class SparseTrainerMixin:
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         if not self.config["single_spec"] and self.config["local_rank"] != 0:
             return
+        if "saved_model_file" not in kwargs and not self._owns_file:
+            # RecBole names the file by the second; another run may have the same.
+            self.saved_model_file = str(claim(self.saved_model_file))
+            self._owns_file = True
         path = kwargs.pop("saved_model_file", self.saved_model_file)
         clear_model_caches(self.model)
         state = {
@@ -123,14 +128,22 @@ class SparseTrainerMixin:
             log(f"  {group.storage} group {group.name!r}, budget {group.budget}: {tensors}")
         for tensor, reason in handle.selection.left:
             log(f"  dense {tensor.name} {tensor.shape}: {reason}")
-        if settings.updates:
+        can_move = handle.explorer.can_move
+        if settings.updates and can_move:
+            steps = self.steps_per_epoch * self.config["epochs"]
+            updates = min(settings.end, steps) // settings.update_interval
+            if settings.end > steps:
+                self.logger.warning(
+                    f"dsl_end={self.dsl.end} is step {settings.end}, but the run has {steps} steps: updates go "
+                    "on to its end."
+                )
             log(
-                f"  {settings.updates} updates, one every {settings.update_interval} steps until "
+                f"  {updates} updates, one every {settings.update_interval} steps until "
                 f"step {settings.end}: drop {settings.drop}, grow {settings.grow} over "
                 f"{settings.window} steps, {settings.schedule} from α = {settings.update_ratio} to "
                 f"{settings.update_ratio_min}"
             )
-        elif settings.update_ratio > 0 and handle.density < 1:
+        elif settings.update_ratio > 0 and can_move:
             self.logger.warning(
                 f"The run is too short for a single update: exploration ends at step "
                 f"{settings.end}, before dsl_update_interval={settings.update_interval} steps have "
@@ -202,7 +215,7 @@ def clear_model_caches(model: Any) -> None:
 def _dense_size(config: Any, tensor: TensorInfo) -> int:
     """Weights of a tensor in the model of the original ``embedding_size`` (see ``dsl_width``)."""
     size = tensor.parameter.numel()
-    width, original = config["dsl_width"], config["dsl_dense_embedding_size"]
+    width, original = config["dsl_width"], config["embedding_size"]
     if width is None or original is None or tensor.shape[-1] != width:
         return size
     return size // width * original
