@@ -66,8 +66,8 @@ PLANS = {
         rate=0.005, methods=("dsl_plus", "dsl", "static"), trials=TRIALS,
     ),
     "BPR": Plan(
-        dense=(0.0005, 0.001, 0.002, 0.005), narrow=(0.001, 0.002, 0.005, 0.01), narrow_size={"embedding_size": 11},
-        rate=0.003, methods=("dsl_plus", "dsl", "static"), trials=TRIALS,
+        dense=(0.0005, 0.001, 0.002, 0.005), narrow=(0.001, 0.002, 0.005, 0.01),
+        narrow_size={"embedding_size": 11}, rate=0.003, methods=("dsl_plus", "dsl", "static"), trials=TRIALS,
     ),
     "NeuMF": Plan(
         dense=(0.0005, 0.001, 0.002), narrow=(), narrow_size={},

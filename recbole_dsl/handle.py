@@ -307,8 +307,8 @@ def _budgets(plans: Sequence[GroupPlan], config: DSLConfig, dense: Callable[[Ten
     if config.budget.unit == "weights":
         if not len(plans) <= config.budget.count <= sum(caps):
             raise ConfigError(
-                f"dsl_budget={config.budget} is refused: allowed is a number from {len(plans)}, one for each "
-                f"sparse group, to {sum(caps)} weights."
+                f"dsl_budget={config.budget} is refused: allowed is a number from {len(plans)} to "
+                f"{sum(caps)} weights, at least one for each sparse group."
             )
         return _split(config.budget.count, shares, caps)
     return _budgets_of_bytes(plans, config.budget, shares)

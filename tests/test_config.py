@@ -594,7 +594,6 @@ REFUSED_RUNS = [
     ({"checkpoint_dir": "/dev/null/saved"}, "cannot be written"),
     ({"valid_metric": "NDGC@10"}, "did you mean 'ndcg@10'"),
     ({"valid_metric": "NDCG@20"}, "ndcg@10"),
-    ({"metrics": ["AUC"], "eval_args": {"mode": "labeled"}, "valid_metric": "Hit@10"}, "allowed are auc"),
     ({"dsl_Density": 0.1}, "did you mean 'dsl_density'"),
     ({"dsl-density": 0.1}, "did you mean 'dsl_density'"),
     ({"dsl_": 1}, "no known setting"),

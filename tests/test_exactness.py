@@ -367,7 +367,8 @@ def test_weights_that_are_no_numbers_keep_the_budget(storage: str, drop: str) ->
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     handle.attach(optimizer)
     for step in range(3):
-        lookup_loss(model, step).backward()
+        with torch.autograd.set_detect_anomaly(False):  # which RecBole's trainers leave switched on
+            lookup_loss(model, step).backward()
         optimizer.step()
         for group in handle.groups:
             live = group.live_positions().tolist()

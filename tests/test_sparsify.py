@@ -30,9 +30,11 @@ def tables() -> nn.ModuleDict:
     return model
 
 
-def sparse_tables(density: float = 0.25, **options) -> tuple[nn.ModuleDict, SparseHandle]:
-    """The tables made sparse jointly."""
+def sparse_tables(density: float | None = None, **options) -> tuple[nn.ModuleDict, SparseHandle]:
+    """The tables made sparse jointly, at density 0.25 if nothing else is said."""
     model = tables()
+    if density is None and "budget" not in options:
+        density = 0.25
     options = {"include": ["*.weight"], "groups": "joint", **options}
     return model, sparsify(model, density, **options)
 
