@@ -107,6 +107,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         settings["dsl_method"] = cell["method"]
         result = asdict(run_recbole_dsl(cell["model"], "ml-100k", config_dict=settings))
         del result["environment"]  # beside the result, in every line
+        for key in ("data_path", "checkpoint_dir"):  # of this machine
+            result["config"].pop(key, None)
         return result
 
 
