@@ -12,13 +12,13 @@ compat.apply()
 
 from recbole.config import Config  # noqa: E402
 from recbole.data import create_dataset, data_preparation  # noqa: E402
-from recbole.utils import get_model, get_trainer, init_logger, init_seed  # noqa: E402
+from recbole.utils import get_trainer, init_logger, init_seed  # noqa: E402
 
 from recbole_dsl.costs import held_bytes, peak_memory_bytes  # noqa: E402
 
 
-def run_recbole_itself(model: str, dataset: str, config_dict: dict[str, Any]) -> dict[str, Any]:
-    """Train RecBole's dense ``model`` and test the best epoch; returns metrics and costs."""
+def recbole_trainer(model: str | type, dataset: str, config_dict: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+    """RecBole's trainer of a dense model, and its data for training, validation and test."""
     argv, sys.argv = sys.argv, sys.argv[:1]  # RecBole reads the command line
     try:
         config = Config(model=model, dataset=dataset, config_dict=dict(config_dict))
@@ -28,9 +28,15 @@ def run_recbole_itself(model: str, dataset: str, config_dict: dict[str, Any]) ->
     init_logger(config)
     train_data, valid_data, test_data = data_preparation(config, create_dataset(config))
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    network = get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    network = config.model_class(config, train_data._dataset).to(config["device"])
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, network)
+    return trainer, train_data, valid_data, test_data
 
+
+def run_recbole_itself(model: str, dataset: str, config_dict: dict[str, Any]) -> dict[str, Any]:
+    """Train RecBole's dense ``model`` and test the best epoch; returns metrics and costs."""
+    trainer, train_data, valid_data, test_data = recbole_trainer(model, dataset, config_dict)
+    config, network = trainer.config, trainer.model
     seconds: list[float] = []
     plain_epoch = trainer._train_epoch
 

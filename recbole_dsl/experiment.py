@@ -54,18 +54,8 @@ def run_recbole_dsl(
         DSLError: a setting, the model or the data is not usable; raised before training starts.
     """
     config = RecBoleDSLConfig(model, dataset, config_file_list, config_dict)
-    init_seed(config["seed"], config["reproducibility"])
-    init_logger(config)
+    data, train_data, valid_data, test_data = load_data(config)
     logger = getLogger()
-    logger.info(sys.argv)
-    logger.info(config)
-
-    with _data_errors(config):
-        data = create_dataset(config)
-        logger.info(data)
-        train_data, valid_data, test_data = data_preparation(config, data)
-
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     network = build_model(config, train_data)
     logger.info(network)
     log_dense_flops(config, network, data)
@@ -82,6 +72,27 @@ def run_recbole_dsl(
         result.save(config.dsl.result)
         logger.info(set_color("Result", "blue") + f": {config.dsl.result}")
     return result
+
+
+def load_data(config: RecBoleDSLConfig) -> tuple[Any, Any, Any, Any]:
+    """The dataset and RecBole's loaders for training, validation and test, logged.
+
+    Leaves the global generators seeded for the model, as RecBole does.
+
+    Raises:
+        DataError: RecBole cannot read or split the dataset.
+    """
+    init_seed(config["seed"], config["reproducibility"])
+    init_logger(config)
+    logger = getLogger()
+    logger.info(sys.argv)
+    logger.info(config)
+    with _data_errors(config):
+        data = create_dataset(config)
+        logger.info(data)
+        loaders = data_preparation(config, data)
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    return data, *loaders
 
 
 @contextlib.contextmanager
