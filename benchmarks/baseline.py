@@ -61,7 +61,7 @@ def run_recbole_itself(model: str, dataset: str, config_dict: dict[str, Any]) ->
         "live": sum(p.numel() for p in network.parameters()),
         "costs": {
             "seconds_per_epoch": sum(seconds) / len(seconds),
-            **held_bytes(network, trainer.optimizer, []),
+            **held_bytes(network, trainer.optimizer),
             "peak_memory_bytes": peak_memory_bytes(config["device"]),
         },
     }

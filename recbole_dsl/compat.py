@@ -1,10 +1,11 @@
 """The only place that works around versions of RecBole, torch, numpy, scipy and pandas.
 
 RecBole 1.2.1 was written for numpy 1, scipy < 1.13, pandas < 3 and torch < 2.6.  :func:`apply`
-makes it run, with the same results, on current versions of all four.  The cures stay inside
-RecBole: its modules are given their own view of ``torch``, ``pandas`` and ``len``, so nothing
-changes for other code in the process.  Two cures cannot be kept that narrow, because they add
-names that are missing: numpy's old type names and scipy's ``dok_matrix._update``.
+makes it run, with the same results, on current versions of all four, and without two packages that
+have no current builds: torch_scatter and dgl.  The cures stay inside RecBole: its modules are given
+their own view of ``torch``, ``pandas`` and ``len``, so nothing changes for other code in the
+process.  Two cures cannot be kept that narrow, because they add names that are missing: numpy's old
+type names and scipy's ``dok_matrix._update``.
 
 ``recbole.quick_start`` is never imported: it is the only part of RecBole that needs ray, which
 has no wheels for Python 3.12 and later.
@@ -17,8 +18,10 @@ import contextlib
 import enum
 import functools
 import importlib
+import importlib.util
 import os
 import pickle
+import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,6 +33,7 @@ import scipy.sparse
 import torch
 
 from recbole_dsl.errors import DSLError
+from recbole_dsl.packed.layout import dense_state_dict
 
 RECBOLE_VERSION = "1.2.1"
 
@@ -67,6 +71,9 @@ def apply() -> None:
     if not pd.Series([0]).to_numpy().flags.writeable:
         _restore_own_memory()
     _restore_torch_load()
+    if importlib.util.find_spec("torch_scatter") is None:
+        _lend_torch_scatter()
+    _build_kgat_without_dgl()
     _applied = True
 
 
@@ -238,8 +245,8 @@ def _restore_own_memory() -> None:
 
 # torch ---------------------------------------------------------------------------------------
 
-_LOADING_MODULES = (
-    "recbole.trainer.trainer",  # 323, 583
+_LOADING_TRAINER = "recbole.trainer.trainer"  # 323, 583
+_LOADING_MODELS = (
     "recbole.model.context_aware_recommender.kd_dagfm",  # 56
     "recbole.model.general_recommender.convncf",  # 82
     "recbole.model.general_recommender.nais",  # 127
@@ -258,10 +265,13 @@ def _restore_torch_load() -> None:
     by default.  A file that this process wrote is read without limits.  Any other file may come
     from anywhere, and a pickle can run any code, so only the types of a plain RecBole checkpoint
     are accepted in it.
+
+    Trainers read a checkpoint back into the sparse model that wrote it.  Models read one of an
+    earlier training, while they are dense still, so a sparse one is handed to them dense.
     """
-    view = _ModuleView(torch, load=_load, save=_save)
-    for name in _LOADING_MODULES:
-        vars(importlib.import_module(name))["torch"] = view
+    vars(importlib.import_module(_LOADING_TRAINER))["torch"] = _ModuleView(torch, load=_load, save=_save)
+    for name in _LOADING_MODELS:
+        vars(importlib.import_module(name))["torch"] = _ModuleView(torch, load=_load_dense)
 
 
 def _stamp(path: str) -> tuple[int, int]:
@@ -286,6 +296,17 @@ def _load(f: Any, *args: Any, **kwargs: Any) -> Any:
         return torch.load(f, *args, **kwargs)
     except pickle.UnpicklingError as error:
         raise DSLError(f"Cannot read the checkpoint {str(f)!r}: {error}.") from error
+
+
+def _load_dense(f: Any, *args: Any, **kwargs: Any) -> Any:
+    """What a model's constructor reads: RecBole's checkpoint, or one of ours with dense tensors."""
+    try:
+        state = torch.load(f, *args, **{**kwargs, "weights_only": True})
+    except pickle.UnpicklingError:
+        return _load(f, *args, **kwargs)
+    if not isinstance(state, dict) or state.get("format") != "recbole_dsl":
+        return state
+    return {**state, "state_dict": dense_state_dict(state["state_dict"], state["layout"])}
 
 
 class _CheckpointUnpickler(pickle.Unpickler):
@@ -330,6 +351,100 @@ def _load_checkpoint_pickle(file: Any, **kwargs: Any) -> Any:
 _checkpoint_pickle = types.SimpleNamespace(
     __name__=__name__, Unpickler=_CheckpointUnpickler, load=_load_checkpoint_pickle
 )
+
+
+# packages without current builds -----------------------------------------------------------------
+
+
+def _lend_torch_scatter() -> None:
+    """Run KGIN and MCCLK without torch_scatter, which has to be compiled for the installed torch.
+
+    kgin.py:54 and mcclk.py:41 import two of its functions whenever their layers run; for as long as
+    that takes there is a module of that name.
+    """
+    lent = types.ModuleType("torch_scatter")
+    vars(lent).update(scatter_mean=scatter_mean, scatter_softmax=scatter_softmax)
+    for name in ("kgin", "mcclk"):
+        layer = importlib.import_module(f"recbole.model.knowledge_aware_recommender.{name}").Aggregator
+        layer.forward = _with_module(lent, layer.forward)
+
+
+def _with_module(module: types.ModuleType, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` as it runs while ``module`` can be imported."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        sys.modules[module.__name__] = module
+        try:
+            return function(*args, **kwargs)
+        finally:
+            del sys.modules[module.__name__]
+
+    return wrapped
+
+
+def scatter_mean(src: torch.Tensor, index: torch.Tensor, dim: int, dim_size: int) -> torch.Tensor:
+    """Means of the rows of ``src`` (n, columns) that have one ``index`` (n,): (dim_size, columns).
+
+    Rows without any are zero. ``dim`` is 0.
+    """
+    sums = src.new_zeros(dim_size, *src.shape[1:]).index_add(dim, index, src)
+    counts = src.new_zeros(dim_size).index_add(0, index, src.new_ones(index.numel())).clamp_min(1)
+    return sums / counts.unsqueeze(1)
+
+
+def scatter_softmax(src: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
+    """Softmax, column by column, over the rows of ``src`` (n, columns) that have one ``index`` (n,).
+
+    ``dim`` is 0.
+    """
+    where = index.unsqueeze(1).expand_as(src)
+    size = int(index.max()) + 1
+    greatest = src.new_full((size, src.shape[1]), -torch.inf).scatter_reduce(dim, where, src.detach(), "amax")
+    powers = (src - greatest.gather(dim, where)).exp()
+    sums = src.new_zeros(size, src.shape[1]).scatter_add(dim, where, powers)
+    return powers / sums.gather(dim, where)
+
+
+def _build_kgat_without_dgl() -> None:
+    """Build KGAT's first attention matrix from its edges, for which RecBole asks dgl.
+
+    kgat.py:87 and 146-156 use ``preserve_nodes`` and ``adjacency_matrix``, which dgl dropped in 1.0;
+    the versions before have no builds for current Pythons. RecBole issues #1758, #1978, #2201.
+    """
+    from recbole.model.knowledge_aware_recommender.kgat import KGAT
+
+    build = KGAT.__init__
+
+    @functools.wraps(build)
+    def __init__(self: Any, config: Any, dataset: Any) -> None:
+        def ckg_graph(form: str = "coo", value_field: str | None = None) -> Any:
+            # Of the dgl graph KGAT makes nothing but the matrix below.
+            return None if form == "dgl" else type(dataset).ckg_graph(dataset, form, value_field)
+
+        dataset.ckg_graph = ckg_graph
+        try:
+            build(self, config, dataset)
+        finally:
+            del dataset.ckg_graph
+
+    def init_graph(self: Any) -> torch.Tensor:
+        heads, tails, relations = (t.cpu().numpy() for t in (self.all_hs, self.all_ts, self.all_rs))
+        total = scipy.sparse.coo_matrix(tuple(self.matrix_size))
+        for relation in range(1, self.n_relations):
+            edges = relations == relation
+            ones = np.ones(int(edges.sum()))
+            adjacency = scipy.sparse.coo_matrix((ones, (heads[edges], tails[edges])), tuple(self.matrix_size))
+            degrees = np.asarray(adjacency.sum(axis=1)).ravel()
+            inverse = np.divide(1.0, degrees, out=np.zeros_like(degrees), where=degrees > 0)
+            total = total + scipy.sparse.diags(inverse) @ adjacency
+        total = total.tocoo()
+        indices = torch.from_numpy(np.stack([total.row, total.col]).astype(np.int64))
+        values = torch.from_numpy(total.data.astype(np.float32))
+        return torch.sparse_coo_tensor(indices, values, self.matrix_size).to(self.device)
+
+    KGAT.__init__ = __init__
+    KGAT.init_graph = init_graph
 
 
 # the training progress bar -------------------------------------------------------------------

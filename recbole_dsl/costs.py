@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .handle import Group
 from .packed.group import PackedGroup
+from .packed.masked import MaskedGroup
 
 aten = torch.ops.aten
 _PRODUCTS = {
@@ -31,7 +32,7 @@ _PRODUCTS = {
 """Products of two tensors, and which arguments those are."""
 
 
-def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, groups: Sequence[Group]) -> dict:
+def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
     """Bytes that live from step to step: weights, index, gradients, optimizer state.
 
     Gradients count as held, as they are between ``backward`` and the next ``zero_grad``.
@@ -40,10 +41,15 @@ def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, groups: Seque
     states = [s for state in optimizer.state.values() for s in state.values()]
     return {
         "weight_bytes": sum(_bytes(p) for p in parameters),
-        "index_bytes": sum(g.index_bytes for g in groups),
+        "index_bytes": sum(g.index_bytes for g in _groups(model)),
         "gradient_bytes": sum(_bytes(p) for p in parameters if p.requires_grad),
         "optimizer_bytes": sum(_bytes(s) for s in states if isinstance(s, Tensor)),
     }
+
+
+def _groups(model: nn.Module) -> list[Group]:
+    """All sparse groups, frozen copies included."""
+    return [m for m in model.modules() if isinstance(m, PackedGroup | MaskedGroup)]
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -159,8 +165,9 @@ def sharing_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(t): t for t in shared})
 
 
-def forward_macs(model: nn.Module, groups: Sequence[Group], run: Any) -> float:
+def forward_macs(model: nn.Module, run: Any) -> float:
     """MACs of ``run()``, which computes something with ``model``; nothing random is disturbed."""
+    groups = _groups(model)
     for group in groups:
         group.clear_caches()
     counter = MacCounter(groups)

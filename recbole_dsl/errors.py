@@ -42,6 +42,12 @@ class SecondOrderError(DSLError, RuntimeError):
     """A gradient of a gradient was asked for with respect to packed weights."""
 
 
+def on_one_line(error: BaseException, with_type: bool = True) -> str:
+    """What an exception says, as part of a sentence."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}: {text}" if with_type else text
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the known word nearest to ``word``, or ``""``."""
     close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)

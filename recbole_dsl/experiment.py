@@ -15,7 +15,7 @@ import torch
 
 from . import compat
 from .costs import forward_macs, held_bytes, peak_memory_bytes, sharing_copy, undisturbed
-from .errors import ConfigError, DataError, DSLError
+from .errors import ConfigError, DataError, DSLError, on_one_line
 from .results import SCHEMA, RunResult, environment
 from .settings import DSLConfig
 
@@ -28,7 +28,8 @@ from recbole.utils import get_environment, get_flops, init_logger, init_seed, se
 
 from .config import RecBoleDSLConfig  # noqa: E402
 from .training.checkpoint import plain  # noqa: E402
-from .training.trainer import clear_model_caches, sparse_trainer  # noqa: E402
+from .training.adaptations import clear_model_caches  # noqa: E402
+from .training.trainer import sparse_trainer  # noqa: E402
 
 
 def run_recbole_dsl(
@@ -59,7 +60,7 @@ def run_recbole_dsl(
     network = build_model(config, train_data)
     logger.info(network)
     log_dense_flops(config, network, data)
-    trainer = sparse_trainer(config["MODEL_TYPE"], config["model"])(config, network, train_data)
+    trainer = sparse_trainer(config["MODEL_TYPE"], *config.lineage)(config, network, train_data)
 
     _, best_valid = trainer.fit(train_data, valid_data, saved=saved, show_progress=config["show_progress"])
     test = trainer.evaluate(test_data, load_best_model=saved, show_progress=config["show_progress"])
@@ -88,9 +89,10 @@ def load_data(config: RecBoleDSLConfig) -> tuple[Any, Any, Any, Any]:
     logger.info(sys.argv)
     logger.info(config)
     with _data_errors(config):
-        data = create_dataset(config)
-        logger.info(data)
-        loaders = data_preparation(config, data)
+        with config.under_recbole_name():  # RecBole finds datasets and loaders by the model's name
+            data = create_dataset(config)
+            logger.info(data)
+            loaders = data_preparation(config, data)
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     return data, *loaders
 
@@ -104,9 +106,9 @@ def _data_errors(config: RecBoleDSLConfig) -> Iterator[None]:
         raise
     except Exception as error:
         getLogger().debug("reading the dataset failed", exc_info=True)
-        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
         raise DataError(
-            f"dataset={config['dataset']!r} in '{config['data_path']}' cannot be prepared ({reason}); allowed "
+            f"dataset={config['dataset']!r} in '{config['data_path']}' cannot be prepared "
+            f"({on_one_line(error)}); allowed "
             "are RecBole's atomic files, with a header such as 'user_id:token' and rows that the settings "
             "leave in, or a dataset that can be downloaded (--state=DEBUG shows where it failed)."
         ) from error
@@ -125,9 +127,9 @@ def build_model(config: RecBoleDSLConfig, train_data: Any) -> Any:
     try:
         network = config.model_class(config, train_data._dataset)
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
         raise ConfigError(
-            f"model={config['model']!r} cannot be built on dataset={config['dataset']!r} ({reason}); allowed "
+            f"model={config['model']!r} cannot be built on dataset={config['dataset']!r} "
+            f"({on_one_line(error)}); allowed "
             "are settings, data and installed packages that the model asks for."
         ) from error
     finally:
@@ -219,7 +221,7 @@ def _costs(
     seconds = trainer.epoch_seconds
     return {
         "seconds_per_epoch": sum(seconds) / len(seconds) if seconds else None,
-        **held_bytes(trainer.model, trainer.optimizer, trainer.sparse.groups),
+        **held_bytes(trainer.model, trainer.optimizer),
         "exploration_record_bytes": trainer.sparse.explorer.record_bytes,
         "growth_bytes": trainer.sparse.explorer.growth_bytes,
         "peak_memory_bytes": peak_memory_bytes(torch.device(config["device"])),
@@ -245,7 +247,7 @@ def _training_macs(trainer: Any, train_data: Any) -> float | None:
         batch = next(iter(train_data)).to(trainer.device)
     trainer.model.train()
     model = trainer.model
-    macs = forward_macs(model, trainer.sparse.groups, lambda: model.calculate_loss(batch))
+    macs = forward_macs(model, lambda: model.calculate_loss(batch))
     return 3 * macs if math.isfinite(macs) else None
 
 
@@ -264,6 +266,6 @@ def _user_macs(trainer: Any, test_data: Any) -> float | None:
     trainer.model.eval()
     with torch.no_grad():
         score(batch)
-        macs = forward_macs(trainer.model, trainer.sparse.groups, lambda: score(batch))
+        macs = forward_macs(trainer.model, lambda: score(batch))
     clear_model_caches(trainer.model)
     return macs / users

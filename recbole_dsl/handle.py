@@ -5,8 +5,8 @@ Needs torch only. RecBole's trainers use :func:`insert`; people without RecBole 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -173,8 +173,7 @@ def sparsify(
     return insert(
         module,
         config,
-        update_interval=config.update_interval.steps(0, 0),
-        end=config.end.steps(0, 0),
+        spans=lambda _: (config.update_interval.steps(0, 0), config.end.steps(0, 0)),
         interactions=interactions,
         on_update=on_update,
     )
@@ -184,20 +183,24 @@ def insert(
     module: nn.Module,
     config: DSLConfig,
     *,
-    update_interval: int,
-    end: int,
+    spans: Callable[[Sequence[str]], tuple[int, int]],
     default_seed: int = 0,
     interactions: Interactions | None = None,
     dense_size: Callable[[TensorInfo], int] | None = None,
     on_update: Callable[[UpdateEvent], None] | None = None,
+    may_be_absent: Collection[str] = (),
 ) -> SparseHandle:
     """Make ``module`` sparse as ``config`` says; the common path of :func:`sparsify` and trainers.
 
-    ``dense_size`` gives the number of weights a tensor has in the dense model that density is
-    counted against (default: its own). Spans of ``config`` come resolved, in optimizer steps.
+    Args:
+        spans: ``update_interval`` and ``end`` of a group, given the names of its tensors, in steps of
+            the optimizer that trains it.
+        dense_size: number of weights a tensor has in the dense model that density is counted against
+            (default: its own).
+        may_be_absent: patterns of ``config.exclude`` that need not match a tensor.
     """
     seed = config.seed if config.seed is not None else default_seed
-    selection = select_targets(module, config.include, config.exclude, config.min_weights)
+    selection = select_targets(module, config.include, config.exclude, config.min_weights, may_be_absent)
     plans = _plan_groups(selection, config)
     for name, tensors, _ in plans:
         check_uniform(name, tensors)
@@ -215,8 +218,8 @@ def insert(
         for (name, tensors, storage), topology in zip(plans, topologies, strict=True)
     ]
     settings = ExplorationSettings(
-        update_interval=update_interval,
-        end=end,
+        update_interval=1,
+        end=0,
         update_ratio=config.update_ratio,
         update_ratio_min=config.update_ratio_min,
         schedule=config.schedule,
@@ -229,7 +232,11 @@ def insert(
         record=config.exploration_record,
         seed=seed,
     )
-    explorer = Explorer(groups, settings, on_update)
+    each = []
+    for group in groups:
+        interval, end = spans([s.name for s in group.slices])
+        each.append(replace(settings, update_interval=interval, end=end))
+    explorer = Explorer(groups, each, on_update)
     return SparseHandle(module, groups, selection.without_weights(), explorer, total)
 
 
@@ -362,6 +369,9 @@ def _topology(
     weights = sum(t.parameter.numel() for t in tensors)
     if budget == weights:  # density 1 means the model's own initial values, whatever the method
         return Topology(torch.arange(weights))
+    given = nonzero_positions(tensors, budget)
+    if given is not None and given.numel() == budget:
+        return Topology(given)
     factors = None
     if config.init == "nmf" and interactions is not None:
         factors = interactions.factors(tensors, seed)
@@ -372,7 +382,28 @@ def _topology(
         factors=factors,
         generator=generator_for(seed, f"topology/{name}"),
     )
-    return TOPOLOGIES[config.init](context)
+    topology = TOPOLOGIES[config.init](context)
+    if given is None:
+        return topology
+    others = topology.live[~torch.isin(topology.live, given)]
+    chosen = torch.randperm(others.numel(), generator=generator_for(seed, f"rest of topology/{name}"))
+    rest = others[chosen[: budget - given.numel()].to(others.device)]
+    return Topology(torch.cat([given, rest]).sort().values)
+
+
+def nonzero_positions(tensors: Sequence[TensorInfo], budget: int) -> Tensor | None:
+    """Flat positions, ascending, of the weights that are not zero; None if none or more than ``budget``.
+
+    A model that is sparse already, such as one that was pre-trained sparse, keeps its topology.
+    """
+    counts = [int(t.parameter.count_nonzero()) for t in tensors]
+    if not 0 < sum(counts) <= budget:
+        return None
+    parts, start = [], 0
+    for tensor in tensors:
+        parts.append(tensor.parameter.detach().reshape(-1).nonzero().flatten().cpu() + start)
+        start += tensor.parameter.numel()
+    return torch.cat(parts)
 
 
 def _store(

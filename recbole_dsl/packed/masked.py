@@ -49,11 +49,11 @@ class MaskedGroup(nn.Module):
 
     def _add_hooks(self) -> None:
         """Hook the parameters as they are now; loading or copying may have put others in place."""
-        parameters = self.trained_parameters()
-        if [id(p) for p, _ in self._hooks] == [id(p) for p in parameters]:
+        parameters = [(t, p) for t, p in enumerate(self.trained_parameters()) if p.requires_grad]
+        if [id(p) for p, _ in self._hooks] == [id(p) for _, p in parameters]:
             return
         self.release()
-        self._hooks = [(p, p.register_hook(_MaskGradient(self, t))) for t, p in enumerate(parameters)]
+        self._hooks = [(p, p.register_hook(_MaskGradient(self, t))) for t, p in parameters]
 
     def release(self) -> None:
         """Leave the parameters as they are and let them train dense again."""

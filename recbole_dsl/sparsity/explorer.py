@@ -77,6 +77,7 @@ class GroupProgress:
     """The explorer's state of one group."""
 
     group: SparseGroup
+    settings: ExplorationSettings
     record: ExplorationRecord | None
     generator: torch.Generator
     step: int = 0
@@ -91,16 +92,23 @@ class Explorer:
 
     Steps are counted per group, by the optimizer that owns it; a step that a gradient scaler skips
     runs no hook and does not count.
+
+    Args:
+        groups: which share all settings but ``update_interval`` and ``end``.
+        settings: one for all groups, or one for each.
+        on_update: called after every update of a group.
     """
 
     def __init__(
         self,
         groups: Sequence[SparseGroup],
-        settings: ExplorationSettings,
+        settings: ExplorationSettings | Sequence[ExplorationSettings],
         on_update: Callable[[UpdateEvent], None] | None = None,
     ) -> None:
+        each = [settings] * len(groups) if isinstance(settings, ExplorationSettings) else list(settings)
+        settings = each[0]
         criterion = GROWTH_CRITERIA[settings.grow]
-        if criterion.needs_record and not settings.record and settings.updates:
+        if criterion.needs_record and not settings.record and any(s.updates for s in each):
             raise ConfigError(
                 f"dsl_grow={settings.grow!r} needs to know which positions have lived; "
                 "allowed with it is only dsl_exploration_record=True."
@@ -111,14 +119,15 @@ class Explorer:
         self.progress = [
             GroupProgress(
                 group=group,
+                settings=mine,
                 record=ExplorationRecord(group) if settings.record else None,
                 generator=generator_for(settings.seed, f"growth/{group.name}"),
             )
-            for group in groups
+            for group, mine in zip(groups, each, strict=True)
         ]
-        if settings.updates:  # a bound that is too small is told now, not at the first window
-            for group in groups:
-                sampled_row_counts(group.table_shapes, *self._score_memory(group))
+        for progress in self.progress:
+            if progress.settings.updates:  # a bound that is too small is told now, not at the first window
+                sampled_row_counts(progress.group.table_shapes, *self._score_memory(progress.group))
 
     def attach(self, optimizer: torch.optim.Optimizer) -> int:
         """Count the steps of ``optimizer`` for every group whose parameters it owns.
@@ -194,23 +203,25 @@ class Explorer:
     def current_ratio(self) -> float:
         """α of the next update of the first group; 0 when no update is to come."""
         progress = self.progress[0]
-        due = self._next_update(progress.step)
-        return self._ratio(due) if due is not None and self.can_move else 0.0
+        due = self._next_update(progress)
+        return self._ratio(progress, due) if due is not None and self.can_move else 0.0
 
-    def _ratio(self, step: int) -> float:
-        s = self.settings
+    def _ratio(self, progress: GroupProgress, step: int) -> float:
+        s = progress.settings
         return update_ratio(s.schedule, step, s.end, s.update_ratio, s.update_ratio_min)
 
-    def _most_exchanged(self, group: SparseGroup, step: int) -> int:
+    def _most_exchanged(self, progress: GroupProgress, step: int) -> int:
         """k: how many live weights an update at ``step`` may replace."""
-        return min(int(self._ratio(step) * group.budget), _weights(group) - group.budget)
+        group = progress.group
+        return min(int(self._ratio(progress, step) * group.budget), _weights(group) - group.budget)
 
-    def _next_update(self, step: int) -> int | None:
-        """The first update step after ``step``, None if exploration is over by then."""
-        if not self.settings.updates:
+    def _next_update(self, progress: GroupProgress) -> int | None:
+        """The step of the group's next update, None if exploration is over."""
+        settings = progress.settings
+        if not settings.updates:
             return None
-        due = (step // self.settings.update_interval + 1) * self.settings.update_interval
-        return due if due <= self.settings.end else None
+        due = (progress.step // settings.update_interval + 1) * settings.update_interval
+        return due if due <= settings.end else None
 
     def _after_step(self, progress: GroupProgress, optimizer: torch.optim.Optimizer) -> None:
         scores = progress.group.growth_scores
@@ -222,35 +233,30 @@ class Explorer:
             scores.commit(getattr(optimizer, "grad_scale", None))
         progress.group.after_step()
         progress.step += 1
-        interval, end = self.settings.update_interval, self.settings.end
-        if self.settings.updates and progress.step % interval == 0 and progress.step <= end:
+        interval, end = progress.settings.update_interval, progress.settings.end
+        if progress.settings.updates and progress.step % interval == 0 and progress.step <= end:
             self._update(progress)
         self._prepare_next_step(progress)
 
     def _prepare_next_step(self, progress: GroupProgress) -> None:
         """Open, keep or close the growth window for the step that follows."""
-        group = progress.group
-        due = self._next_update(progress.step)
-        if due is not None and self._most_exchanged(group, due) == 0:
+        group, settings = progress.group, progress.settings
+        due = self._next_update(progress)
+        if due is not None and self._most_exchanged(progress, due) == 0:
             due = None  # nor will any later update exchange a weight, as no schedule rises
         if due is None or not self.criterion.needs_gradient:
             group.growth_scores = None
-        elif progress.step >= due - self.settings.window:
+        elif progress.step >= due - settings.window:
             if group.growth_scores is None:
                 group.growth_scores = GrowthScores(self._sample(progress), group.dtype, group.device)
-            elif progress.step % self.settings.update_interval == self._window_start:
+            elif progress.step % settings.update_interval == settings.update_interval - settings.window:
                 self._sample_again(progress, group.growth_scores)
         elif not self.criterion.keeps_scores:
             group.growth_scores = None
         if group.growth_scores is not None:
             progress.score_bytes = max(progress.score_bytes, group.growth_scores.bytes)
         # Momentum decays over windows, so between windows it keeps its sums but takes none in.
-        group.collects = due is not None and progress.step >= due - self.settings.window
-
-    @property
-    def _window_start(self) -> int:
-        """Steps between an update and the growth window before the next one."""
-        return self.settings.update_interval - self.settings.window
+        group.collects = due is not None and progress.step >= due - settings.window
 
     def _sample_again(self, progress: GroupProgress, scores: GrowthScores) -> None:
         """Other rows for a new window of a criterion that keeps its scores."""
@@ -273,7 +279,7 @@ class Explorer:
     @torch.no_grad()
     def _update(self, progress: GroupProgress) -> None:
         group, step, record = progress.group, progress.step, progress.record
-        k = self._most_exchanged(group, step)
+        k = self._most_exchanged(progress, step)
         if k == 0:  # nothing happens
             self._reset_scores(group)
             return
@@ -298,7 +304,7 @@ class Explorer:
             live_now = sum(group.live_per_tensor())
             self.on_update(
                 UpdateEvent(
-                    group.name, step, self._ratio(step), plan.dropped, plan.grown, plan.regrown, live_now, rate
+                    group.name, step, self._ratio(progress, step), plan.dropped, plan.grown, plan.regrown, live_now, rate
                 )
             )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -108,6 +108,7 @@ def select_targets(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     min_weights: int = 1024,
+    may_be_absent: Collection[str] = (),
 ) -> Selection:
     """Choose the tensors of ``root`` that become sparse.
 
@@ -116,13 +117,14 @@ def select_targets(
             weights of embeddings and Linear layers. Biases and norms are never taken.
         exclude: patterns of tensors to leave dense, stronger than ``include``.
         min_weights: tensors with fewer elements stay dense unless ``include`` names them.
+        may_be_absent: patterns that need not match a tensor, as they hold for many models.
 
     Raises:
         TargetError: a pattern matches no tensor, or nothing is left to make sparse.
     """
     tensors = list_tensors(root)
     for option, patterns in (("dsl_include", include or ()), ("dsl_exclude", exclude)):
-        for pattern in patterns:
+        for pattern in set(patterns) - set(may_be_absent):
             _check_pattern(option, pattern, tensors)
     taken, left = [], []
     sparse = _sparse_already(root)
@@ -183,6 +185,8 @@ def _reason_to_leave(
         return f"{tensor.kind} parameter, sparse only if dsl_include names it"
     if tensor.kind == "embedding" and not tensor.packable:
         return "embedding with max_norm, sparse or scale_grad_by_freq, sparse only if dsl_include names it"
+    if parameter.dim() > 1 and parameter.numel() == parameter.shape[0]:
+        return "a single column, whose index would take more than its weights"
     if parameter.numel() < min_weights:
         return f"fewer than dsl_min_weights={min_weights} weights"
     return None

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from ..files import written_whole
+from ..packed.layout import layout_of
+from .adaptations import clear_model_caches
 
 PLAIN = (bool, int, float, str, type(None))
 
@@ -37,6 +39,28 @@ def plain_or_tensor(values: Mapping[str, Any]) -> dict[str, Any]:
         key: value
         for key, value in values.items()
         if isinstance(value, (torch.Tensor, *PLAIN)) and not isinstance(value, nn.Parameter)
+    }
+
+
+def checkpoint_state(trainer: Any, epoch: int) -> dict[str, Any]:
+    """What a checkpoint of a sparse trainer after ``epoch`` holds.
+
+    ``layout`` says which entries of ``state_dict`` belong to sparse groups, so that the dense tensors
+    can be had without the model.
+    """
+    model = trainer.model
+    clear_model_caches(model)
+    return {
+        "format": "recbole_dsl",
+        "schema": 1,
+        "config": plain(trainer.config.final_config_dict),
+        "epoch": epoch,
+        "cur_step": trainer.cur_step,
+        "best_valid_score": float(trainer.best_valid_score),
+        "state_dict": model.state_dict(),
+        "layout": layout_of(model),
+        "other_parameter": plain_or_tensor(model.other_parameter()),
+        "optimizer": trainer.optimizer.state_dict(),
     }
 
 

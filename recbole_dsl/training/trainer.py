@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
+from recbole import trainer as trainers
 from recbole.utils import get_trainer, set_color
 
 from .. import compat
@@ -18,11 +20,11 @@ from ..settings import DSLConfig
 from ..sparsity.explorer import UpdateEvent
 from ..sparsity.interactions import Interactions
 from ..sparsity.targets import TensorInfo
-from .checkpoint import plain, plain_or_tensor, write_checkpoint
+from .adaptations import adapt, clear_model_caches
+from .checkpoint import checkpoint_state, write_checkpoint
 from .fused import fused_twin
-
-CACHE_PREFIX = "restore_"
-"""RecBole's graph models keep propagated embeddings under such names until the next loss."""
+from .passes import planned_epochs, steps_per_epoch
+from .pretraining import SparsePretrainingMixin
 
 
 class SparseTrainerMixin:
@@ -50,17 +52,21 @@ class SparseTrainerMixin:
 
     def __init__(self, config: Any, model: Any, train_data: Any) -> None:
         self.dsl: DSLConfig = config.dsl
-        self.steps_per_epoch = len(train_data)
         self.epoch_seconds: list[float] = []
         self.sparse: SparseHandle = insert(
             model,
             self.dsl,
-            update_interval=self.dsl.update_interval.steps(self.steps_per_epoch, config["epochs"]),
-            end=self.dsl.end.steps(self.steps_per_epoch, config["epochs"]),
+            spans=functools.partial(self._spans, config, train_data),
             default_seed=config["seed"],
             interactions=interactions_of(train_data),
             dense_size=functools.partial(_dense_size, config),
             on_update=self._on_update,
+            may_be_absent=config.family_exclude,
+        )
+        adapt(model)
+        first = [s.name for s in self.sparse.groups[0].slices]
+        self.planned_steps = steps_per_epoch(type(self), config, train_data, first) * planned_epochs(
+            type(self), config
         )
         super().__init__(config, model)  # type: ignore[call-arg]
         if idle := self.sparse.explorer.idle_groups:
@@ -72,6 +78,11 @@ class SparseTrainerMixin:
         self._owns_file = False
         self._prepare_wandb()
         self._log_start()
+
+    def _spans(self, config: Any, train_data: Any, tensors: Sequence[str]) -> tuple[int, int]:
+        """The update interval and the end of exploration of a group, in its optimizer's steps."""
+        steps, epochs = steps_per_epoch(type(self), config, train_data, tensors), planned_epochs(type(self), config)
+        return self.dsl.update_interval.steps(steps, epochs), self.dsl.end.steps(steps, epochs)
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super()._build_optimizer(**kwargs)  # type: ignore[misc]
@@ -94,21 +105,24 @@ class SparseTrainerMixin:
             self.saved_model_file = str(claim(self.saved_model_file))
             self._owns_file = True
         path = kwargs.pop("saved_model_file", self.saved_model_file)
-        clear_model_caches(self.model)
-        state = {
-            "format": "recbole_dsl",
-            "schema": 1,
-            "config": plain(self.config.final_config_dict),
-            "epoch": epoch,
-            "cur_step": self.cur_step,
-            "best_valid_score": float(self.best_valid_score),
-            "state_dict": self.model.state_dict(),
-            "other_parameter": plain_or_tensor(self.model.other_parameter()),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        write_checkpoint(path, state)
+        write_checkpoint(path, checkpoint_state(self, epoch))
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {path}")
+
+    def evaluate(self, eval_data: Any, load_best_model: bool = True, **kwargs: Any) -> Any:
+        """RecBole's evaluation.
+
+        Raises:
+            DSLError: there is no checkpoint to load, as validation never gave a number to compare.
+        """
+        path = kwargs.get("model_file") or self.saved_model_file
+        if load_best_model and not Path(path).is_file():
+            raise DSLError(
+                f"There is no checkpoint '{path}' to test: no epoch had a {self.config['valid_metric']} better "
+                f"than the start, or it was not a number; allowed is a valid_metric that the validation data "
+                "can tell."
+            )
+        return super().evaluate(eval_data, load_best_model=load_best_model, **kwargs)  # type: ignore[misc]
 
     # --- what the user sees ----------------------------------------------------------------------
 
@@ -117,7 +131,7 @@ class SparseTrainerMixin:
 
     def _log_start(self) -> None:
         handle, log = self.sparse, self.logger.info
-        settings = handle.explorer.settings
+        settings = handle.explorer.progress[0].settings
         log(
             set_color("Sparse training", "blue") + f": method {self.dsl.method}, "
             f"{handle.live} of {handle.dense_weights} weights live (density {handle.density:.4g}, "
@@ -130,7 +144,7 @@ class SparseTrainerMixin:
             log(f"  dense {tensor.name} {tensor.shape}: {reason}")
         can_move = handle.explorer.can_move
         if settings.updates and can_move:
-            steps = self.steps_per_epoch * self.config["epochs"]
+            steps = self.planned_steps
             updates = min(settings.end, steps) // settings.update_interval
             if settings.end > steps:
                 self.logger.warning(
@@ -177,18 +191,28 @@ class SparseTrainerMixin:
             self.wandblogger._wandb.define_metric("dsl/*", step_metric="update_step")
 
 
-@functools.cache
-def sparse_trainer(model_type: Any, model_name: str) -> type:
+def sparse_trainer(model_type: Any, *names: str) -> type:
     """The trainer RecBole picks for a model, made sparse.
 
     Args:
-        model_type: RecBole's ``ModelType``; model_name: the model's class name.
+        model_type: RecBole's ``ModelType``.
+        names: the model's class name, then those of the classes it derives from; the first one
+            decides that has a trainer of its own.
 
     Returns:
         A class called ``Sparse<trainer>``, constructed with (config, model, train_data).
     """
-    base = get_trainer(model_type, model_name)
-    return type(f"Sparse{base.__name__}", (SparseTrainerMixin, base), {"__module__": __name__})
+    own = next((name for name in names if hasattr(trainers, f"{name}Trainer")), names[0])
+    return make_sparse(get_trainer(model_type, own))
+
+
+@functools.cache
+def make_sparse(base: type) -> type:
+    """``Sparse<base>`` of a trainer class derived from RecBole's ``Trainer``, one's own included."""
+    mixins: tuple[type, ...] = (SparseTrainerMixin,)
+    if issubclass(base, trainers.PretrainTrainer):
+        mixins = (SparsePretrainingMixin, *mixins)
+    return type(f"Sparse{base.__name__}", (*mixins, base), {"__module__": __name__})
 
 
 def interactions_of(train_data: Any) -> Interactions | None:
@@ -203,13 +227,6 @@ def interactions_of(train_data: Any) -> Interactions | None:
         dataset.num(user_field),
         dataset.num(item_field),
     )
-
-
-def clear_model_caches(model: Any) -> None:
-    """Forget embeddings a model keeps between evaluations: the weights have changed."""
-    for name in list(vars(model)):
-        if name.startswith(CACHE_PREFIX):
-            setattr(model, name, None)
 
 
 def _dense_size(config: Any, tensor: TensorInfo) -> int:

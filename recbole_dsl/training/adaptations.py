@@ -1,0 +1,111 @@
+"""What single RecBole models need besides sparse weights: copies, caches and zeros they do not expect."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import TargetError
+from ..packed.group import PackedGroup
+from ..packed.layers import SLOTS
+from ..packed.masked import MaskedGroup
+
+CACHE_PREFIX = "restore_"
+"""RecBole's graph models keep propagated embeddings under such names until the next loss."""
+
+OTHER_CACHES = ("i_embedding",)
+"""The same of DMF, which lists it among its other parameters."""
+
+
+def clear_model_caches(model: Any) -> None:
+    """Forget embeddings a model keeps between evaluations: the weights have changed."""
+    others = getattr(model, "other_parameter_name", ())
+    for name in list(vars(model)):
+        if name.startswith(CACHE_PREFIX) or (name in OTHER_CACHES and name in others):
+            setattr(model, name, None)
+
+
+def adapt(model: nn.Module) -> None:
+    """Apply to a model that has just become sparse what its class, or one it derives from, needs.
+
+    Raises:
+        TargetError: the model cannot work with these groups.
+    """
+    for cls in type(model).__mro__:
+        if cls.__module__.startswith("recbole.model.") and cls.__name__ in ADAPTATIONS:
+            ADAPTATIONS[cls.__name__](model)
+
+
+def store_old_encoder_packed(model: Any) -> None:
+    """RecVAE: store the frozen copy of the encoder as the encoder is stored.
+
+    At the end of every epoch RecBole loads the encoder's state dict into the copy (recvae.py:197),
+    which works between equals only. So the copy has the encoder's topology from the start, with
+    its own initial values.
+    """
+    encoder, old = model.encoder, model.prior.encoder_old
+    inside = {id(m) for m in encoder.modules()}
+    for child in encoder.modules():
+        for group, number in child.__dict__.get(SLOTS, {}).values():
+            if id(group) not in inside:
+                raise TargetError(
+                    f"sparse group {group.name!r} holds {group.slices[number].name!r} together with tensors "
+                    "outside of the encoder, which RecVAE copies as a whole; allowed are groups within the "
+                    "encoder (set dsl_groups)."
+                )
+    twin = copy.deepcopy(encoder)
+    for group in twin.modules():
+        if isinstance(group, PackedGroup):
+            _take_values(group, [old.get_parameter(name) for name in _names_within(twin, group)])
+        elif isinstance(group, MaskedGroup):
+            group.release()
+    own = dict(old.named_parameters())
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            if name in own:
+                parameter.copy_(own[name])
+    model.prior.encoder_old = twin.requires_grad_(False)
+
+
+def _names_within(root: nn.Module, group: PackedGroup) -> list[str]:
+    """Names of a group's tensors below ``root``, in order."""
+    names: dict[int, str] = {}
+    for prefix, module in root.named_modules():
+        for attribute, (owner, number) in module.__dict__.get(SLOTS, {}).items():
+            if owner is group:
+                names.setdefault(number, f"{prefix}.{attribute}")
+    return [names[number] for number in sorted(names)]
+
+
+@torch.no_grad()
+def _take_values(group: PackedGroup, tensors: list[nn.Parameter]) -> None:
+    for number, tensor in enumerate(tensors):
+        values = tensor.reshape(-1)[group.flat_positions(number)]
+        group.weight[group.span(number)] = values
+
+
+def keep_item_graph_finite(model: Any) -> None:
+    """MCCLK: give entities without any value a constant vector in the item–item graph.
+
+    RecBole divides by the length of every vector and by the root of every row's sum
+    (mcclk.py:227, 247), which for a row of zeros is a NaN. Of unit vectors only directions count.
+    """
+    plain = model.gcn.build_adj
+    model.gcn.build_adj = functools.partial(_build_adj, plain)
+
+
+def _build_adj(plain: Callable[[Tensor, int], Tensor], context: Tensor, topk: int) -> Tensor:
+    empty = ~context.detach().bool().any(dim=-1, keepdim=True)
+    return plain(torch.where(empty, torch.ones_like(context), context), topk)
+
+
+ADAPTATIONS: dict[str, Callable[[Any], None]] = {
+    "RecVAE": store_old_encoder_packed,
+    "MCCLK": keep_item_graph_finite,
+}
+"""By the name of the RecBole class."""
