@@ -136,7 +136,7 @@ def measure(rows: int, columns: int, batch: int, rounds: int, per_round: int) ->
     result = []
     for name, (_, parts) in ready.items():
         median = statistics.median(times[name])
-        held = held_bytes(parts["model"], parts["optimizer"], parts["groups"])
+        held = held_bytes(parts["model"], parts["optimizer"])
         result.append(
             {
                 "variant": name,

@@ -74,6 +74,7 @@ def apply() -> None:
     if importlib.util.find_spec("torch_scatter") is None:
         _lend_torch_scatter()
     _build_kgat_without_dgl()
+    _keep_ksr_in_single_precision()
     _applied = True
 
 
@@ -445,6 +446,27 @@ def _build_kgat_without_dgl() -> None:
 
     KGAT.__init__ = __init__
     KGAT.init_graph = init_graph
+
+
+# models ------------------------------------------------------------------------------------------
+
+
+def _keep_ksr_in_single_precision() -> None:
+    """Give KSR's pre-trained relations the type of its weights.
+
+    dataset.py:2173 (``get_preload_weight``) returns float64, which ksr.py:92 takes over for the
+    relations, and every training fails at ksr.py:153.
+    """
+    from recbole.model.sequential_recommender.ksr import KSR
+
+    build = KSR.__init__
+
+    @functools.wraps(build)
+    def __init__(self: Any, config: Any, dataset: Any) -> None:
+        build(self, config, dataset)
+        self.relation_Matrix = self.relation_Matrix.to(self.entity_embedding.weight.dtype)
+
+    KSR.__init__ = __init__
 
 
 # the training progress bar -------------------------------------------------------------------

@@ -6,6 +6,7 @@ what RecBole would ignore or fail on later.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from recbole.utils import EvaluatorType, ModelType
 
 from recbole_dsl import compat, property_files, recbole_names
 from recbole_dsl.command_line import RECBOLE_OPTIONS, warn_unknown_flags
-from recbole_dsl.errors import ConfigError, nearest
+from recbole_dsl.errors import ConfigError, nearest, on_one_line
 from recbole_dsl.property_files import METHOD_KEY, PREFIX, Settings
 from recbole_dsl.settings import (
     KEYS,
@@ -60,6 +61,12 @@ _NO_GRADIENTS = {
     ModelType.TRADITIONAL: "it has no weights that gradients train",
     ModelType.DECISIONTREE: "it grows decision trees without gradients of weights",
 }
+_FAMILIES = {
+    ModelType.GENERAL: "general",
+    ModelType.SEQUENTIAL: "sequential",
+    ModelType.CONTEXT: "context_aware",
+    ModelType.KNOWLEDGE: "knowledge_aware",
+}
 
 
 @contextmanager
@@ -68,15 +75,15 @@ def _recbole_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ConfigError(f"RecBole refuses the settings: {reason}.") from error
+        raise ConfigError(f"RecBole refuses the settings: {on_one_line(error, with_type=False)}.") from error
 
 
 class RecBoleDSLConfig(Config):
     """RecBole's ``Config``, with ``dsl_`` keys, their defaults from property files, and checks.
 
     Args:
-        model: a model's name or class; None takes it from the user's settings.
+        model: name of a RecBole model, ``my_package.my_module:MyModel``, or a class; None takes it from
+            the user's settings.
         dataset: a dataset's name; None takes it from the user's settings.
         config_file_list: YAML files, of which later ones win.
         config_dict: settings that win over files; command-line flags win over both.
@@ -174,9 +181,11 @@ class RecBoleDSLConfig(Config):
     def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
         model = self._required("model", model)
         dataset = self._required("dataset", dataset)
-        if not isinstance(model, type):
-            recbole_names.check_model_name(model)
         recbole_names.check_dataset_name(dataset)
+        if isinstance(model, str) and ":" in model:
+            model = recbole_names.import_model(model)
+        elif not isinstance(model, type):
+            recbole_names.check_model_name(model)
         try:
             name, model_class, dataset = super()._get_model_and_dataset(model, dataset)
         except ImportError as error:
@@ -195,7 +204,46 @@ class RecBoleDSLConfig(Config):
                 f"model={name!r} is refused, because {_NO_GRADIENTS[kind]}; "
                 "allowed are models that are trained by gradient descent."
             )
+        self._check_model_file(name, model_class)
         return name, model_class, dataset
+
+    @property
+    def lineage(self) -> list[str]:
+        """Names of the model's class and of the RecBole models it derives from, nearest first.
+
+        A class of one's own takes the settings, data loaders and trainer of the nearest one that has any.
+        """
+        return recbole_names.lineage(self.model, self.model_class)
+
+    @contextmanager
+    def under_recbole_name(self) -> Iterator[None]:
+        """Call the model by its nearest name that RecBole knows, by which it looks up loaders."""
+        own = self.final_config_dict["model"]
+        self.final_config_dict["model"] = self.lineage[1] if len(self.lineage) > 1 else own
+        try:
+            yield
+        finally:
+            self.final_config_dict["model"] = own
+
+    @property
+    def family_exclude(self) -> tuple[str, ...]:
+        """Patterns of tensors that models of this family leave dense, if they have them."""
+        return tuple(property_files.family_scope(_FAMILIES[self.model_class.type]).get("dsl_exclude", ()))
+
+    def _check_model_file(self, name: str, model_class: type) -> None:
+        """Refuse what the model's property file says cannot be trained, or not without a package."""
+        content = property_files.model_file(property_files.file_of_model(recbole_names.lineage(name, model_class)))
+        if "refused" in content:
+            raise ConfigError(
+                f"model={name!r} is refused, because {content['refused']}; "
+                "allowed are models that are trained by gradient descent."
+            )
+        for module, package in content.get("packages", {}).items():
+            if importlib.util.find_spec(module) is None:
+                raise ConfigError(
+                    f"model={name!r} needs the package {module}, which is not installed; allowed after "
+                    f"'pip install {package}'."
+                )
 
     def _required(self, key: str, value: Any) -> Any:
         value = self.external_config_dict.get(key) if value is None else value
@@ -208,15 +256,22 @@ class RecBoleDSLConfig(Config):
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         """RecBole's internal settings, and ours above them."""
-        super()._load_internal_config_dict(model, model_class, dataset)
-        self._warn_unknown_flags()
-        layers = property_files.layers(model, dataset, self.external_config_dict.get(METHOD_KEY))
+        lineage = recbole_names.lineage(model, model_class)
+        known = next((name for name in lineage if recbole_names.has_defaults(name)), model)
+        super()._load_internal_config_dict(known, model_class, dataset)
+        layers = property_files.layers(
+            property_files.file_of_model(lineage),
+            dataset,
+            self.external_config_dict.get(METHOD_KEY),
+            _FAMILIES[model_class.type],  # type: ignore[attr-defined]
+        )
         user = {key: value for key, value in self.external_config_dict.items() if value is not None}
         if "dsl_density" in user:
             layers["dsl_budget"] = None  # a property file's budget must not beat the user's density
         if user.get("dsl_init", layers["dsl_init"]) not in TOPOLOGIES_WITH_VALUES:
             layers["dsl_init_values"] = "model"  # nor values that the user's topology does not have
         self.internal_config_dict.update(layers)
+        self._warn_unknown_flags()
 
     def _warn_unknown_flags(self) -> None:
         known = {key for keys in self.parameters.values() for key in keys}

@@ -1,7 +1,7 @@
 """The property files: their schema, and the layers of defaults they make up.
 
-Layers, lowest first: ``overall.yaml``, the ``scope`` of ``model/<Model>.yaml``,
-``method/<method>.yaml``, ``methods.<method>`` of the model's file, ``methods.<method>`` of
+Layers, lowest first: ``overall.yaml``, ``family/<family>.yaml``, ``scope`` and ``recbole`` of
+``model/<Model>.yaml``, ``method/<method>.yaml``, ``methods.<method>`` of the model's file, ``methods.<method>`` of
 ``dataset/<dataset>.yaml`` and that file's ``models.<Model>.<method>``. What the user sets lies
 above all of them. Needs neither RecBole nor torch.
 """
@@ -9,7 +9,7 @@ above all of them. Needs neither RecBole nor torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,10 @@ DEFINING_KEYS: Final = frozenset({"dsl_method", "dsl_init", "dsl_drop", "dsl_gro
 
 SCOPE_KEYS: Final = frozenset({"dsl_include", "dsl_exclude", "dsl_groups", "dsl_min_weights", "dsl_storage"})
 """Keys that say which tensors are sparse, and how they are stored."""
+
+MODEL_PARTS: Final = frozenset({"default_method", "scope", "methods", "recbole", "packages", "refused"})
+"""Parts of a model's file; ``recbole``: RecBole's keys without which it does not run; ``packages``: modules
+it imports, with what pip calls them; ``refused``: why it cannot be trained."""
 
 Settings = dict[str, Any]
 
@@ -199,6 +203,25 @@ def _file(kind: str, name: str) -> Path | None:
     return path if name and Path(name).name == name and path.is_file() else None
 
 
+def family_scope(family: str) -> Settings:
+    """Which tensors are sparse in a family of models; patterns that a model lacks are no mistake.
+
+    Raises:
+        ConfigError: the file sets a key it may not set.
+    """
+    path = _file("family", family)
+    if path is None:
+        return {}
+    content = read_mapping(path)
+    _check_words(content, SCOPE_KEYS, "key", path)
+    return content
+
+
+def file_of_model(names: Sequence[str]) -> str:
+    """The first of ``names`` that has a property file, else the first."""
+    return next((name for name in names if _file("model", name) is not None), names[0])
+
+
 def model_file(model: str, current: str = "") -> Settings:
     """The checked file of a model; ``{}`` for a model without one. ``current``: method in use.
 
@@ -209,7 +232,11 @@ def model_file(model: str, current: str = "") -> Settings:
     if path is None:
         return {}
     content = read_mapping(path)
-    _check_words(content, {"default_method", "scope", "methods"}, "part", path)
+    _check_words(content, MODEL_PARTS, "part", path)
+    for key in _section(content, "recbole", path):
+        if key.startswith(PREFIX):
+            raise ConfigError(f"{key} below recbole in '{path}' is refused: allowed are RecBole's keys.")
+    _section(content, "packages", path)
     _check_words(_section(content, "scope", path), SCOPE_KEYS, "scope key", path)
     _check_methods(_section(content, "methods", path), current, path)
     if "default_method" in content:
@@ -242,8 +269,8 @@ def _dig(content: Mapping[str, Any], *keys: str) -> Settings:
     return dict(content)
 
 
-def layers(model: str, dataset: str, method: str | None) -> Settings:
-    """All defaults that property files give for a model and a dataset, merged.
+def layers(model: str, dataset: str, method: str | None, family: str = "") -> Settings:
+    """All defaults that property files give for a model of a family and a dataset, merged.
 
     ``method``: what the user asked for; None takes the model's default method or else the overall.
     ``dsl_method`` of the result is the method that was taken.
@@ -258,7 +285,9 @@ def layers(model: str, dataset: str, method: str | None) -> Settings:
     of_model, of_dataset = model_file(model, name), dataset_file(dataset, name)
     return (
         overall
+        | family_scope(family)
         | _dig(of_model, "scope")
+        | _dig(of_model, "recbole")
         | _method_layer(method)
         | _dig(of_model, "methods", name)
         | _dig(of_dataset, "methods", name)

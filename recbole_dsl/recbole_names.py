@@ -1,15 +1,18 @@
-"""Which models and datasets RecBole can load, found without importing or loading them."""
+"""Which models and datasets RecBole can load, and where those of one's own are."""
 
 from __future__ import annotations
 
+import importlib
+import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import recbole
 
 from recbole_dsl import property_files
-from recbole_dsl.errors import ConfigError, nearest
+from recbole_dsl.errors import ConfigError, nearest, on_one_line
 
 EXTERNAL_LIBRARY_FOLDER = "exlib_recommender"
 
@@ -44,7 +47,7 @@ def check_model_name(model: object) -> None:
             near = near.replace(stem, model_class_name(files[stem]))
         raise ConfigError(
             f"model={model!r} is no model of RecBole{near}; allowed are the class names of its "
-            "models, such as BPR or LightGCN."
+            "models, such as BPR or LightGCN, and package.module:Class."
         )
     name = model_class_name(path)
     if model != name:
@@ -54,6 +57,50 @@ def check_model_name(model: object) -> None:
             f"model={model!r} is refused, because an external library trains it without gradients; "
             "allowed are models that are trained by gradient descent."
         )
+
+
+def import_model(path: str) -> type:
+    """The class that ``package.module:Class`` names; the working directory is searched first.
+
+    Raises:
+        ConfigError: there is no such module, it cannot be imported, or it has no such class.
+    """
+    module_name, _, class_name = path.partition(":")
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigError(
+            f"model={path!r} cannot be imported ({on_one_line(error)}); allowed is "
+            "package.module:Class with a module that Python finds, for instance in the working directory."
+        ) from error
+    finally:
+        sys.path.remove(folder)
+    found = getattr(module, class_name, None)
+    if not isinstance(found, type):
+        classes = [name for name, thing in vars(module).items() if isinstance(thing, type)]
+        raise ConfigError(
+            f"model={path!r}: module {module_name!r} has no class {class_name!r}{nearest(class_name, classes)}; "
+            f"allowed are {', '.join(classes) or 'none, as it has no classes'}."
+        )
+    return found
+
+
+def has_defaults(model: str) -> bool:
+    """Whether RecBole has a file of settings for a model of that name."""
+    return (_package() / "properties" / "model" / f"{model}.yaml").is_file()
+
+
+def lineage(model: str, model_class: type) -> list[str]:
+    """``model``, then the names of the RecBole models that ``model_class`` derives from, nearest first."""
+    known = model_files()
+    parents = [
+        cls.__name__
+        for cls in model_class.__mro__
+        if cls.__module__.startswith("recbole.model.") and cls.__module__.rpartition(".")[2] == cls.__name__.lower()
+    ]
+    return [model, *(name for name in parents if name != model and name.lower() in known)]
 
 
 def downloadable_datasets() -> property_files.Settings:

@@ -23,7 +23,7 @@ def layout_of(root: nn.Module) -> Layout:
     """The layout of ``root.state_dict()``."""
     names = _names_of_tensors(root)
     layout: Layout = []
-    for prefix, module in root.named_modules():
+    for prefix, module in root.named_modules(remove_duplicate=False):  # a shared module has all its names
         if isinstance(module, PackedGroup):
             tensors = [
                 {"names": names.get((id(module), t), []), "shape": list(s.shape)}

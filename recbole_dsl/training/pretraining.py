@@ -25,10 +25,20 @@ class SparsePretrainingMixin:
     checkpoint_dir: str
     saved_model_file: str
 
-    def fit(self, train_data: Any, valid_data: Any = None, *args: Any, saved: bool = True, **kwargs: Any) -> Any:
+    def fit(
+        self,
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Any = None,
+    ) -> tuple[float, Any]:
         """Train the stage that ``train_stage`` names; with ``saved=False`` no file is written."""
         self._keeps = saved
-        return super().fit(train_data, valid_data, *args, saved=saved, **kwargs)  # type: ignore[misc]
+        return super().fit(  # type: ignore[misc]
+            train_data, valid_data, verbose, saved, show_progress, callback_fn
+        )
 
     def pretrain(self, train_data: Any, verbose: bool = True, show_progress: bool = False) -> tuple[float, Any]:
         """One pre-training stage; returns RecBole's best score and result, which are unset."""
