@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,30 @@ def run(argv: Sequence[str]) -> None:
     run_recbole_dsl(model, dataset, files)
 
 
+def list_models(argv: Sequence[str]) -> None:
+    """``recbole-dsl models [NAME …]``: which models can be trained sparse, and what is sparse by default."""
+    if {"-h", "--help"} & set(argv):
+        print("usage: recbole-dsl models [NAME ...]\n\nWhich RecBole models can be trained sparse.")
+        return
+    from . import support
+
+    for word in argv:
+        if word.startswith("-"):
+            raise ConfigError(f"Argument {word!r} is refused: allowed after 'models' are names of models.")
+    table = support.rows(argv)
+    print(support.as_text(table))
+    if not argv:
+        print(f"\n{support.count(table)} models that gradients train are trained sparse.")
+
+
 def in_files(key: str, files: Sequence[str]) -> Any:
     """What the last of the config files that sets ``key`` says, None if none does."""
     contents = [read_mapping(Path(file)) for file in files]
     return next((content[key] for content in reversed(contents) if content.get(key) is not None), None)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": run, "models": list_models}
+"""The first word of the command line; without one it is ``train``."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,10 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # RecBole's code uses what torch and pandas have deprecated; its users can do nothing about it.
         warnings.filterwarnings("ignore", module=r"recbole\.")
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["train"]:
-        arguments = arguments[1:]
+    command = COMMANDS.get(arguments[0]) if arguments else None
     try:
-        run(arguments)
+        if command is None:
+            run(arguments)
+        else:
+            command(arguments[1:])
     except DSLError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -75,6 +75,7 @@ def apply() -> None:
         _lend_torch_scatter()
     _build_kgat_without_dgl()
     _keep_ksr_in_single_precision()
+    _wrap_streams_once()
     _applied = True
 
 
@@ -292,19 +293,17 @@ def _load(f: Any, *args: Any, **kwargs: Any) -> Any:
         path = os.path.realpath(f)
         if path in _written_here and _written_here[path] == _stamp(path):
             return torch.load(f, *args, **{"weights_only": False, **kwargs})
-    kwargs = {"pickle_module": _checkpoint_pickle, "weights_only": False, **kwargs}
+    with contextlib.suppress(pickle.UnpicklingError):  # tensors and plain values only, as in ours
+        return torch.load(f, *args, **{**kwargs, "weights_only": True})
     try:
-        return torch.load(f, *args, **kwargs)
+        return torch.load(f, *args, **{"pickle_module": _checkpoint_pickle, "weights_only": False, **kwargs})
     except pickle.UnpicklingError as error:
         raise DSLError(f"Cannot read the checkpoint {str(f)!r}: {error}.") from error
 
 
 def _load_dense(f: Any, *args: Any, **kwargs: Any) -> Any:
     """What a model's constructor reads: RecBole's checkpoint, or one of ours with dense tensors."""
-    try:
-        state = torch.load(f, *args, **{**kwargs, "weights_only": True})
-    except pickle.UnpicklingError:
-        return _load(f, *args, **kwargs)
+    state = _load(f, *args, **kwargs)
     if not isinstance(state, dict) or state.get("format") != "recbole_dsl":
         return state
     return {**state, "state_dict": dense_state_dict(state["state_dict"], state["layout"])}
@@ -467,6 +466,28 @@ def _keep_ksr_in_single_precision() -> None:
         self.relation_Matrix = self.relation_Matrix.to(self.entity_embedding.weight.dtype)
 
     KSR.__init__ = __init__
+
+
+# many runs in one process ----------------------------------------------------------------------
+
+
+def _wrap_streams_once() -> None:
+    """Let colorama wrap the standard streams at the first of a process's runs only.
+
+    utils/logger.py:74 (``init_logger``) wraps them at every run, the wrapped ones again: after some two
+    hundred runs a line that is printed passes through more wrappers than Python's stack holds.
+    """
+    from colorama import initialise
+    from recbole.utils import logger
+
+    plain = logger.init
+
+    @functools.wraps(plain)
+    def init(*args: Any, **kwargs: Any) -> None:
+        if sys.stdout is not initialise.wrapped_stdout or sys.stderr is not initialise.wrapped_stderr:
+            plain(*args, **kwargs)
+
+    logger.init = init
 
 
 # the training progress bar -------------------------------------------------------------------

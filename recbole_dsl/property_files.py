@@ -27,9 +27,9 @@ DEFINING_KEYS: Final = frozenset({"dsl_method", "dsl_init", "dsl_drop", "dsl_gro
 SCOPE_KEYS: Final = frozenset({"dsl_include", "dsl_exclude", "dsl_groups", "dsl_min_weights", "dsl_storage"})
 """Keys that say which tensors are sparse, and how they are stored."""
 
-MODEL_PARTS: Final = frozenset({"default_method", "scope", "methods", "recbole", "packages", "refused"})
+MODEL_PARTS: Final = frozenset({"default_method", "scope", "methods", "recbole", "packages", "refused", "note"})
 """Parts of a model's file; ``recbole``: RecBole's keys without which it does not run; ``packages``: modules
-it imports, with what pip calls them; ``refused``: why it cannot be trained."""
+it imports, with what pip calls them; ``refused``: why it cannot be trained; ``note``: for the table of models."""
 
 Settings = dict[str, Any]
 

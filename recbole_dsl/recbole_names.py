@@ -27,6 +27,11 @@ def model_files() -> dict[str, Path]:
     return {path.stem: path for path in files if path.stem != "__init__"}
 
 
+def family(path: Path) -> str:
+    """The family of the model in ``path``, which is its folder: general, sequential, …"""
+    return path.parent.name.removesuffix("_recommender")
+
+
 def model_class_name(path: Path) -> str:
     """The name of the model class in ``path``: the one that, in lower case, is the file's name."""
     names: list[str] = re.findall(r"^class (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)

@@ -47,7 +47,7 @@ _VECTORS: dict[str, Any] = {
     "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"},
 }
 _STAGE = {"pretrain_epochs": 2, "save_step": 2}
-_USER_BATCHES = {"train_batch_size": 12}  # a batch of these models is one of users
+_USER_BATCHES = {"train_batch_size": 14}  # a batch of these models is one of users
 _NO_FLOATS = {"load_col": {"inter": _INTER, "user": _USER, "item": _ITEM[:3]}, "normalize_field": None}
 
 CASES: dict[str, dict[str, Any]] = {
@@ -77,7 +77,7 @@ def names_of_models() -> list[str]:
 
 def family_of(name: str) -> str:
     """The folder that RecBole keeps a model in."""
-    return recbole_names.model_files()[name.lower()].parent.name.removesuffix("_recommender")
+    return recbole_names.family(recbole_names.model_files()[name.lower()])
 
 
 def settings_of(name: str, folder: Path) -> dict[str, Any]:

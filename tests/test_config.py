@@ -544,7 +544,7 @@ def test_a_model_class_and_names_from_settings() -> None:
         pass
 
     built = config(MyBPR, embedding_size=8)
-    assert (built["model"], built.dsl.method) == ("MyBPR", "dsl")
+    assert (built["model"], built.dsl.method) == ("MyBPR", "dsl_plus")  # of properties/model/BPR.yaml
     built = RecBoleDSLConfig(config_dict={"model": "BPR", "dataset": "ml-100k"})
     assert (built["model"], built["dataset"]) == ("BPR", "ml-100k")
 

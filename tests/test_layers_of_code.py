@@ -18,7 +18,7 @@ LEVELS: list[set[str]] = [
     {"quantities", "sparsity", "property_files", "recbole_names"},
     {"packed", "settings", "command_line"},
     {"handle", "compat", "config"},
-    {"training", "serving", "costs", "results"},
+    {"training", "serving", "costs", "results", "support"},
     {"experiment"},
     {"compare"},
     {"cli"},

@@ -22,6 +22,10 @@ OTHER_CACHES = ("i_embedding",)
 """The same of DMF, which lists it among its other parameters."""
 
 
+STATE = {"KGAT": ("A_in",)}
+"""Attributes besides weights that scores depend on, and that RecBole does not save, by the class's name."""
+
+
 def clear_model_caches(model: Any) -> None:
     """Forget embeddings a model keeps between evaluations: the weights have changed."""
     others = getattr(model, "other_parameter_name", ())
@@ -30,15 +34,26 @@ def clear_model_caches(model: Any) -> None:
             setattr(model, name, None)
 
 
+def other_state(model: Any) -> dict[str, Any]:
+    """What a checkpoint of a model holds besides its state dict; RecBole loads it by ``setattr``."""
+    extra = {key: getattr(model, key) for name in _recbole_names(model) for key in STATE.get(name, ())}
+    return {**(model.other_parameter() or {}), **extra}
+
+
 def adapt(model: nn.Module) -> None:
     """Apply to a model that has just become sparse what its class, or one it derives from, needs.
 
     Raises:
         TargetError: the model cannot work with these groups.
     """
-    for cls in type(model).__mro__:
-        if cls.__module__.startswith("recbole.model.") and cls.__name__ in ADAPTATIONS:
-            ADAPTATIONS[cls.__name__](model)
+    for name in _recbole_names(model):
+        if name in ADAPTATIONS:
+            ADAPTATIONS[name](model)
+
+
+def _recbole_names(model: nn.Module) -> list[str]:
+    """Names of the RecBole classes a model is of."""
+    return [cls.__name__ for cls in type(model).__mro__ if cls.__module__.startswith("recbole.model.")]
 
 
 def store_old_encoder_packed(model: Any) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..files import written_whole
 from ..packed.layout import layout_of
-from .adaptations import clear_model_caches
+from .adaptations import clear_model_caches, other_state
 
 PLAIN = (bool, int, float, str, type(None))
 
@@ -59,7 +59,7 @@ def checkpoint_state(trainer: Any, epoch: int) -> dict[str, Any]:
         "best_valid_score": float(trainer.best_valid_score),
         "state_dict": model.state_dict(),
         "layout": layout_of(model),
-        "other_parameter": plain_or_tensor(model.other_parameter()),
+        "other_parameter": plain_or_tensor(other_state(model)),
         "optimizer": trainer.optimizer.state_dict(),
     }
 

@@ -1,0 +1,120 @@
+"""Every model RecBole registers: trained sparse, or refused with a reason before any data is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recbole_dsl import support
+from recbole_dsl.config import RecBoleDSLConfig
+from recbole_dsl.errors import ConfigError
+from tests.model_checks import check_density_one, check_sparse
+from tests.model_runs import names_of_models, no_flags
+from tests.tiny_data import write_tiny
+
+TRAINED = [row.model for row in support.rows() if row.status != support.REFUSED]
+REFUSED = [row.model for row in support.rows() if row.status == support.REFUSED]
+
+IN_MAKE_TEST = {
+    "BPR", "LightGCN", "LINE", "GCMC", "RecVAE", "RaCT", "NCL", "MultiVAE", "SASRec", "GRU4RecCPR", "GRU4RecKG",
+    "FM", "LR", "DCNV2", "FFM", "KTUP", "MKR", "KGAT", "KGIN", "MCCLK",
+}  # fmt: skip
+"""One for every trainer and every kind of parameter; the others are slow tests."""
+
+
+def models(names: list[str]) -> Any:
+    """A test for every name; those of ``IN_MAKE_TEST`` are not slow."""
+    marked = [
+        pytest.param(name, marks=() if name in IN_MAKE_TEST else pytest.mark.slow, id=name) for name in names
+    ]
+    return pytest.mark.parametrize("name", marked)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The generated dataset."""
+    return write_tiny(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RecBole writes logs into the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_model_of_recbole_has_a_row() -> None:
+    """A model that a later RecBole adds shows up as untested, and here."""
+    assert {row.model for row in support.rows()} == set(names_of_models())
+    assert [row.model for row in support.rows() if row.status == support.UNTESTED] == []
+    assert len(TRAINED) + len(REFUSED) == len(names_of_models()) and set(TRAINED) >= IN_MAKE_TEST
+
+
+@models(TRAINED)
+def test_density_one_is_recbole(name: str, data: Path) -> None:
+    """The losses of all steps and the weights at the end; everything in packed storage."""
+    found = check_density_one(name, data)
+    assert found["trainer"] == support.row_of(name).trainer
+
+
+@models(TRAINED)
+def test_sparse_training(name: str, data: Path) -> None:
+    """Budgets after at least two updates, zeros in evaluation, metrics after a reload."""
+    assert check_sparse(name, data)["storage"] == ["packed"]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_before_any_data_is_loaded(name: str) -> None:
+    """One sentence, for a dataset that does not even exist."""
+    with no_flags(), pytest.raises(ConfigError) as refusal:
+        RecBoleDSLConfig(name, "ml-100k", config_dict={"data_path": "nowhere"})
+    message = str(refusal.value)
+    assert name in message and "because" in message and "allowed are" in message and "\n" not in message
+
+
+REGULARISED = {
+    "ConvNCF": {"reg_weights": [0.1, 0.1]},
+    "NAIS": {"reg_weights": [0.01, 0.01, 0.01]},
+    "MacridVAE": {"reg_weights": [0.01, 0.01]},
+    "xDeepFM": {"reg_weight": 0.01},
+    "PNN": {"reg_weight": 0.01},
+    "Caser": {"reg_weight": 0.01},
+    "NextItNet": {"reg_weight": 0.01},
+}
+"""Models that sum over ``named_parameters()``, some over names that end in ``weight``."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REGULARISED)
+def test_packed_weights_stay_in_the_regularisation(name: str, data: Path) -> None:
+    """With a penalty large enough to be seen in the loss."""
+    check_density_one(name, data, **REGULARISED[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+def test_recvae_in_either_storage(storage: str, data: Path) -> None:
+    """The frozen copy of the encoder is stored as the encoder is."""
+    assert check_sparse("RecVAE", data, storage=storage)["storage"] == [storage]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, include, masked",
+    [
+        ("GRU4Rec", ["item_embedding.weight", "gru_layers.weight_*"], "gru_layers.weight_hh_l0"),
+        ("NextItNet", ["item_embedding.weight", "residual_blocks.0.conv1.weight"], "residual_blocks.0.conv1.weight"),
+    ],
+)  # fmt: skip
+def test_layers_that_cannot_be_packed_are_masked_if_included(
+    name: str, include: list[str], masked: str, data: Path
+) -> None:
+    """Recurrent and convolutional weights, reported as masked."""
+    assert check_sparse(name, data, include=include)["storage"] == ["masked", "packed"]
+    from tests.model_runs import settings_of, sparse_trainer_of
+
+    trainer, _ = sparse_trainer_of(name, settings_of(name, data), density=0.2, include=include)
+    assert masked in {s.name for g in trainer.sparse.groups if g.storage == "masked" for s in g.slices}
+    assert torch.count_nonzero(trainer.model.get_parameter(masked)) <= 0.2 * trainer.model.get_parameter(masked).numel()

@@ -1,0 +1,175 @@
+"""Models that start from a checkpoint of an earlier training: stages, and weights of other models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recbole_dsl.errors import ConfigError
+from tests.model_runs import (
+    Run,
+    dense_run,
+    difference_of_losses,
+    settings_of,
+    sparse_run,
+    sparse_trainer_of,
+)
+from tests.tiny_data import write_tiny
+
+SPARSE = {"method": "dsl", "density": 0.2, "grow": "accumulated_gradient", "update_interval": 3}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The generated dataset."""
+    return write_tiny(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RecBole writes logs into the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+def settings(name: str, data: Path, tmp_path: Path, **more: Any) -> dict[str, Any]:
+    """Settings of a short run with checkpoints in a folder of the test's own."""
+    return {**settings_of(name, data), "checkpoint_dir": str(tmp_path / "saved"), **more}
+
+
+def topology(run_or_trainer: Any) -> dict[str, torch.Tensor]:
+    """The masks by tensor."""
+    return getattr(run_or_trainer, "trainer", run_or_trainer).sparse.masks()
+
+
+def kept(trainer: Any, first: Run, pairs: dict[str, str]) -> bool:
+    """Whether tensors start with the values and, as far as these are not zero, the topology of others."""
+    start = Run(trainer, (None, None, None), {}).weights()
+    mine, theirs = topology(trainer), first.weights()
+    return all(
+        torch.equal(start[here], theirs[there]) and bool(mine[here][theirs[there] != 0].all())
+        for here, there in pairs.items()
+    )
+
+
+def stages(name: str) -> list[str]:
+    return {"S3Rec": ["pretrain", "finetune"], "RaCT": ["actor_pretrain", "critic_pretrain", "finetune"]}[name]
+
+
+@pytest.mark.parametrize("name", ["RaCT", pytest.param("S3Rec", marks=pytest.mark.slow)])
+def test_stages_at_density_one_are_recboles(name: str, data: Path, tmp_path: Path) -> None:
+    """Every stage starts from the file of the one before: theirs from a pickle, ours from a sparse one."""
+    files: dict[str, str] = {"theirs": "", "ours": ""}
+    for stage in stages(name):
+        given = settings(name, data, tmp_path, train_stage=stage)
+        theirs = dense_run(name, {**given, "pre_model_path": files["theirs"]})
+        ours = sparse_run(name, {**given, "pre_model_path": files["ours"]}, method="dsl", density=1.0)
+        assert difference_of_losses(ours.losses, theirs.losses) < 1e-3
+        files = {"theirs": theirs.trainer.saved_model_file, "ours": ours.trainer.saved_model_file}
+        assert files["ours"].endswith(".dsl") and Path(files["ours"]).is_file()
+    assert theirs.valid and ours.valid.keys() == theirs.valid.keys()
+
+
+@pytest.mark.parametrize("name", ["RaCT", pytest.param("S3Rec", marks=pytest.mark.slow)])
+def test_the_topology_goes_along_from_stage_to_stage(name: str, data: Path, tmp_path: Path) -> None:
+    """The last stage starts with the live weights that the first one has found, and with their values."""
+    given = settings(name, data, tmp_path)
+    first = sparse_run(name, given, **SPARSE)
+    assert first.trainer.sparse.explorer.updates >= 2
+    file, found, values = first.trainer.saved_model_file, topology(first), first.weights()
+    for stage in stages(name)[1:-1]:
+        between = sparse_run(name, {**given, "train_stage": stage, "pre_model_path": file}, **SPARSE)
+        file = between.trainer.saved_model_file
+        for key in found:  # frozen in this stage
+            assert torch.equal(between.weights()[key], values[key])
+    last, _ = sparse_trainer_of(
+        name, {**given, "train_stage": "finetune", "pre_model_path": file}, **SPARSE, seed=5
+    )
+    assert kept(last, first, {key: key for key in found})
+    assert last.sparse.live == last.sparse.budget == first.trainer.sparse.budget
+
+
+def test_pretraining_files_are_kept_apart_and_the_last_epoch_is_among_them(data: Path, tmp_path: Path) -> None:
+    """RecBole writes over files of that name, and none for epochs that ``save_step`` does not divide."""
+    given = settings("RaCT", data, tmp_path, pretrain_epochs=3, save_step=2)
+    sparse_run("RaCT", given, **SPARSE)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+    assert sorted(files) == ["RaCT-tiny-actor_pretrain-2.dsl", "RaCT-tiny-actor_pretrain-3.dsl"]
+    again = sparse_run("RaCT", {**given, "seed": 1}, **SPARSE)
+    assert Path(again.trainer.saved_model_file).name == "RaCT-tiny-actor_pretrain-3-1.dsl"
+    assert all((tmp_path / "saved" / name).read_bytes() == content for name, content in files.items())
+
+
+def test_spans_of_a_stage_are_of_its_own_epochs(data: Path, tmp_path: Path) -> None:
+    """``dsl_end`` in percent counts the epochs of pre-training, not ``epochs``."""
+    given = settings("RaCT", data, tmp_path, pretrain_epochs=10, epochs=100)
+    trainer, loaders = sparse_trainer_of("RaCT", given, **{**SPARSE, "end": "50%"})
+    assert trainer.sparse.explorer.progress[0].settings.end == 5 * len(loaders[0])
+
+
+CHAINS: list[tuple[str, dict[str, Any], str, dict[str, Any], dict[str, str]]] = [
+    # (first model, its settings, then, its settings, {tensor of the second: tensor of the first})
+    (
+        "BPR", {"embedding_size": 64}, "ConvNCF", {"train_method": "after_pretrain"},
+        {"user_embedding.weight": "user_embedding.weight", "item_embedding.weight": "item_embedding.weight"},
+    ),
+    (
+        "FISM", {}, "NAIS", {},
+        {"item_src_embedding.weight": "item_src_embedding.weight"},
+    ),
+    (
+        "KD_DAGFM", {}, "KD_DAGFM", {"phase": "finetuning"},
+        {"token_embedding_table.embedding.weight": "token_embedding_table.embedding.weight"},
+    ),
+]  # fmt: skip
+PATH_KEYS = {"ConvNCF": "pre_model_path", "NAIS": "pretrain_path", "KD_DAGFM": "warm_up"}
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: f"{chain[0]}-{chain[2]}")
+def test_a_model_starts_from_a_sparse_checkpoint_of_another(chain: Any, data: Path, tmp_path: Path) -> None:
+    """RecBole's own ways to use a trained model for the start of another take our files, too."""
+    first, its, then, more, pairs = chain
+    run = sparse_run(first, settings(first, data, tmp_path, **its), **SPARSE, init="random")
+    paths = {PATH_KEYS[then]: run.trainer.saved_model_file}
+    saved = torch.load(run.trainer.saved_model_file, weights_only=True)
+    assert not any(name in saved["state_dict"] for name in pairs.values())  # it holds live weights only
+    trainer, _ = sparse_trainer_of(then, settings(then, data, tmp_path, **more, **paths), **SPARSE)
+    assert kept(trainer, run, pairs)
+
+
+def test_neumf_starts_from_its_two_parts(data: Path, tmp_path: Path) -> None:
+    """Each trained on its own, its tables sparse."""
+    tables = {"mf": ["user_mf_embedding.weight", "item_mf_embedding.weight"]}
+    tables["mlp"] = [name.replace("_mf_", "_mlp_") for name in tables["mf"]]
+    parts = {}
+    for part, other in (("mf", "mlp"), ("mlp", "mf")):
+        given = settings("NeuMF", data, tmp_path, **{f"{other}_train": False})
+        parts[part] = sparse_run("NeuMF", given, **SPARSE, include=tables[part])
+    paths = {f"{part}_pretrain_path": run.trainer.saved_model_file for part, run in parts.items()}
+    both = settings("NeuMF", data, tmp_path, use_pretrain=True, **paths)
+    trainer, _ = sparse_trainer_of("NeuMF", both, **SPARSE, include=tables["mf"] + tables["mlp"], groups="per_tensor")
+    for part, run in parts.items():
+        start = Run(trainer, (None, None, None), {}).weights()
+        assert all(torch.count_nonzero(run.weights()[name]) for name in tables[part])
+        assert all(torch.equal(start[name], run.weights()[name]) for name in tables[part])
+
+
+def test_a_file_that_is_not_there_is_one_sentence(data: Path, tmp_path: Path) -> None:
+    """Before training."""
+    given = settings("RaCT", data, tmp_path, train_stage="finetune", pre_model_path="nowhere.dsl")
+    with pytest.raises(ConfigError, match=r"nowhere\.dsl"):
+        sparse_trainer_of("RaCT", given, **SPARSE)
+
+
+def test_a_checkpoint_with_a_broken_index_is_refused(data: Path, tmp_path: Path) -> None:
+    """The weights would land in wrong places without a word."""
+    given = settings("RaCT", data, tmp_path)
+    file = Path(sparse_run("RaCT", given, **SPARSE).trainer.saved_model_file)
+    state = torch.load(file, weights_only=True)
+    key = next(key for key in state["state_dict"] if key.endswith("column_ids"))
+    state["state_dict"][key] = state["state_dict"][key].flip(0)
+    torch.save(state, file)
+    with pytest.raises(ConfigError, match="do not fit its index"):
+        sparse_trainer_of("RaCT", {**given, "train_stage": "critic_pretrain", "pre_model_path": str(file)}, **SPARSE)
