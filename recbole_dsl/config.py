@@ -199,12 +199,12 @@ class RecBoleDSLConfig(Config):
                 f"model={name!r} is no recommender class, since it has no 'type'; allowed are "
                 "subclasses of RecBole's recommenders."
             )
+        self._check_model_file(name, model_class)
         if kind in _NO_GRADIENTS:
             raise ConfigError(
                 f"model={name!r} is refused, because {_NO_GRADIENTS[kind]}; "
                 "allowed are models that are trained by gradient descent."
             )
-        self._check_model_file(name, model_class)
         return name, model_class, dataset
 
     @property
@@ -232,7 +232,9 @@ class RecBoleDSLConfig(Config):
 
     def _check_model_file(self, name: str, model_class: type) -> None:
         """Refuse what the model's property file says cannot be trained, or not without a package."""
-        content = property_files.model_file(property_files.file_of_model(recbole_names.lineage(name, model_class)))
+        content = property_files.model_file(
+            property_files.file_of_model(recbole_names.lineage(name, model_class))
+        )
         if "refused" in content:
             raise ConfigError(
                 f"model={name!r} is refused, because {content['refused']}; "

@@ -27,8 +27,8 @@ from recbole.data.transform import construct_transform  # noqa: E402
 from recbole.utils import get_environment, get_flops, init_logger, init_seed, set_color  # noqa: E402
 
 from .config import RecBoleDSLConfig  # noqa: E402
-from .training.checkpoint import plain  # noqa: E402
 from .training.adaptations import clear_model_caches  # noqa: E402
+from .training.checkpoint import plain  # noqa: E402
 from .training.trainer import sparse_trainer  # noqa: E402
 
 
@@ -88,11 +88,11 @@ def load_data(config: RecBoleDSLConfig) -> tuple[Any, Any, Any, Any]:
     logger = getLogger()
     logger.info(sys.argv)
     logger.info(config)
-    with _data_errors(config):
-        with config.under_recbole_name():  # RecBole finds datasets and loaders by the model's name
-            data = create_dataset(config)
-            logger.info(data)
-            loaders = data_preparation(config, data)
+    # RecBole finds datasets and loaders by the model's name.
+    with _data_errors(config), config.under_recbole_name():
+        data = create_dataset(config)
+        logger.info(data)
+        loaders = data_preparation(config, data)
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     return data, *loaders
 

@@ -1,9 +1,9 @@
 """The property files: their schema, and the layers of defaults they make up.
 
 Layers, lowest first: ``overall.yaml``, ``family/<family>.yaml``, ``scope`` and ``recbole`` of
-``model/<Model>.yaml``, ``method/<method>.yaml``, ``methods.<method>`` of the model's file, ``methods.<method>`` of
-``dataset/<dataset>.yaml`` and that file's ``models.<Model>.<method>``. What the user sets lies
-above all of them. Needs neither RecBole nor torch.
+``model/<Model>.yaml``, ``method/<method>.yaml``, ``methods.<method>`` of the model's file,
+``methods.<method>`` of ``dataset/<dataset>.yaml`` and that file's ``models.<Model>.<method>``. What the
+user sets lies above all of them. Needs neither RecBole nor torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SCOPE_KEYS: Final = frozenset({"dsl_include", "dsl_exclude", "dsl_groups", "dsl_
 
 MODEL_PARTS: Final = frozenset({"default_method", "scope", "methods", "recbole", "packages", "refused", "note"})
 """Parts of a model's file; ``recbole``: RecBole's keys without which it does not run; ``packages``: modules
-it imports, with what pip calls them; ``refused``: why it cannot be trained; ``note``: for the table of models."""
+it imports, with what pip calls them; ``refused``: why it cannot be trained; ``note``: for the table."""
 
 Settings = dict[str, Any]
 

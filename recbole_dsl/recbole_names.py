@@ -86,7 +86,8 @@ def import_model(path: str) -> type:
     if not isinstance(found, type):
         classes = [name for name, thing in vars(module).items() if isinstance(thing, type)]
         raise ConfigError(
-            f"model={path!r}: module {module_name!r} has no class {class_name!r}{nearest(class_name, classes)}; "
+            f"model={path!r}: module {module_name!r} has no class {class_name!r}"
+            f"{nearest(class_name, classes)}; "
             f"allowed are {', '.join(classes) or 'none, as it has no classes'}."
         )
     return found
@@ -103,7 +104,8 @@ def lineage(model: str, model_class: type) -> list[str]:
     parents = [
         cls.__name__
         for cls in model_class.__mro__
-        if cls.__module__.startswith("recbole.model.") and cls.__module__.rpartition(".")[2] == cls.__name__.lower()
+        if cls.__module__.startswith("recbole.model.")
+        and cls.__module__.rpartition(".")[2] == cls.__name__.lower()
     ]
     return [model, *(name for name in parents if name != model and name.lower() in known)]
 

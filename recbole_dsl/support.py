@@ -90,8 +90,8 @@ def rows(names: Collection[str] = ()) -> list[Row]:
     for name in names:
         if name.lower() not in {row.model.lower() for row in result}:
             raise ConfigError(
-                f"{name!r} is no model of RecBole{nearest(name, [row.model for row in result])}; allowed are the "
-                "names that 'recbole-dsl models' lists."
+                f"{name!r} is no model of RecBole{nearest(name, [row.model for row in result])}; allowed are "
+                "the names that 'recbole-dsl models' lists."
             )
     wanted = {name.lower() for name in names}
     return [row for row in result if not wanted or row.model.lower() in wanted]
@@ -104,17 +104,14 @@ def row_of(name: str) -> Row:
 
 def cells(row: Row) -> tuple[str, ...]:
     """A row as text, one cell for each of :data:`COLUMNS`."""
-    if row.status == TRAINED:
-        run = f"{row.updates} updates"
-    else:
-        run = row.status
+    run = f"{row.updates} updates" if row.status == TRAINED else row.status
     return (
         row.model,
         row.family.replace("_", "-"),
         row.trainer,
         f"{row.share:.0%}" if row.sparse else "",
         row.storage,
-        "" if row.difference is None else f"{row.difference:.0e}",
+        "" if row.difference is None else f"{row.difference:.0e}" if row.difference else "0",
         run,
         row.scope,
         row.note,

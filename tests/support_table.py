@@ -1,8 +1,8 @@
 """Write ``recbole_dsl/support.json`` and ``docs/models.md`` from real runs of every model.
 
-    python -m tests.support_table            run every model (some minutes) and write both
-    python -m tests.support_table NAME …     run these models only and keep the other rows
-    python -m tests.support_table --docs     write docs/models.md from support.json as it is
+python -m tests.support_table            run every model (some minutes) and write both
+python -m tests.support_table NAME …     run these models only and keep the other rows
+python -m tests.support_table --docs     write docs/models.md from support.json as it is
 """
 
 from __future__ import annotations
@@ -94,20 +94,31 @@ def page() -> str:
         "This page is generated (`python -m tests.support_table`); `recbole-dsl models` prints it, and "
         "`tests/test_every_model.py` has the tests of every row.",
         "",
-        "* *share*: sparse tensors / all trainable weights, with default settings on ml-100k at RecBole's sizes.",
-        "* *density 1*: greatest relative difference of a step's loss from RecBole's own, over the first epoch on "
-        "a generated dataset (allowed is 1e-3).",
+        "* *share*: sparse tensors / all trainable weights, with default settings on ml-100k at RecBole's "
+        "sizes (GRU4RecKG and KSR, which need vectors of entities, on the generated dataset).",
+        "* *density 1*: greatest relative difference of a step's loss from RecBole's own, over the first epoch "
+        "on a generated dataset (allowed is 1e-3).",
         "* *sparse run*: updates of every group in two epochs at density 0.2, after which budgets, zeros, "
         "evaluation and a reload were checked.",
         "* Tensors below `dsl_min_weights`, biases, norms and what is not named stay dense; `dsl_include` "
         "changes that. Recurrent, convolutional and attention weights can be included and are then masked.",
         "",
-        "Runs on " + ", ".join(f"{key} {stack[key]}" for key in ("python", "torch", "numpy") if key in stack) + ".",
+        "Runs on "
+        + ", ".join(f"{key} {stack[key]}" for key in ("python", "torch", "numpy") if key in stack)
+        + ".",
     ]
     families = sorted({r.family for r in table if r.status != support.REFUSED})
     for family in sorted(families, key=["general", "sequential", "context_aware", "knowledge_aware"].index):
         parts += ["", f"## {family.replace('_', '-').capitalize()}", "", *_trained(table, family)]
-    parts += ["", "## Refused", "", "Before any data is loaded, in one sentence.", "", "| model | because |", "|---|---|"]
+    parts += [
+        "",
+        "## Refused",
+        "",
+        "Before any data is loaded, in one sentence.",
+        "",
+        "| model | because |",
+        "|---|---|",
+    ]
     parts += [f"| {r.model} | {r.note} |" for r in table if r.status == support.REFUSED]
     return "\n".join(parts) + "\n"
 

@@ -409,7 +409,10 @@ def test_every_module_that_loads_is_covered() -> None:
         if "torch.load(" in path.read_text(encoding="utf-8")
     }
     # quick_start is never imported.
-    assert loading - {"recbole.quick_start.quick_start"} == set(compat._LOADING_MODULES)
+    assert loading - {"recbole.quick_start.quick_start"} == {
+        compat._LOADING_TRAINER,
+        *compat._LOADING_MODELS,
+    }
 
 
 # progress ----------------------------------------------------------------------------------------
@@ -461,3 +464,80 @@ def test_parity_run_repeats_itself(tmp_path: Path) -> None:
         torch.set_num_threads(threads)
     assert stack_parity.differences(first, second) == []
     assert set(first) >= {f"recbole {model}" for model in stack_parity.MODELS}
+
+
+# packages without current builds, models, many runs ------------------------------------------
+
+
+def test_means_and_softmax_over_groups_of_rows() -> None:
+    """By hand: rows 0 and 2 belong together, row 1 stands alone, nothing has index 1."""
+    source = torch.tensor([[1.0, -4.0], [5.0, 0.0], [3.0, -2.0]])
+    index = torch.tensor([2, 0, 2])
+    means = compat.scatter_mean(src=source, index=index, dim=0, dim_size=4)
+    assert torch.equal(means, torch.tensor([[5.0, 0.0], [0.0, 0.0], [2.0, -3.0], [0.0, 0.0]]))
+    softmax = compat.scatter_softmax(source, index=index, dim=0)
+    share = torch.softmax(torch.tensor([1.0, 3.0]), 0)
+    assert torch.allclose(softmax, torch.stack([share[[0, 0]], torch.ones(2), share[[1, 1]]]))
+
+
+def test_gradients_of_means_and_softmax() -> None:
+    """Against differences."""
+    source = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
+    index = torch.tensor([0, 3, 3, 1, 0, 3])
+    assert torch.autograd.gradcheck(lambda s: compat.scatter_mean(s, index, dim=0, dim_size=5), source)
+    assert torch.autograd.gradcheck(lambda s: compat.scatter_softmax(s, index, dim=0), source)
+
+
+def test_torch_scatter_is_lent_for_the_time_of_a_layer_only() -> None:
+    """No other code sees a module of that name, and an error gives it back as well."""
+    lent = types.ModuleType("a_module_that_is_lent")
+    seen = []
+
+    def layer(fails: bool) -> None:
+        import a_module_that_is_lent
+
+        seen.append(a_module_that_is_lent)
+        if fails:
+            raise ValueError
+
+    wrapped = compat._with_module(lent, layer)
+    wrapped(False)
+    with pytest.raises(ValueError):
+        wrapped(True)
+    assert seen == [lent, lent] and lent.__name__ not in sys.modules
+    with pytest.raises(ImportError):
+        layer(False)
+
+
+def test_kgats_matrix_is_the_mean_over_each_relation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Naively: every relation's edges, double ones counted twice, divided by their number per head."""
+    from tests.model_runs import settings_of, sparse_trainer_of
+    from tests.tiny_data import write_tiny
+
+    monkeypatch.chdir(tmp_path)
+    trainer, _ = sparse_trainer_of("KGAT", settings_of("KGAT", write_tiny(tmp_path)), density=0.2)
+    model = trainer.model
+    size = model.n_users + model.n_entities
+    expected = torch.zeros(size, size, dtype=torch.float64)
+    for relation in range(1, model.n_relations):
+        counts = torch.zeros(size, size, dtype=torch.float64)
+        for head, tail, kind in zip(model.all_hs, model.all_ts, model.all_rs, strict=True):
+            if int(kind) == relation:
+                counts[head, tail] += 1
+        expected += counts / counts.sum(1, keepdim=True).clamp_min(1)
+    assert torch.allclose(model.A_in.to_dense().double(), expected, atol=1e-6)
+    assert expected.count_nonzero() > 1000
+
+
+def test_standard_streams_are_wrapped_once(tmp_path: Path) -> None:
+    """Five hundred runs in one process; RecBole's own wrapping ends in a RecursionError."""
+    code = """
+from recbole_dsl import compat
+compat.apply()
+from recbole.utils import logger
+for _ in range(500):
+    logger.init(autoreset=True)
+print("still here")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.strip() == "still here", done.stderr[-500:]

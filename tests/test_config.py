@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import logging
 import math
@@ -483,6 +484,9 @@ SCHEMA_ERRORS = [
     ("model/BPR.yaml", "methods:\n  dsl:\n    dsl_densty: 1\n", "did you mean 'dsl_density'"),
     ("model/BPR.yaml", "default_method: dsl_pls\n", "did you mean 'dsl_plus'"),
     ("model/BPR.yaml", "[1, 2]\n", "holds a list"),
+    ("model/BPR.yaml", "recbole:\n  dsl_density: 1\n", "dsl_density below recbole"),
+    ("model/BPR.yaml", "packages: [faiss]\n", "packages=['faiss']"),
+    ("family/general.yaml", "dsl_density: 1\n", "key 'dsl_density'"),
     ("dataset/ml-100k.yaml", "scope: {}\n", "part 'scope'"),
     ("dataset/ml-100k.yaml", "models:\n  BPR:\n    dls: {}\n", "did you mean 'dsl'"),
     ("dataset/ml-100k.yaml", "a: [\n", "not valid YAML"),
@@ -497,6 +501,39 @@ def test_property_files_have_a_schema(properties: Path, name: str, text: str, pa
     assert_refused(error, part, Path(name).name)
 
 
+def test_families_lie_between_overall_and_model(properties: Path) -> None:
+    write(properties / "family" / "sequential.yaml", "dsl_exclude: ['*position*']\ndsl_min_weights: 7\n")
+    write(properties / "model" / "SASRec.yaml", "scope:\n  dsl_min_weights: 8\n")
+    sequential, other = config("SASRec"), config("BPR")
+    assert (sequential.dsl.exclude, sequential.dsl.min_weights) == (("*position*",), 8)
+    assert (other.dsl.exclude, other.dsl.min_weights) == ((), 1024)
+    assert sequential.family_exclude == ("*position*",) and other.family_exclude == ()
+    assert config("SASRec", dsl_exclude=[], dsl_min_weights=9).dsl.exclude == ()
+
+
+def test_recbole_keys_of_a_model_are_defaults(properties: Path) -> None:
+    write(properties / "model" / "BPR.yaml", "recbole:\n  embedding_size: 24\n  stopping_step: 3\n")
+    built = config("BPR", stopping_step=5)
+    assert (built["embedding_size"], built["stopping_step"]) == (24, 5)
+
+
+def test_softmax_losses_of_sequential_models_need_no_flag() -> None:
+    assert config("GRU4Rec")["train_neg_sample_args"]["distribution"] == "none"
+    assert config("GRU4Rec", loss_type="BPR")["train_neg_sample_args"]["distribution"] == "uniform"
+    with pytest.raises(ConfigError, match="should be None when the loss_type is CE"):
+        config("GRU4Rec", train_neg_sample_args={"distribution": "uniform"})
+
+
+def test_a_package_that_a_model_needs_is_named_before_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "faiss" else find(name, *more)
+    )
+    with pytest.raises(ConfigError) as error:
+        config("NCL", data_path="nowhere")
+    assert_refused(error, "NCL", "faiss", "pip install faiss-cpu")
+
+
 def shipped(kind: str) -> list[str]:
     return sorted(path.stem for path in (property_files.properties_dir() / kind).glob("*.yaml"))
 
@@ -509,7 +546,7 @@ def test_every_shipped_file_is_sound() -> None:
         assert set(property_files.dataset_file(dataset).get("models", {})) <= classes
         for model in ("", *shipped("model")):
             for method in (None, *shipped("method")):
-                layers = property_files.layers(model, dataset, method)
+                layers = property_files.layers(model, dataset, method, "sequential")
                 assert DSLConfig.from_config(layers).method == layers["dsl_method"]
 
 
@@ -615,7 +652,7 @@ def test_a_run_that_cannot_work_is_refused(settings: dict[str, Any], part: str) 
     [
         ({"metrics": ["Recal"]}, "Recal"),
         ({"topk": 0}, "topk"),
-        ({"model": "SASRec"}, "train_neg_sample_args"),
+        ({"model": "SASRec", "train_neg_sample_args": {"distribution": "uniform"}}, "train_neg_sample_args"),
         ({"eval_args": {"mode": "uniform"}}, "'form'"),
         ({"train_neg_sample_args": {"distribution": "normal"}}, "normal"),
     ],

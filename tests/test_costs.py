@@ -54,7 +54,7 @@ def test_gru_counts_its_products() -> None:
 def test_packed_weights_count_what_lives() -> None:
     """A Linear layer and a lookup at density 0.25 cost a quarter, bias and batch as they are."""
     model = nn.ModuleDict({"table": nn.Embedding(10, 8), "layer": nn.Linear(8, 4, bias=False)})
-    handle = sparsify(model, 0.25, include=["*"], groups="per_tensor", init="aligned")
+    sparsify(model, 0.25, include=["*"], groups="per_tensor", init="aligned")
     ids = torch.arange(10)  # every live weight of the table once
     macs = forward_macs(model, lambda: model["layer"](model["table"](ids)))
     assert macs == 20 + 10 * 8
@@ -63,7 +63,7 @@ def test_packed_weights_count_what_lives() -> None:
 def test_held_bytes_by_hand() -> None:
     """Density 0.25 of 100 × 64 in Adam: 1600 values, gradients and two moments, and their index."""
     model = nn.ModuleDict({"table": nn.Embedding(100, 64)})
-    handle = sparsify(model, 0.25)
+    sparsify(model, 0.25)
     optimizer = torch.optim.Adam(model.parameters())
     model["table"](torch.arange(100)).sum().backward()
     optimizer.step()

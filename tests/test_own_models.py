@@ -44,7 +44,11 @@ def test_the_examples_of_the_documentation_run(name: str, size: int, tensors: se
     """As the page says, with the module found in the working directory."""
     (tmp_path / "my_models.py").write_text((EXAMPLES / "my_models.py").read_text(encoding="utf-8"))
     done = command_line(
-        f"--model=my_models:{name}", "--epochs=1", "--show_progress=False", "--dsl_result=out.json", cwd=tmp_path
+        f"--model=my_models:{name}",
+        "--epochs=1",
+        "--show_progress=False",
+        "--dsl_result=out.json",
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out.json").read_text())

@@ -149,11 +149,9 @@ def test_neumf_starts_from_its_two_parts(data: Path, tmp_path: Path) -> None:
         parts[part] = sparse_run("NeuMF", given, **SPARSE, include=tables[part])
     paths = {f"{part}_pretrain_path": run.trainer.saved_model_file for part, run in parts.items()}
     both = settings("NeuMF", data, tmp_path, use_pretrain=True, **paths)
-    trainer, _ = sparse_trainer_of("NeuMF", both, **SPARSE, include=tables["mf"] + tables["mlp"], groups="per_tensor")
+    trainer, _ = sparse_trainer_of("NeuMF", both, **SPARSE, include=tables["mf"] + tables["mlp"], groups=tables)
     for part, run in parts.items():
-        start = Run(trainer, (None, None, None), {}).weights()
-        assert all(torch.count_nonzero(run.weights()[name]) for name in tables[part])
-        assert all(torch.equal(start[name], run.weights()[name]) for name in tables[part])
+        assert kept(trainer, run, {name: name for name in tables[part]})
 
 
 def test_a_file_that_is_not_there_is_one_sentence(data: Path, tmp_path: Path) -> None:
@@ -172,4 +170,6 @@ def test_a_checkpoint_with_a_broken_index_is_refused(data: Path, tmp_path: Path)
     state["state_dict"][key] = state["state_dict"][key].flip(0)
     torch.save(state, file)
     with pytest.raises(ConfigError, match="do not fit its index"):
-        sparse_trainer_of("RaCT", {**given, "train_stage": "critic_pretrain", "pre_model_path": str(file)}, **SPARSE)
+        sparse_trainer_of(
+            "RaCT", {**given, "train_stage": "critic_pretrain", "pre_model_path": str(file)}, **SPARSE
+        )

@@ -525,3 +525,31 @@ def test_a_topology_that_is_loaded_has_lived() -> None:
     loss(model).backward()
     optimizer.step()
     assert handle.explorer.progress[0].record.contains(loaded).all()
+
+
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+@pytest.mark.parametrize("init", ["random", "magnitude"])
+@pytest.mark.parametrize("nonzero, budget", [(40, 40), (25, 40), (1, 40)])
+def test_a_model_that_is_sparse_already_keeps_its_weights(
+    storage: str, init: str, nonzero: int, budget: int
+) -> None:
+    """As after a sparse pre-training: no weight that has a value is lost while there is room for it."""
+    model = nn.ModuleDict({"a": nn.Embedding(20, 8), "b": nn.Embedding(10, 8)})
+    where = torch.randperm(240, generator=torch.Generator().manual_seed(3))[:nonzero]
+    flat = torch.zeros(240)
+    flat[where] = torch.linspace(0.5, 2.0, nonzero)
+    with torch.no_grad():
+        model["a"].weight.copy_(flat[:160].view(20, 8))
+        model["b"].weight.copy_(flat[160:].view(10, 8))
+    handle = sparsify(model, budget=budget, include=["*"], groups="joint", storage=storage, init=init)
+    assert handle.live == budget and set(where.tolist()) <= set(handle.groups[0].live_positions().tolist())
+    handle.unpack()
+    assert torch.equal(torch.cat([model["a"].weight, model["b"].weight]).flatten(), flat)
+
+
+def test_more_values_than_the_budget_are_an_ordinary_start() -> None:
+    """A row of zeros, as of padding, makes no model sparse."""
+    model = nn.ModuleDict({"a": nn.Embedding(20, 8, padding_idx=0)})
+    same = nn.ModuleDict({"a": nn.Embedding(20, 8)})
+    one, two = (sparsify(m, 0.5, include=["*"]).masks()["a.weight"] for m in (model, same))
+    assert torch.equal(one, two)

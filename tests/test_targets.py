@@ -257,3 +257,20 @@ def test_names_follow_the_order_of_named_parameters() -> None:
     """Budgets and topologies depend on the order, so it is that of torch."""
     model = Model()
     assert [t.name for t in list_tensors(model)] == [n for n, _ in model.named_parameters()]
+
+
+def test_single_columns_stay_dense_unless_named() -> None:
+    """Per row, their index takes as much as they do."""
+    model = nn.ModuleDict({"table": nn.Embedding(2000, 8), "bias_term": nn.Embedding(2000, 1)})
+    left = dict((t.name, reason) for t, reason in select_targets(model).left)
+    assert taken(model) == ["table.weight"] and left["bias_term.weight"].startswith("a single column")
+    assert taken(model, include=["*.weight"]) == ["table.weight", "bias_term.weight"]
+
+
+def test_patterns_of_a_family_need_not_match() -> None:
+    """They hold for many models; the same pattern of a user's does have to."""
+    model = nn.ModuleDict({"table": nn.Embedding(200, 8), "position_embedding": nn.Embedding(200, 8)})
+    absent = ["position_*", "nowhere.*"]
+    assert taken(model, exclude=absent, may_be_absent=absent) == ["table.weight"]
+    with pytest.raises(TargetError, match="nowhere"):
+        select_targets(model, exclude=absent, may_be_absent=["position_*"])

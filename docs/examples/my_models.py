@@ -51,7 +51,9 @@ class ProductModel(GeneralRecommender):
         return self.loss((user * positive).sum(-1), (user * negative).sum(-1))
 
     def predict(self, interaction):
-        return (self.forward(interaction[self.USER_ID]) * self.item_embedding(interaction[self.ITEM_ID])).sum(-1)
+        return (self.forward(interaction[self.USER_ID]) * self.item_embedding(interaction[self.ITEM_ID])).sum(
+            -1
+        )
 
     def full_sort_predict(self, interaction):
         return (self.forward(interaction[self.USER_ID]) @ self.item_embedding.weight.T).view(-1)

@@ -304,7 +304,14 @@ class Explorer:
             live_now = sum(group.live_per_tensor())
             self.on_update(
                 UpdateEvent(
-                    group.name, step, self._ratio(progress, step), plan.dropped, plan.grown, plan.regrown, live_now, rate
+                    group.name,
+                    step,
+                    self._ratio(progress, step),
+                    plan.dropped,
+                    plan.grown,
+                    plan.regrown,
+                    live_now,
+                    rate,
                 )
             )
 

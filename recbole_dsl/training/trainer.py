@@ -81,7 +81,10 @@ class SparseTrainerMixin:
 
     def _spans(self, config: Any, train_data: Any, tensors: Sequence[str]) -> tuple[int, int]:
         """The update interval and the end of exploration of a group, in its optimizer's steps."""
-        steps, epochs = steps_per_epoch(type(self), config, train_data, tensors), planned_epochs(type(self), config)
+        steps, epochs = (
+            steps_per_epoch(type(self), config, train_data, tensors),
+            planned_epochs(type(self), config),
+        )
         return self.dsl.update_interval.steps(steps, epochs), self.dsl.end.steps(steps, epochs)
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
