@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from recbole.data.dataloader import UserDataLoader
-from recbole.model.general_recommender import Pop, RecVAE
+from recbole.model.general_recommender import BPR, Pop, RecVAE
 from recbole.trainer import RecVAETrainer, Trainer
 
 from recbole_dsl.config import RecBoleDSLConfig
@@ -127,3 +128,22 @@ def test_a_class_without_gradients_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="no weights that gradients train"):
         config(MyPop, data_path="nowhere")
+
+
+class WithIdleTable(BPR):
+    """A table that is never read."""
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.idle = torch.nn.Embedding(500, 8)
+
+
+@pytest.mark.parametrize("learner", ["adam", "sgd"])
+def test_a_table_that_nothing_trains_is_told(
+    learner: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, by name; the tables that are trained are not mentioned."""
+    settings = {**settings_of("BPR", write_tiny(tmp_path)), "epochs": 2, "learner": learner, "state": "WARNING"}
+    sparse_run(WithIdleTable, settings, density=0.2, method="dsl", include=["*.weight"], groups="per_tensor")
+    told = [record.message for record in caplog.records if "had no gradient" in record.message]
+    assert len(told) == 1 and "'idle.weight'" in told[0]
