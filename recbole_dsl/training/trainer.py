@@ -98,6 +98,8 @@ class SparseTrainerMixin:
         with compat.described_progress(self._progress_text):
             loss = super()._train_epoch(*args, **kwargs)  # type: ignore[misc]
         self.epoch_seconds.append(perf_counter() - started)
+        if len(self.epoch_seconds) == 1:
+            self._warn_untrained()
         return loss
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
@@ -166,6 +168,16 @@ class SparseTrainerMixin:
                 f"{settings.end}, before dsl_update_interval={settings.update_interval} steps have "
                 "passed; the topology will stay as it starts."
             )
+
+    def _warn_untrained(self) -> None:
+        """Tell of groups that no batch of the first epoch has reached: their budget may be idle."""
+        for progress in self.sparse.explorer.progress:
+            parameters, optimizer = progress.group.trained_parameters(), progress.optimizer
+            if optimizer is not None and all(p.grad is None and not optimizer.state.get(p) for p in parameters):
+                self.logger.warning(
+                    f"Sparse group {progress.group.name!r} had no gradient in the first epoch: if nothing "
+                    "trains it, leave it dense with dsl_exclude."
+                )
 
     def _on_update(self, event: UpdateEvent) -> None:
         clear_model_caches(self.model)
