@@ -103,6 +103,7 @@ class RecBoleDSLConfig(Config):
         config_dict: dict[str, Any] | None = None,
     ) -> None:
         compat.apply()
+        self.dense_sizes: dict[str, int] | None = None  # weights per tensor without dsl_width, where it is set
         super().__init__(model, dataset, config_file_list, config_dict)
 
     @property
@@ -219,16 +220,18 @@ class RecBoleDSLConfig(Config):
     def under_recbole_name(self) -> Iterator[None]:
         """Call the model by its nearest name that RecBole knows, by which it looks up loaders."""
         own = self.final_config_dict["model"]
-        self.final_config_dict["model"] = self.lineage[1] if len(self.lineage) > 1 else own
+        known = recbole_names.model_files()
+        self.final_config_dict["model"] = next((name for name in self.lineage if name.lower() in known), own)
         try:
             yield
         finally:
             self.final_config_dict["model"] = own
 
     @property
-    def family_exclude(self) -> tuple[str, ...]:
-        """Patterns of tensors that models of this family leave dense, if they have them."""
-        return tuple(property_files.family_scope(_FAMILIES[self.model_class.type]).get("dsl_exclude", ()))
+    def scope_of_files(self) -> frozenset[str]:
+        """Those of ``include``, ``exclude`` and ``groups`` that the user has left to the property files."""
+        given = {key for key, value in self.external_config_dict.items() if value is not None}
+        return frozenset(name for name in ("include", "exclude", "groups") if PREFIX + name not in given)
 
     def _check_model_file(self, name: str, model_class: type) -> None:
         """Refuse what the model's property file says cannot be trained, or not without a package."""
@@ -262,7 +265,7 @@ class RecBoleDSLConfig(Config):
         known = next((name for name in lineage if recbole_names.has_defaults(name)), model)
         super()._load_internal_config_dict(known, model_class, dataset)
         layers = property_files.layers(
-            property_files.file_of_model(lineage),
+            lineage,
             dataset,
             self.external_config_dict.get(METHOD_KEY),
             _FAMILIES[model_class.type],  # type: ignore[attr-defined]
@@ -272,6 +275,8 @@ class RecBoleDSLConfig(Config):
             layers["dsl_budget"] = None  # a property file's budget must not beat the user's density
         if user.get("dsl_init", layers["dsl_init"]) not in TOPOLOGIES_WITH_VALUES:
             layers["dsl_init_values"] = "model"  # nor values that the user's topology does not have
+        if "dsl_include" in user:
+            layers["dsl_exclude"] = []  # a file's exceptions are from its own scope
         self.internal_config_dict.update(layers)
         self._warn_unknown_flags()
 

@@ -24,10 +24,17 @@ compat.apply()  # before anything of RecBole is imported
 from recbole.data import create_dataset, data_preparation  # noqa: E402
 from recbole.data.dataloader import FullSortEvalDataLoader  # noqa: E402
 from recbole.data.transform import construct_transform  # noqa: E402
-from recbole.utils import get_environment, get_flops, init_logger, init_seed, set_color  # noqa: E402
+from recbole.utils import (  # noqa: E402
+    KGDataLoaderState,
+    get_environment,
+    get_flops,
+    init_logger,
+    init_seed,
+    set_color,
+)
 
 from .config import RecBoleDSLConfig  # noqa: E402
-from .training.adaptations import clear_model_caches  # noqa: E402
+from .training.adaptations import clear_model_caches, loss_of_interactions  # noqa: E402
 from .training.checkpoint import plain  # noqa: E402
 from .training.trainer import sparse_trainer  # noqa: E402
 
@@ -122,9 +129,13 @@ def build_model(config: RecBoleDSLConfig, train_data: Any) -> Any:
     """
     settings: DSLConfig = config.dsl
     original = config["embedding_size"]
-    if settings.width is not None:
-        config["embedding_size"] = settings.width
     try:
+        if settings.width is not None:
+            with undisturbed():  # what the budget is a share of
+                narrower = config.model_class(config, train_data._dataset)
+            config.dense_sizes = {name: p.numel() for name, p in narrower.named_parameters()}
+            del narrower
+            config["embedding_size"] = settings.width
         network = config.model_class(config, train_data._dataset)
     except Exception as error:
         raise ConfigError(
@@ -142,11 +153,15 @@ def log_dense_flops(config: RecBoleDSLConfig, network: Any, data: Any) -> None:
     """Log the dense model's FLOPs as RecBole does, with a copy that shares its weights.
 
     RecBole copies the whole model for it. The call stays because a prediction may draw random
-    numbers, and a run must see the same ones as RecBole's.
+    numbers, and a run must see the same ones as RecBole's. Where RecBole cannot predict single items
+    (gru4reccpr.py:482), it fails; here the figure is unknown.
     """
     network.__deepcopy__ = lambda memo: _copy_without_hook(network)
     try:
         flops = get_flops(network, data, config["device"], getLogger(), construct_transform(config))
+    except Exception as error:
+        getLogger().warning(f"FLOPs of {config['model']} are unknown: {error!r}")
+        return
     finally:
         network.__dict__.pop("__deepcopy__", None)
     getLogger().info(set_color("FLOPs of the dense model", "blue") + f": {flops}")
@@ -244,10 +259,12 @@ def _or_none(measure: Callable[[Any, Any], float | None], trainer: Any, data: An
 def _training_macs(trainer: Any, train_data: Any) -> float | None:
     """MACs of one step's forward pass times 3 (the backward pass has two products for each one)."""
     with undisturbed():
+        if hasattr(train_data, "set_mode"):
+            train_data.set_mode(KGDataLoaderState.RSKG)
         batch = next(iter(train_data)).to(trainer.device)
     trainer.model.train()
-    model = trainer.model
-    macs = forward_macs(model, lambda: model.calculate_loss(batch))
+    loss_of = loss_of_interactions(trainer.model)
+    macs = forward_macs(trainer.model, lambda: loss_of(batch))
     return 3 * macs if math.isfinite(macs) else None
 
 

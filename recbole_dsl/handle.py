@@ -40,7 +40,8 @@ class SparseHandle:
     """A model made sparse, and the way back.
 
     ``dense_weights``: number of weights of the sparsified tensors in the dense model they are
-    compared with (for ``dsl_width`` that is the model of the original width).
+    compared with (for ``dsl_width`` that is the model of the original width). ``copies``: frozen groups
+    that a model keeps of others.
     """
 
     module: nn.Module
@@ -48,6 +49,7 @@ class SparseHandle:
     selection: Selection
     explorer: Explorer
     dense_weights: int
+    copies: Sequence[Group] = ()
 
     def __repr__(self) -> str:
         groups = ", ".join(f"{g.storage} {g.name!r}" for g in self.groups)
@@ -102,8 +104,8 @@ class SparseHandle:
         Its parameters are new objects, so a training that goes on needs a new optimizer.
         """
         self.explorer.detach()
-        unpack(self.module, self.groups)
-        self.groups = []
+        unpack(self.module, [*self.groups, *self.copies])
+        self.groups, self.copies = [], ()
         return self.module
 
 
@@ -188,7 +190,7 @@ def insert(
     interactions: Interactions | None = None,
     dense_size: Callable[[TensorInfo], int] | None = None,
     on_update: Callable[[UpdateEvent], None] | None = None,
-    may_be_absent: Collection[str] = (),
+    lenient: Collection[str] = (),
 ) -> SparseHandle:
     """Make ``module`` sparse as ``config`` says; the common path of :func:`sparsify` and trainers.
 
@@ -197,11 +199,12 @@ def insert(
             the optimizer that trains it.
         dense_size: number of weights a tensor has in the dense model that density is counted against
             (default: its own).
-        may_be_absent: patterns of ``config.exclude`` that need not match a tensor.
+        lenient: those of ``include``, ``exclude`` and ``groups`` that are defaults for many models: their
+            patterns need not match a tensor.
     """
     seed = config.seed if config.seed is not None else default_seed
-    selection = select_targets(module, config.include, config.exclude, config.min_weights, may_be_absent)
-    plans = _plan_groups(selection, config)
+    selection = select_targets(module, config.include, config.exclude, config.min_weights, lenient)
+    plans = _plan_groups(selection, config, "groups" in lenient)
     for name, tensors, _ in plans:
         check_uniform(name, tensors)
     _check_interactions(selection, config, interactions)
@@ -254,9 +257,9 @@ def _check_interactions(selection: Selection, config: DSLConfig, interactions: I
 GroupPlan = tuple[str, list[TensorInfo], str]
 
 
-def _plan_groups(selection: Selection, config: DSLConfig) -> list[GroupPlan]:
+def _plan_groups(selection: Selection, config: DSLConfig, lenient: bool) -> list[GroupPlan]:
     """(name, tensors, storage) of every group; tensors that cannot be packed get one of their own."""
-    named = _named_groups(selection.taken, config.groups)
+    named = _named_groups(selection.taken, config.groups, lenient)
     plans: list[GroupPlan] = []
     for name, tensors in named.items():
         packed = [t for t in tensors if t.packable and config.storage == "packed"]
@@ -269,7 +272,7 @@ def _plan_groups(selection: Selection, config: DSLConfig) -> list[GroupPlan]:
 
 
 def _named_groups(
-    taken: Sequence[TensorInfo], groups: str | Mapping[str, Sequence[str]]
+    taken: Sequence[TensorInfo], groups: str | Mapping[str, Sequence[str]], lenient: bool
 ) -> dict[str, list[TensorInfo]]:
     if groups == "joint":
         return {"joint": list(taken)}
@@ -278,6 +281,9 @@ def _named_groups(
     result: dict[str, list[TensorInfo]] = {name: [] for name in groups}
     for tensor in taken:
         homes = [name for name, patterns in groups.items() if matches(tensor, patterns)]
+        if not homes and lenient:
+            result[tensor.name] = [tensor]
+            continue
         if len(homes) != 1:
             found = f"is in several ({', '.join(homes)})" if homes else "is in none of them"
             raise TargetError(
@@ -285,6 +291,8 @@ def _named_groups(
                 f"allowed is exactly one of {', '.join(groups)}."
             )
         result[homes[0]].append(tensor)
+    if lenient:
+        return {name: tensors for name, tensors in result.items() if tensors}
     for name, tensors in result.items():
         if not tensors:
             raise TargetError(
@@ -369,7 +377,7 @@ def _topology(
     weights = sum(t.parameter.numel() for t in tensors)
     if budget == weights:  # density 1 means the model's own initial values, whatever the method
         return Topology(torch.arange(weights))
-    given = nonzero_positions(tensors, budget)
+    given = sparse_start(tensors, budget)
     if given is not None and given.numel() == budget:
         return Topology(given)
     factors = None
@@ -391,19 +399,28 @@ def _topology(
     return Topology(torch.cat([given, rest]).sort().values)
 
 
-def nonzero_positions(tensors: Sequence[TensorInfo], budget: int) -> Tensor | None:
-    """Flat positions, ascending, of the weights that are not zero; None if none or more than ``budget``.
+def sparse_start(tensors: Sequence[TensorInfo], budget: int) -> Tensor | None:
+    """Flat positions, ascending, that stay live since the tensors are sparse already; None if they are not.
 
-    A model that is sparse already, such as one that was pre-trained sparse, keeps its topology.
+    A model that was trained sparse before, as in a pre-training, keeps its topology: all weights that are
+    not zero, or the ``budget`` largest of them. Tensors count as sparse if each has a weight that is not
+    zero and those are no more than the budget or less than half of all.
     """
     counts = [int(t.parameter.count_nonzero()) for t in tensors]
-    if not 0 < sum(counts) <= budget:
+    total = sum(t.parameter.numel() for t in tensors)
+    if 0 in counts or not (sum(counts) <= budget or sum(counts) < total / 2):
         return None
-    parts, start = [], 0
+    positions, sizes, start = [], [], 0
     for tensor in tensors:
-        parts.append(tensor.parameter.detach().reshape(-1).nonzero().flatten().cpu() + start)
-        start += tensor.parameter.numel()
-    return torch.cat(parts)
+        flat = tensor.parameter.detach().reshape(-1)
+        found = flat.nonzero().flatten()
+        positions.append(found.cpu() + start)
+        sizes.append(flat[found].abs().cpu())
+        start += flat.numel()
+    live = torch.cat(positions)
+    if live.numel() > budget:
+        live = live[torch.cat(sizes).argsort(descending=True, stable=True)[:budget]].sort().values
+    return live
 
 
 def _store(

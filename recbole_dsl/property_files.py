@@ -269,8 +269,10 @@ def _dig(content: Mapping[str, Any], *keys: str) -> Settings:
     return dict(content)
 
 
-def layers(model: str, dataset: str, method: str | None, family: str = "") -> Settings:
+def layers(model: str | Sequence[str], dataset: str, method: str | None, family: str = "") -> Settings:
     """All defaults that property files give for a model of a family and a dataset, merged.
+
+    ``model``: its name, or also the names of those it derives from, of which the first with a file counts.
 
     ``method``: what the user asked for; None takes the model's default method or else the overall.
     ``dsl_method`` of the result is the method that was taken.
@@ -279,10 +281,13 @@ def layers(model: str, dataset: str, method: str | None, family: str = "") -> Se
         ConfigError: no such method, or a property file is not as it should be.
     """
     overall = overall_settings()
+    names = [model] if isinstance(model, str) else list(model)
+    model = file_of_model(names)
     if method is None:
         method = str(model_file(model).get("default_method") or overall[METHOD_KEY])
     name = method_name(method)
     of_model, of_dataset = model_file(model, name), dataset_file(dataset, name)
+    in_dataset = next((n for n in names if n in (of_dataset.get("models") or {})), model)
     return (
         overall
         | family_scope(family)
@@ -291,6 +296,6 @@ def layers(model: str, dataset: str, method: str | None, family: str = "") -> Se
         | _method_layer(method)
         | _dig(of_model, "methods", name)
         | _dig(of_dataset, "methods", name)
-        | _dig(of_dataset, "models", model, name)
+        | _dig(of_dataset, "models", in_dataset, name)
         | {METHOD_KEY: method}
     )

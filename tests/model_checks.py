@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from recbole.utils import init_seed
 
@@ -37,7 +38,8 @@ def check_density_one(name: str, folder: Path, **settings: Any) -> dict[str, Any
     assert len(theirs.losses) > 5 and theirs.losses[0] != theirs.losses[-1]
     losses, weights = difference_of_losses(ours.losses, theirs.losses), difference_of_weights(ours, theirs)
     assert losses < LARGEST_DIFFERENCE_OF_LOSSES and weights < LARGEST_DIFFERENCE_OF_WEIGHTS, (losses, weights)
-    assert ours.valid.keys() == theirs.valid.keys()
+    # Metrics are rounded; few users, so one that is ranked otherwise moves them.
+    assert ours.valid == pytest.approx(theirs.valid, abs=0.02)
     return {"trainer": type(theirs.trainer).__name__, "steps": len(ours.losses), "difference_of_losses": losses}
 
 
@@ -64,15 +66,15 @@ def check_sparse(name: str, folder: Path, **dsl: Any) -> dict[str, Any]:
 def _dead_weights_are_zero_in_evaluation(run: Run) -> None:
     """Look at the weights while RecBole scores the validation data, through every module that has them."""
     trainer, seen = run.trainer, []
-    masks = trainer.sparse.masks()
     model = trainer.model
+    groups = [*trainer.sparse.groups, *trainer.sparse.copies]
     score = "full_sort_predict" if hasattr(type(model), "full_sort_predict") else "predict"
     plain = {name: getattr(model, name) for name in {score, "predict"}}
 
     def looking(method: str) -> Any:
         def predict(interaction: Any) -> Any:
             assert not model.training and not torch.is_grad_enabled()
-            seen.append(_dead_values(trainer, masks))
+            seen.append(_dead_values(model, groups))
             return plain[method](interaction)
 
         return predict
@@ -86,36 +88,36 @@ def _dead_weights_are_zero_in_evaluation(run: Run) -> None:
     assert seen and not any(seen)
 
 
-def _dead_values(trainer: Any, masks: dict[str, torch.Tensor]) -> int:
-    """Dead positions that hold anything but zero, in all sparse tensors."""
+def _dead_values(model: torch.nn.Module, groups: list[Any]) -> int:
+    """Dead positions that hold anything but zero, in all tensors of ``groups``."""
     found, checked = 0, set()
-    for module in trainer.model.modules():
+
+    def check(group: Any, number: int, dense: torch.Tensor) -> None:
+        nonlocal found
+        s = group.slices[number]
+        found += int(torch.count_nonzero(dense[~group.masks()[s.name]]))
+        checked.add((id(group), number))
+
+    for module in model.modules():
         for attribute, (group, number) in module.__dict__.get(SLOTS, {}).items():
-            name = group.slices[number].name
-            if name in masks and group in trainer.sparse.groups:
-                found += int(torch.count_nonzero(getattr(module, attribute)[~masks[name]]))
-                checked.add(name)
-    for group in trainer.sparse.groups:
+            check(group, number, getattr(module, attribute))
+    for group in groups:
         if isinstance(group, MaskedGroup):
-            for s, parameter in zip(group.slices, group.trained_parameters(), strict=True):
-                found += int(torch.count_nonzero(parameter[~masks[s.name]]))
-                checked.add(s.name)
-    assert checked == masks.keys()
+            for number, parameter in enumerate(group.trained_parameters()):
+                check(group, number, parameter)
+    assert checked == {(id(group), number) for group in groups for number in range(len(group.slices))}
     return found
 
 
 def _checkpoint_gives_the_same_metrics(
     name: str, settings: dict[str, Any], chosen: dict[str, Any], run: Run, folder: Path
 ) -> None:
-    """Save, build everything anew with other weights and another topology, load, evaluate."""
+    """Save, build the model anew from other random numbers and with another topology, load, evaluate."""
     trainer, path = run.trainer, folder / f"{name}.dsl"
     before = _metrics(run.trainer, run.data[2])
     trainer._save_checkpoint(1, saved_model_file=str(path))
     torch.load(path, weights_only=True)
-    fresh, data = sparse_trainer_of(name, settings, **chosen, seed=1)
-    with torch.no_grad():
-        for parameter in fresh.model.parameters():
-            parameter.mul_(-0.5).add_(0.1)
+    fresh, data = sparse_trainer_of(name, settings, model_seed=77, **chosen, seed=1)
     after = _metrics(fresh, data[2], model_file=str(path))
     assert after == before
     path.unlink()

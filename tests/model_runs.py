@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recbole.utils import init_seed
 from torch import Tensor
 
 from benchmarks.baseline import recbole_trainer
@@ -120,13 +121,20 @@ def dense_run(name: str, settings: dict[str, Any]) -> Run:
     return _fit(trainer, data)
 
 
-def sparse_trainer_of(name: str | type, settings: dict[str, Any], **dsl: Any) -> tuple[Any, list[Any]]:
-    """Our trainer before training and its data, with ``dsl_`` settings."""
+def sparse_trainer_of(
+    name: str | type, settings: dict[str, Any], model_seed: int | None = None, **dsl: Any
+) -> tuple[Any, list[Any]]:
+    """Our trainer before training and its data, with ``dsl_`` settings.
+
+    ``model_seed``: of the random numbers that the model is built from, if not RecBole's.
+    """
     with no_flags():
         config = RecBoleDSLConfig(
             name, NAME, config_dict={**settings, **{f"dsl_{key}": value for key, value in dsl.items()}}
         )
     _, *data = load_data(config)
+    if model_seed is not None:
+        init_seed(model_seed, True)
     model = build_model(config, data[0])
     return sparse_trainer(config["MODEL_TYPE"], *config.lineage)(config, model, data[0]), data
 

@@ -11,6 +11,7 @@ import torch
 from recbole_dsl import support
 from recbole_dsl.config import RecBoleDSLConfig
 from recbole_dsl.errors import ConfigError
+from recbole_dsl.experiment import run_recbole_dsl
 from tests.model_checks import check_density_one, check_sparse
 from tests.model_runs import names_of_models, no_flags, settings_of, sparse_trainer_of
 from tests.tiny_data import write_tiny
@@ -63,6 +64,32 @@ def test_density_one_is_recbole(name: str, data: Path) -> None:
 def test_sparse_training(name: str, data: Path) -> None:
     """Budgets after at least two updates, zeros in evaluation, metrics after a reload."""
     assert check_sparse(name, data)["storage"] == ["packed"]
+
+
+@models(TRAINED)
+def test_the_whole_experiment(name: str, data: Path, tmp_path: Path) -> None:
+    """What the command line runs: set-up, training, test, costs, result."""
+    settings = {**settings_of(name, data), "checkpoint_dir": str(tmp_path / "saved")}
+    with no_flags():
+        result = run_recbole_dsl(
+            name, "tiny", config_dict={**settings, "dsl_density": 0.2, "dsl_method": "dsl"}
+        )
+    assert result.test_result and all(value == value for value in result.test_result.values())
+    assert result.sparsity["live"] == result.sparsity["budget"] < result.sparsity["weights"]
+    assert result.costs["macs_per_training_step"] > 0 and result.costs["checkpoint_bytes"] > 0
+
+
+WIDENED = ["BPR", "RippleNet", "STAMP", "CKE", "DeepFM", "GRU4Rec"]
+
+
+@pytest.mark.parametrize("name", WIDENED)
+def test_width_is_free_for_every_shape_of_tensor(name: str, data: Path) -> None:
+    """The budget is a share of the model of the original width, whatever its tensors make of that."""
+    settings = settings_of(name, data)
+    one, _ = sparse_trainer_of(name, settings, density=0.1, method="dsl", min_weights=0)
+    wide, _ = sparse_trainer_of(name, settings, density=0.1, method="dsl", min_weights=0, width=32)
+    assert wide.sparse.budget == one.sparse.budget and wide.sparse.dense_weights == one.sparse.dense_weights
+    assert wide.sparse.live == wide.sparse.budget
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -267,10 +267,16 @@ def test_single_columns_stay_dense_unless_named() -> None:
     assert taken(model, include=["*.weight"]) == ["table.weight", "bias_term.weight"]
 
 
-def test_patterns_of_a_family_need_not_match() -> None:
-    """They hold for many models; the same pattern of a user's does have to."""
+def test_patterns_of_property_files_need_not_match() -> None:
+    """They hold for many models; a user's do have to."""
     model = nn.ModuleDict({"table": nn.Embedding(200, 8), "position_embedding": nn.Embedding(200, 8)})
     absent = ["position_*", "nowhere.*"]
-    assert taken(model, exclude=absent, may_be_absent=absent) == ["table.weight"]
-    with pytest.raises(TargetError, match="nowhere"):
-        select_targets(model, exclude=absent, may_be_absent=["position_*"])
+    assert taken(model, exclude=absent, lenient=["exclude"]) == ["table.weight"]
+    assert taken(model, include=["table.*", "nowhere.*"], lenient=["include"]) == ["table.weight"]
+    assert taken(model, include=["nowhere.*"], lenient=["include"]) == [
+        "table.weight",
+        "position_embedding.weight",
+    ]
+    for option in ("include", "exclude"):
+        with pytest.raises(TargetError, match="nowhere"):
+            select_targets(model, **{option: absent})

@@ -49,11 +49,15 @@ class MaskedGroup(nn.Module):
 
     def _add_hooks(self) -> None:
         """Hook the parameters as they are now; loading or copying may have put others in place."""
-        parameters = [(t, p) for t, p in enumerate(self.trained_parameters()) if p.requires_grad]
+        # A frozen tensor takes no hook, but one that it has serves again once it is trained.
+        hooked = {id(p) for p, _ in self._hooks}
+        parameters = [
+            (t, p) for t, p in enumerate(self.trained_parameters()) if p.requires_grad or id(p) in hooked
+        ]
         if [id(p) for p, _ in self._hooks] == [id(p) for _, p in parameters]:
             return
         self.release()
-        self._hooks = [(p, p.register_hook(_MaskGradient(self, t))) for t, p in parameters]
+        self._hooks = [(p, p.register_hook(_MaskGradient(self, t))) for t, p in parameters if p.requires_grad]
 
     def release(self) -> None:
         """Leave the parameters as they are and let them train dense again."""

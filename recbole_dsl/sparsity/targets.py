@@ -108,7 +108,7 @@ def select_targets(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     min_weights: int = 1024,
-    may_be_absent: Collection[str] = (),
+    lenient: Collection[str] = (),
 ) -> Selection:
     """Choose the tensors of ``root`` that become sparse.
 
@@ -117,15 +117,18 @@ def select_targets(
             weights of embeddings and Linear layers. Biases and norms are never taken.
         exclude: patterns of tensors to leave dense, stronger than ``include``.
         min_weights: tensors with fewer elements stay dense unless ``include`` names them.
-        may_be_absent: patterns that need not match a tensor, as they hold for many models.
+        lenient: those of ``include`` and ``exclude`` that hold for many models: their patterns need not
+            match a tensor, and an ``include`` that matches none at all counts as None.
 
     Raises:
         TargetError: a pattern matches no tensor, or nothing is left to make sparse.
     """
     tensors = list_tensors(root)
-    for option, patterns in (("dsl_include", include or ()), ("dsl_exclude", exclude)):
-        for pattern in set(patterns) - set(may_be_absent):
-            _check_pattern(option, pattern, tensors)
+    if include is not None and "include" in lenient and not any(matches(t, include) for t in tensors):
+        include = None
+    for option, patterns in (("include", include or ()), ("exclude", exclude)):
+        for pattern in patterns if option not in lenient else ():
+            _check_pattern(f"dsl_{option}", pattern, tensors)
     taken, left = [], []
     sparse = _sparse_already(root)
     for tensor in tensors:

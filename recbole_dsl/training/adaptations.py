@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TargetError
+from ..handle import Group
 from ..packed.group import PackedGroup
 from ..packed.layers import SLOTS
 from ..packed.masked import MaskedGroup
@@ -22,7 +23,7 @@ OTHER_CACHES = ("i_embedding",)
 """The same of DMF, which lists it among its other parameters."""
 
 
-STATE = {"KGAT": ("A_in",)}
+STATE = {"FwFM": ("weight",), "KGAT": ("A_in",)}
 """Attributes besides weights that scores depend on, and that RecBole does not save, by the class's name."""
 
 
@@ -40,15 +41,27 @@ def other_state(model: Any) -> dict[str, Any]:
     return {**(model.other_parameter() or {}), **extra}
 
 
-def adapt(model: nn.Module) -> None:
+def loss_of_interactions(model: Any) -> Callable[[Any], Any]:
+    """The loss of a batch of interactions, of the encoder's turn where encoder and decoder take turns."""
+    if "RecVAE" in _recbole_names(model):
+        return functools.partial(model.calculate_loss, encoder_flag=True)
+    return getattr(model, "calculate_rs_loss", model.calculate_loss)
+
+
+def adapt(model: nn.Module) -> list[Group]:
     """Apply to a model that has just become sparse what its class, or one it derives from, needs.
+
+    Returns:
+        Frozen groups that have been added.
 
     Raises:
         TargetError: the model cannot work with these groups.
     """
-    for name in _recbole_names(model):
-        if name in ADAPTATIONS:
-            ADAPTATIONS[name](model)
+    return [group for name in _recbole_names(model) for group in ADAPTATIONS.get(name, _nothing)(model)]
+
+
+def _nothing(_: Any) -> list[Group]:
+    return []
 
 
 def _recbole_names(model: nn.Module) -> list[str]:
@@ -56,7 +69,7 @@ def _recbole_names(model: nn.Module) -> list[str]:
     return [cls.__name__ for cls in type(model).__mro__ if cls.__module__.startswith("recbole.model.")]
 
 
-def store_old_encoder_packed(model: Any) -> None:
+def store_old_encoder_packed(model: Any) -> list[Group]:
     """RecVAE: store the frozen copy of the encoder as the encoder is stored.
 
     At the end of every epoch RecBole loads the encoder's state dict into the copy (recvae.py:197),
@@ -85,6 +98,7 @@ def store_old_encoder_packed(model: Any) -> None:
             if name in own:
                 parameter.copy_(own[name])
     model.prior.encoder_old = twin.requires_grad_(False)
+    return [group for group in twin.modules() if isinstance(group, PackedGroup | MaskedGroup)]
 
 
 def _names_within(root: nn.Module, group: PackedGroup) -> list[str]:
@@ -104,7 +118,7 @@ def _take_values(group: PackedGroup, tensors: list[nn.Parameter]) -> None:
         group.weight[group.span(number)] = values
 
 
-def keep_item_graph_finite(model: Any) -> None:
+def keep_item_graph_finite(model: Any) -> list[Group]:
     """MCCLK: give entities without any value a constant vector in the item–item graph.
 
     RecBole divides by the length of every vector and by the root of every row's sum
@@ -112,6 +126,7 @@ def keep_item_graph_finite(model: Any) -> None:
     """
     plain = model.gcn.build_adj
     model.gcn.build_adj = functools.partial(_build_adj, plain)
+    return []
 
 
 def _build_adj(plain: Callable[[Tensor, int], Tensor], context: Tensor, topk: int) -> Tensor:
@@ -119,7 +134,7 @@ def _build_adj(plain: Callable[[Tensor, int], Tensor], context: Tensor, topk: in
     return plain(torch.where(empty, torch.ones_like(context), context), topk)
 
 
-ADAPTATIONS: dict[str, Callable[[Any], None]] = {
+ADAPTATIONS: dict[str, Callable[[Any], list[Group]]] = {
     "RecVAE": store_old_encoder_packed,
     "MCCLK": keep_item_graph_finite,
 }

@@ -35,11 +35,16 @@ def plain_or_tensor(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Whole submodules among them are left out: the state dict holds their weights already.
     """
-    return {
-        key: value
-        for key, value in values.items()
-        if isinstance(value, (torch.Tensor, *PLAIN)) and not isinstance(value, nn.Parameter)
-    }
+    return {key: value for key, value in values.items() if _storable(value)}
+
+
+def _storable(value: Any) -> bool:
+    """Whether a value is a tensor, a plain value, or made of such."""
+    if isinstance(value, Mapping):
+        return all(_storable(k) and _storable(v) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_storable, value))
+    return isinstance(value, (torch.Tensor, *PLAIN)) and not isinstance(value, nn.Parameter)
 
 
 def checkpoint_state(trainer: Any, epoch: int) -> dict[str, Any]:

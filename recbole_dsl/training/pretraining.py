@@ -24,6 +24,7 @@ class SparsePretrainingMixin:
     logger: Any
     checkpoint_dir: str
     saved_model_file: str
+    _keeps = True
 
     def fit(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,13 +18,13 @@ from ..errors import DSLError
 from ..files import claim
 from ..handle import SparseHandle, insert
 from ..settings import DSLConfig
-from ..sparsity.explorer import UpdateEvent
+from ..sparsity.explorer import ExplorationSettings, UpdateEvent
 from ..sparsity.interactions import Interactions
 from ..sparsity.targets import TensorInfo
 from .adaptations import adapt, clear_model_caches
 from .checkpoint import checkpoint_state, write_checkpoint
 from .fused import fused_twin
-from .passes import planned_epochs, steps_per_epoch
+from .passes import Plan
 from .pretraining import SparsePretrainingMixin
 
 
@@ -53,6 +54,7 @@ class SparseTrainerMixin:
     def __init__(self, config: Any, model: Any, train_data: Any) -> None:
         self.dsl: DSLConfig = config.dsl
         self.epoch_seconds: list[float] = []
+        self.plans: dict[tuple[str, ...], Plan] = {}
         self.sparse: SparseHandle = insert(
             model,
             self.dsl,
@@ -61,13 +63,13 @@ class SparseTrainerMixin:
             interactions=interactions_of(train_data),
             dense_size=functools.partial(_dense_size, config),
             on_update=self._on_update,
-            may_be_absent=config.family_exclude,
+            lenient=config.scope_of_files,
         )
-        adapt(model)
-        first = [s.name for s in self.sparse.groups[0].slices]
-        self.planned_steps = steps_per_epoch(type(self), config, train_data, first) * planned_epochs(
-            type(self), config
-        )
+        self.sparse.copies = adapt(model)
+        dense = {name for name, _ in model.named_parameters()}  # what adapting has left dense
+        selection = self.sparse.selection
+        left = tuple((tensor, reason) for tensor, reason in selection.left if tensor.name in dense)
+        self.sparse.selection = replace(selection, left=left)
         super().__init__(config, model)  # type: ignore[call-arg]
         if idle := self.sparse.explorer.idle_groups:
             raise DSLError(
@@ -81,11 +83,9 @@ class SparseTrainerMixin:
 
     def _spans(self, config: Any, train_data: Any, tensors: Sequence[str]) -> tuple[int, int]:
         """The update interval and the end of exploration of a group, in its optimizer's steps."""
-        steps, epochs = (
-            steps_per_epoch(type(self), config, train_data, tensors),
-            planned_epochs(type(self), config),
-        )
-        return self.dsl.update_interval.steps(steps, epochs), self.dsl.end.steps(steps, epochs)
+        plan = Plan.of(type(self), config, train_data, tensors)
+        self.plans[tuple(tensors)] = plan
+        return plan.resolve(self.dsl.update_interval), plan.resolve(self.dsl.end)
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super()._build_optimizer(**kwargs)  # type: ignore[misc]
@@ -114,20 +114,28 @@ class SparseTrainerMixin:
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {path}")
 
-    def evaluate(self, eval_data: Any, load_best_model: bool = True, **kwargs: Any) -> Any:
+    def evaluate(
+        self,
+        eval_data: Any,
+        load_best_model: bool = True,
+        model_file: str | None = None,
+        show_progress: bool = False,
+    ) -> Any:
         """RecBole's evaluation.
 
         Raises:
-            DSLError: there is no checkpoint to load, as validation never gave a number to compare.
+            DSLError: there is no checkpoint to load.
         """
-        path = kwargs.get("model_file") or self.saved_model_file
-        if load_best_model and not Path(path).is_file():
+        path = model_file or self.saved_model_file
+        if eval_data and load_best_model and not Path(path).is_file():
             raise DSLError(
-                f"There is no checkpoint '{path}' to test: no epoch had a {self.config['valid_metric']} better "
-                f"than the start, or it was not a number; allowed is a valid_metric that the validation data "
-                "can tell."
+                f"There is no checkpoint '{path}' to test; one is written by an epoch whose valid_metric "
+                f"({self.config['valid_metric']}) is a number and better than those before, and at the end of "
+                "a pre-training."
             )
-        return super().evaluate(eval_data, load_best_model=load_best_model, **kwargs)  # type: ignore[misc]
+        return super().evaluate(  # type: ignore[misc]
+            eval_data, load_best_model, model_file, show_progress
+        )
 
     # --- what the user sees ----------------------------------------------------------------------
 
@@ -136,7 +144,6 @@ class SparseTrainerMixin:
 
     def _log_start(self) -> None:
         handle, log = self.sparse, self.logger.info
-        settings = handle.explorer.progress[0].settings
         log(
             set_color("Sparse training", "blue") + f": method {self.dsl.method}, "
             f"{handle.live} of {handle.dense_weights} weights live (density {handle.density:.4g}, "
@@ -147,24 +154,32 @@ class SparseTrainerMixin:
             log(f"  {group.storage} group {group.name!r}, budget {group.budget}: {tensors}")
         for tensor, reason in handle.selection.left:
             log(f"  dense {tensor.name} {tensor.shape}: {reason}")
-        can_move = handle.explorer.can_move
-        if settings.updates and can_move:
-            steps = self.planned_steps
-            updates = min(settings.end, steps) // settings.update_interval
-            if settings.end > steps:
+        if handle.explorer.can_move:
+            told: dict[tuple[ExplorationSettings, Plan], list[str]] = {}
+            for group, progress in zip(handle.groups, handle.explorer.progress, strict=True):
+                plan = self.plans[tuple(s.name for s in group.slices)]
+                told.setdefault((progress.settings, plan), []).append(group.name)
+            for (settings, plan), groups in told.items():
+                self._log_exploration(settings, plan, "" if len(told) == 1 else f" of {', '.join(groups)}")
+
+    def _log_exploration(self, settings: ExplorationSettings, plan: Plan, of_groups: str) -> None:
+        """Say when groups are updated, or warn that they will not be."""
+        if settings.updates:
+            updates = min(settings.end, plan.steps) // settings.update_interval
+            if settings.end > plan.steps:
                 self.logger.warning(
-                    f"dsl_end={self.dsl.end} is step {settings.end}, but the run has {steps} steps: updates go "
-                    "on to its end."
+                    f"dsl_end={self.dsl.end} is step {settings.end}, but the run has {plan.steps} steps"
+                    f"{of_groups}: updates go on to its end."
                 )
-            log(
-                f"  {updates} updates, one every {settings.update_interval} steps until "
+            self.logger.info(
+                f"  {updates} updates{of_groups}, one every {settings.update_interval} steps until "
                 f"step {settings.end}: drop {settings.drop}, grow {settings.grow} over "
                 f"{settings.window} steps, {settings.schedule} from α = {settings.update_ratio} to "
                 f"{settings.update_ratio_min}"
             )
-        elif settings.update_ratio > 0 and can_move:
+        elif settings.update_ratio > 0:
             self.logger.warning(
-                f"The run is too short for a single update: exploration ends at step "
+                f"The run is too short for a single update{of_groups}: exploration ends at step "
                 f"{settings.end}, before dsl_update_interval={settings.update_interval} steps have "
                 "passed; the topology will stay as it starts."
             )
@@ -247,7 +262,4 @@ def interactions_of(train_data: Any) -> Interactions | None:
 def _dense_size(config: Any, tensor: TensorInfo) -> int:
     """Weights of a tensor in the model of the original ``embedding_size`` (see ``dsl_width``)."""
     size = tensor.parameter.numel()
-    width, original = config["dsl_width"], config["embedding_size"]
-    if width is None or original is None or tensor.shape[-1] != width:
-        return size
-    return size // width * original
+    return size if config.dense_sizes is None else config.dense_sizes.get(tensor.name, size)
