@@ -19,13 +19,17 @@ def parser() -> argparse.ArgumentParser:
     """The options of RecBole's ``run_recbole.py``; every other flag is a configuration key."""
     result = argparse.ArgumentParser(
         description="Train a RecBole model sparse from scratch.",
-        epilog="Every RecBole setting and every dsl_ setting is a flag: --learning_rate=0.01 "
-        "--dsl_density=0.1 (with '='). The most used: --dsl_method (dense, dsl, dsl_plus, static, set, rigl), "
-        "--dsl_density, --dsl_budget, --dsl_width, --dsl_update_interval, --dsl_end, --dsl_result=FILE. All "
-        "are in docs/configuration.md.",
+        epilog="'recbole-dsl models' lists which models can be trained, and what is sparse in them. Every "
+        "RecBole setting and every dsl_ setting is a flag: --learning_rate=0.01 --dsl_density=0.1 (with '='). "
+        "The most used: --dsl_method (dense, dsl, dsl_plus, static, set, rigl), --dsl_density, --dsl_budget, "
+        "--dsl_width, --dsl_update_interval, --dsl_end, --dsl_result=FILE. All are in docs/configuration.md.",
         allow_abbrev=False,
     )
-    result.add_argument("--model", "-m", help="name of the model (default: of the config files, or BPR)")
+    result.add_argument(
+        "--model",
+        "-m",
+        help="name of the model, or package.module:Class (default: of the config files, or BPR)",
+    )
     result.add_argument(
         "--dataset", "-d", help="name of the dataset (default: of the config files, or ml-100k)"
     )
@@ -58,6 +62,9 @@ def run(argv: Sequence[str]) -> None:
     sys.argv = [sys.argv[0], *flags]
     from .experiment import run_recbole_dsl
 
+    for name in ("model", "dataset"):
+        if getattr(options, name) == "":
+            raise ConfigError(f"--{name} has no value: allowed is --{name}=name.")
     files = options.config_files.split() if options.config_files else []
     model = options.model or in_files("model", files) or "BPR"
     dataset = options.dataset or in_files("dataset", files) or "ml-100k"

@@ -19,6 +19,7 @@ import enum
 import functools
 import importlib
 import importlib.util
+import logging
 import os
 import pickle
 import sys
@@ -32,7 +33,7 @@ import pandas as pd
 import scipy.sparse
 import torch
 
-from recbole_dsl.errors import DSLError
+from recbole_dsl.errors import DSLError, on_one_line
 from recbole_dsl.packed.layout import dense_state_dict
 
 RECBOLE_VERSION = "1.2.1"
@@ -75,6 +76,7 @@ def apply() -> None:
         _lend_torch_scatter()
     _build_kgat_without_dgl()
     _keep_ksr_in_single_precision()
+    _say_what_ract_loads()
     _wrap_streams_once()
     _applied = True
 
@@ -293,12 +295,15 @@ def _load(f: Any, *args: Any, **kwargs: Any) -> Any:
         path = os.path.realpath(f)
         if path in _written_here and _written_here[path] == _stamp(path):
             return torch.load(f, *args, **{"weights_only": False, **kwargs})
-    with contextlib.suppress(pickle.UnpicklingError):  # tensors and plain values only, as in ours
+    # Tensors and plain values only, as in ours; what else a file may be is told below.
+    with contextlib.suppress(pickle.UnpicklingError, KeyError, EOFError, ValueError, RuntimeError):
         return torch.load(f, *args, **{**kwargs, "weights_only": True})
     try:
         return torch.load(f, *args, **{"pickle_module": _checkpoint_pickle, "weights_only": False, **kwargs})
-    except pickle.UnpicklingError as error:
-        raise DSLError(f"Cannot read the checkpoint {str(f)!r}: {error}.") from error
+    except OSError:
+        raise
+    except Exception as error:  # a file that is no checkpoint fails in any way
+        raise DSLError(f"Cannot read the checkpoint {str(f)!r}: {on_one_line(error)}.") from error
 
 
 def _load_dense(f: Any, *args: Any, **kwargs: Any) -> Any:
@@ -466,6 +471,32 @@ def _keep_ksr_in_single_precision() -> None:
         self.relation_Matrix = self.relation_Matrix.to(self.entity_embedding.weight.dtype)
 
     KSR.__init__ = __init__
+
+
+def _say_what_ract_loads() -> None:
+    """Complete a message of RaCT's, which names its file but has no place for it.
+
+    ract.py:76 and 85; logging prints a traceback for each.
+    """
+    from recbole.model.general_recommender.ract import RaCT
+
+    build = RaCT.__init__
+
+    def complete(record: logging.LogRecord) -> bool:
+        if record.msg == "Load pretrained model from":
+            record.msg += " %s"
+        return True
+
+    @functools.wraps(build)
+    def __init__(self: Any, config: Any, dataset: Any) -> None:
+        logger = logging.getLogger()
+        logger.addFilter(complete)
+        try:
+            build(self, config, dataset)
+        finally:
+            logger.removeFilter(complete)
+
+    RaCT.__init__ = __init__
 
 
 # many runs in one process ----------------------------------------------------------------------

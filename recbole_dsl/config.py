@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from recbole.config import Config
 from recbole.evaluator import metric_types
+from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import EvaluatorType, ModelType
 
 from recbole_dsl import compat, property_files, recbole_names
@@ -33,6 +34,7 @@ from recbole_dsl.settings import (
     whole_setting,
 )
 from recbole_dsl.sparsity.names import TOPOLOGIES_WITH_VALUES
+from recbole_dsl.stages import check_stage
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
 """Optimizers that RecBole builds by name and that train dense gradients."""
@@ -200,6 +202,14 @@ class RecBoleDSLConfig(Config):
                 f"model={name!r} is no recommender class, since it has no 'type'; allowed are "
                 "subclasses of RecBole's recommenders."
             )
+        for method in ("calculate_loss", "predict"):
+            # MKR has two losses and a trainer that knows them.
+            inherited = getattr(model_class, method, None) is getattr(AbstractRecommender, method)
+            if inherited and not hasattr(model_class, "calculate_rs_loss"):
+                raise ConfigError(
+                    f"model={name!r} has no method {method}; allowed are classes that have calculate_loss and "
+                    "predict, and full_sort_predict for a ranking of all items."
+                )
         self._check_model_file(name, model_class)
         if kind in _NO_GRADIENTS:
             raise ConfigError(
@@ -304,6 +314,7 @@ class RecBoleDSLConfig(Config):
         with _recbole_errors():
             super()._set_default_parameters()
         self._check_training()
+        check_stage(self.lineage, self.final_config_dict)
         self._check_learner()
         self._check_dataset()
         self._check_dsl(self.dsl)

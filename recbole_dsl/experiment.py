@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import compat
+from . import compat, property_files
 from .costs import forward_macs, held_bytes, peak_memory_bytes, sharing_copy, undisturbed
 from .errors import ConfigError, DataError, DSLError, on_one_line
 from .results import SCHEMA, RunResult, environment
@@ -113,9 +113,11 @@ def _data_errors(config: RecBoleDSLConfig) -> Iterator[None]:
         raise
     except Exception as error:
         getLogger().debug("reading the dataset failed", exc_info=True)
+        note = property_files.model_file(property_files.file_of_model(config.lineage)).get("note")
+        needs = f", while model {config['model']!r} {note}" if note and str(note).startswith("needs") else ""
         raise DataError(
             f"dataset={config['dataset']!r} in '{config['data_path']}' cannot be prepared "
-            f"({on_one_line(error)}); allowed "
+            f"({on_one_line(error)}){needs}; allowed "
             "are RecBole's atomic files, with a header such as 'user_id:token' and rows that the settings "
             "leave in, or a dataset that can be downloaded (--state=DEBUG shows where it failed)."
         ) from error
@@ -137,6 +139,8 @@ def build_model(config: RecBoleDSLConfig, train_data: Any) -> Any:
             del narrower
             config["embedding_size"] = settings.width
         network = config.model_class(config, train_data._dataset)
+    except DSLError:
+        raise
     except Exception as error:
         raise ConfigError(
             f"model={config['model']!r} cannot be built on dataset={config['dataset']!r} "

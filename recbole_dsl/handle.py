@@ -5,6 +5,7 @@ Needs torch only. RecBole's trainers use :func:`insert`; people without RecBole 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,7 +42,7 @@ class SparseHandle:
 
     ``dense_weights``: number of weights of the sparsified tensors in the dense model they are
     compared with (for ``dsl_width`` that is the model of the original width). ``copies``: frozen groups
-    that a model keeps of others.
+    that a model keeps of others. ``inherited``: names of the groups whose tensors were sparse already.
     """
 
     module: nn.Module
@@ -50,6 +51,7 @@ class SparseHandle:
     explorer: Explorer
     dense_weights: int
     copies: Sequence[Group] = ()
+    inherited: Sequence[str] = ()
 
     def __repr__(self) -> str:
         groups = ", ".join(f"{g.storage} {g.name!r}" for g in self.groups)
@@ -211,6 +213,11 @@ def insert(
     dense = dense_size or (lambda tensor: tensor.parameter.numel())
     budgets = _budgets(plans, config, dense)
     total = sum(dense(t) for _, tensors, _ in plans for t in tensors)
+    inherited = [
+        name
+        for (name, tensors, _), budget in zip(plans, budgets, strict=True)
+        if budget < sum(t.parameter.numel() for t in tensors) and sparse_start(tensors, budget) is not None
+    ]
     # All topologies first, so that one that is refused leaves the module as it was.
     topologies = [
         _topology(name, tensors, budget, config, seed, interactions)
@@ -240,7 +247,7 @@ def insert(
         interval, end = spans([s.name for s in group.slices])
         each.append(replace(settings, update_interval=interval, end=end))
     explorer = Explorer(groups, each, on_update)
-    return SparseHandle(module, groups, selection.without_weights(), explorer, total)
+    return SparseHandle(module, groups, selection.without_weights(), explorer, total, inherited=inherited)
 
 
 def _check_interactions(selection: Selection, config: DSLConfig, interactions: Interactions | None) -> None:
@@ -248,9 +255,9 @@ def _check_interactions(selection: Selection, config: DSLConfig, interactions: I
         return
     if not any(interactions.role(tensor) for tensor in selection.taken):
         raise ConfigError(
-            "dsl_init='nmf' needs a user or an item table among the sparse tensors, which are "
-            f"{', '.join(t.name for t in selection.taken[:6])}; allowed here are 'random', 'er', "
-            "'erk', 'aligned' and 'magnitude'."
+            f"dsl_init='nmf' (of dsl_method={config.method!r}) needs a user or an item table among the "
+            f"sparse tensors, which are {', '.join(t.name for t in selection.taken[:6])}; allowed here are "
+            "dsl_init='random', 'er', 'erk', 'aligned' and 'magnitude'."
         )
 
 
@@ -343,10 +350,11 @@ def _budgets_of_bytes(plans: Sequence[GroupPlan], total: Budget, shares: Sequenc
         tables = [table_shape(t.shape) for t in tensors]
         budget = budget_of_bytes(memory, tables, tensors[0].parameter.element_size())
         if budget < 1:
+            pointers = 4 * (1 + sum(rows for rows, _ in tables))
             raise ConfigError(
                 f"dsl_budget={total} leaves {memory} bytes for sparse group {name!r}, less "
                 f"than the index of its {sum(rows for rows, _ in tables)} rows takes; allowed is "
-                "more."
+                f"more than {math.ceil(pointers * sum(shares) / share)} bytes."
             )
         result.append(budget)
     shapes = [[table_shape(t.shape) for t in tensors] for _, tensors, _ in plans]

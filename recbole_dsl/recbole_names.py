@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,16 +76,19 @@ def import_model(path: str) -> type:
     sys.path.insert(0, folder)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(folder)]
+        where = f" in {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
         raise ConfigError(
-            f"model={path!r} cannot be imported ({on_one_line(error)}); allowed is "
+            f"model={path!r} cannot be imported ({on_one_line(error)}{where}); allowed is "
             "package.module:Class with a module that Python finds, for instance in the working directory."
         ) from error
     finally:
         sys.path.remove(folder)
     found = getattr(module, class_name, None)
     if not isinstance(found, type):
-        classes = [name for name, thing in vars(module).items() if isinstance(thing, type)]
+        own = {name: thing for name, thing in vars(module).items() if isinstance(thing, type)}
+        classes = [name for name, thing in own.items() if thing.__module__ == module.__name__]
         raise ConfigError(
             f"model={path!r}: module {module_name!r} has no class {class_name!r}"
             f"{nearest(class_name, classes)}; "

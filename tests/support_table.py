@@ -100,8 +100,9 @@ def page() -> str:
         "on a generated dataset (allowed is 1e-3).",
         "* *sparse run*: updates of every group in two epochs at density 0.2, after which budgets, zeros, "
         "evaluation and a reload were checked.",
-        "* Tensors below `dsl_min_weights`, biases, norms and what is not named stay dense; `dsl_include` "
-        "changes that. Recurrent, convolutional and attention weights can be included and are then masked.",
+        "* Tensors below `dsl_min_weights` and what is not listed stay dense unless `dsl_include` names them; "
+        "a `dsl_include` of your own replaces the scope. Biases and norms are never sparse. Recurrent, "
+        "convolutional and attention weights can be included and are then masked.",
         "",
         "Runs on "
         + ", ".join(f"{key} {stack[key]}" for key in ("python", "torch", "numpy") if key in stack)

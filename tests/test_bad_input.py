@@ -33,7 +33,7 @@ CASES = {
     "budget below the index": (["--dsl_budget=5kB"], ["dsl_budget", "index"]),
     "budget beyond the dense model": (["--dsl_budget=100GB"], ["dsl_budget=100GB", "851152 bytes"]),
     "width below the density": (["--dsl_width=4"], ["dsl_width=4", "10508"]),
-    "package missing": (["--model=KGAT"], ["KGAT", "dgl"]),
+    "file of a model missing": (["--model=LDiffRec", "--n_cate=2"], ["LDiffRec", "item_emb.npy"]),
     "header missing": (["--dataset=nohead", "--data_path=."], ["nohead", "user_id:token"]),
     "no rows": (["--dataset=norows", "--data_path=."], ["norows", "rows"]),
     "model of a file": (["--config_files=model.yaml"], ["LightGNC", "LightGCN"]),

@@ -15,7 +15,7 @@ PACKAGE = Path(recbole_dsl.__file__).parent
 # A part may import parts of its own or a lower level.
 LEVELS: list[set[str]] = [
     {"errors", "files", "resources"},
-    {"quantities", "sparsity", "property_files", "recbole_names"},
+    {"quantities", "sparsity", "property_files", "recbole_names", "stages"},
     {"packed", "settings", "command_line"},
     {"handle", "compat", "config"},
     {"training", "serving", "costs", "results", "support"},

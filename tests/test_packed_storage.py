@@ -789,3 +789,18 @@ def test_pack_and_unpack_are_inverse(shapes: list[list[int]], data) -> None:
     unpack(holder, [group])
     assert [list(p.shape) for p in model] == shapes
     assert torch.equal(torch.cat([p.detach().reshape(-1) for p in model]), wanted)
+
+
+def test_a_masked_layer_that_was_frozen_for_a_step_trains_masked_again() -> None:
+    """Its gradient hook survives the freeze, so dead positions get no gradient in the step after it."""
+    layer = nn.Linear(40, 40)
+    handle = sparsify(layer, 0.2, include=["weight"], storage="masked")
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    handle.attach(optimizer)
+    layer.weight.requires_grad_(False)
+    layer(torch.ones(1, 40)).sum().backward()
+    optimizer.step()
+    layer.weight.requires_grad_(True)
+    layer(torch.ones(1, 40)).sum().backward()
+    assert layer.weight.grad is not None
+    assert not layer.weight.grad[~handle.masks()["weight"]].any() and layer.weight.grad.any()

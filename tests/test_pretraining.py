@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from recbole_dsl.errors import ConfigError
+from recbole_dsl.errors import ConfigError, DSLError
 from tests.model_runs import (
     Run,
     dense_run,
@@ -120,6 +120,10 @@ CHAINS: list[tuple[str, dict[str, Any], str, dict[str, Any], dict[str, str]]] = 
         {"item_src_embedding.weight": "item_src_embedding.weight"},
     ),
     (
+        "KD_DAGFM", {}, "KD_DAGFM", {"phase": "distillation"},
+        {"token_embedding_table.embedding.weight": "token_embedding_table.embedding.weight"},
+    ),
+    (
         "KD_DAGFM", {}, "KD_DAGFM", {"phase": "finetuning"},
         {"token_embedding_table.embedding.weight": "token_embedding_table.embedding.weight"},
     ),
@@ -127,7 +131,7 @@ CHAINS: list[tuple[str, dict[str, Any], str, dict[str, Any], dict[str, str]]] = 
 PATH_KEYS = {"ConvNCF": "pre_model_path", "NAIS": "pretrain_path", "KD_DAGFM": "warm_up"}
 
 
-@pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: f"{chain[0]}-{chain[2]}")
+@pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: "-".join([chain[0], chain[2], *chain[3].values()]))
 def test_a_model_starts_from_a_sparse_checkpoint_of_another(chain: Any, data: Path, tmp_path: Path) -> None:
     """RecBole's own ways to use a trained model for the start of another take our files, too."""
     first, its, then, more, pairs = chain
@@ -135,8 +139,10 @@ def test_a_model_starts_from_a_sparse_checkpoint_of_another(chain: Any, data: Pa
     paths = {PATH_KEYS[then]: run.trainer.saved_model_file}
     saved = torch.load(run.trainer.saved_model_file, weights_only=True)
     assert not any(name in saved["state_dict"] for name in pairs.values())  # it holds live weights only
-    trainer, _ = sparse_trainer_of(then, settings(then, data, tmp_path, **more, **paths), **SPARSE)
-    assert kept(trainer, run, pairs)
+    trainer, loaders = sparse_trainer_of(then, settings(then, data, tmp_path, **more, **paths), **SPARSE)
+    assert kept(trainer, run, pairs) and trainer.sparse.inherited
+    trainer.fit(*loaders[:2], show_progress=False)
+    assert trainer.sparse.live == trainer.sparse.budget
 
 
 def test_neumf_starts_from_its_two_parts(data: Path, tmp_path: Path) -> None:
@@ -154,10 +160,49 @@ def test_neumf_starts_from_its_two_parts(data: Path, tmp_path: Path) -> None:
         assert kept(trainer, run, {name: name for name in tables[part]})
 
 
-def test_a_file_that_is_not_there_is_one_sentence(data: Path, tmp_path: Path) -> None:
-    """Before training."""
-    given = settings("RaCT", data, tmp_path, train_stage="finetune", pre_model_path="nowhere.dsl")
-    with pytest.raises(ConfigError, match=r"nowhere\.dsl"):
+@pytest.mark.parametrize("init", ["random", "er"])
+def test_a_smaller_budget_keeps_the_largest_weights(init: str, data: Path, tmp_path: Path) -> None:
+    """Whatever topology the method would draw."""
+    given = settings("BPR", data, tmp_path, embedding_size=64)
+    first = sparse_run("BPR", given, **SPARSE, init="random")
+    then = settings("ConvNCF", data, tmp_path, train_method="after_pretrain")
+    then["pre_model_path"] = first.trainer.saved_model_file
+    trainer, _ = sparse_trainer_of("ConvNCF", then, **{**SPARSE, "density": 0.05}, init=init, seed=5)
+    group = trainer.sparse.groups[0]
+    weights = torch.cat([first.weights()[s.name].flatten() for s in group.slices])
+    largest = weights.abs().topk(group.budget).values.sort().values
+    assert torch.equal(group.live_values().abs().sort().values, largest)
+
+
+@pytest.mark.parametrize(
+    "name, more, says",
+    [
+        (
+            "RaCT",
+            {"train_stage": "finetune", "pre_model_path": "nowhere.dsl"},
+            r"pre_model_path='nowhere\.dsl'",
+        ),
+        ("S3Rec", {"train_stage": "finetune"}, "pre_model_path=''"),
+        ("S3Rec", {"train_stage": "finetun"}, "did you mean 'finetune'"),
+        ("KD_DAGFM", {"phase": "distillation"}, "warm_up"),
+        ("NeuMF", {"use_pretrain": True}, "mf_pretrain_path=None"),
+        ("NAIS", {"pretrain_path": "nowhere.pth"}, "pretrain_path='nowhere.pth'"),
+    ],
+)
+def test_a_file_or_stage_that_is_not_there_is_one_sentence(
+    name: str, more: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    """Before any data is loaded, here from a folder that does not exist."""
+    with pytest.raises(ConfigError, match=says):
+        sparse_trainer_of(name, settings(name, tmp_path / "nowhere", tmp_path, **more), **SPARSE)
+
+
+def test_a_file_that_is_no_checkpoint_is_one_sentence(data: Path, tmp_path: Path) -> None:
+    """Whatever torch says of it."""
+    file = tmp_path / "bad.pth"
+    file.write_text("no checkpoint")
+    given = settings("RaCT", data, tmp_path, train_stage="finetune", pre_model_path=str(file))
+    with pytest.raises(DSLError, match="Cannot read the checkpoint"):
         sparse_trainer_of("RaCT", given, **SPARSE)
 
 

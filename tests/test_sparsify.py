@@ -529,11 +529,11 @@ def test_a_topology_that_is_loaded_has_lived() -> None:
 
 @pytest.mark.parametrize("storage", ["packed", "masked"])
 @pytest.mark.parametrize("init", ["random", "magnitude"])
-@pytest.mark.parametrize("nonzero, budget", [(40, 40), (25, 40), (1, 40)])
+@pytest.mark.parametrize("nonzero, budget", [(40, 40), (25, 40), (110, 40)])
 def test_a_model_that_is_sparse_already_keeps_its_weights(
     storage: str, init: str, nonzero: int, budget: int
 ) -> None:
-    """As after a sparse pre-training: no weight that has a value is lost while there is room for it."""
+    """As after a sparse pre-training: of the weights that have a value, the largest that there is room for."""
     model = nn.ModuleDict({"a": nn.Embedding(20, 8), "b": nn.Embedding(10, 8)})
     where = torch.randperm(240, generator=torch.Generator().manual_seed(3))[:nonzero]
     flat = torch.zeros(240)
@@ -542,9 +542,20 @@ def test_a_model_that_is_sparse_already_keeps_its_weights(
         model["a"].weight.copy_(flat[:160].view(20, 8))
         model["b"].weight.copy_(flat[160:].view(10, 8))
     handle = sparsify(model, budget=budget, include=["*"], groups="joint", storage=storage, init=init)
-    assert handle.live == budget and set(where.tolist()) <= set(handle.groups[0].live_positions().tolist())
+    largest = where[max(0, nonzero - budget) :]  # the values ascend
+    assert handle.live == budget and set(largest.tolist()) <= set(handle.groups[0].live_positions().tolist())
+    assert handle.inherited == ["joint"]
     handle.unpack()
+    flat[where[: max(0, nonzero - budget)]] = 0
     assert torch.equal(torch.cat([model["a"].weight, model["b"].weight]).flatten(), flat)
+
+
+def test_a_table_of_zeros_is_an_ordinary_start() -> None:
+    """It would be without a weight, and the other one full."""
+    model = nn.ModuleDict({"a": nn.Embedding(100, 16), "b": nn.Embedding(300, 16)})
+    nn.init.zeros_(model["b"].weight)
+    handle = sparsify(model, 0.25, include=["*"], groups="joint")
+    assert handle.inherited == [] and all(live > 300 for live in handle.groups[0].live_per_tensor())
 
 
 def test_more_values_than_the_budget_are_an_ordinary_start() -> None:

@@ -23,7 +23,7 @@ OTHER_CACHES = ("i_embedding",)
 """The same of DMF, which lists it among its other parameters."""
 
 
-STATE = {"FwFM": ("weight",), "KGAT": ("A_in",)}
+STATE = {"FwFM": ("weight",), "KGAT": ("A_in",), "NNCF": ("u_neigh", "i_neigh")}
 """Attributes besides weights that scores depend on, and that RecBole does not save, by the class's name."""
 
 
@@ -84,7 +84,7 @@ def store_old_encoder_packed(model: Any) -> list[Group]:
                 raise TargetError(
                     f"sparse group {group.name!r} holds {group.slices[number].name!r} together with tensors "
                     "outside of the encoder, which RecVAE copies as a whole; allowed are groups within the "
-                    "encoder (set dsl_groups)."
+                    "encoder and groups within the decoder, such as dsl_groups='per_tensor'."
                 )
     twin = copy.deepcopy(encoder)
     for group in twin.modules():

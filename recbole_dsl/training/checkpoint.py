@@ -35,7 +35,7 @@ def plain_or_tensor(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Whole submodules among them are left out: the state dict holds their weights already.
     """
-    return {key: value for key, value in values.items() if _storable(value)}
+    return {key: _plain_containers(value) for key, value in values.items() if _storable(value)}
 
 
 def _storable(value: Any) -> bool:
@@ -45,6 +45,15 @@ def _storable(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_storable, value))
     return isinstance(value, (torch.Tensor, *PLAIN)) and not isinstance(value, nn.Parameter)
+
+
+def _plain_containers(value: Any) -> Any:
+    """The same with plain dicts in place of ``defaultdict`` and the like."""
+    if isinstance(value, Mapping):
+        return {key: _plain_containers(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain_containers, value))
+    return value
 
 
 def checkpoint_state(trainer: Any, epoch: int) -> dict[str, Any]:

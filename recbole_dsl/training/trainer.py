@@ -152,8 +152,14 @@ class SparseTrainerMixin:
         for group in handle.groups:
             tensors = ", ".join(f"{s.name} {tuple(s.shape)}" for s in group.slices)
             log(f"  {group.storage} group {group.name!r}, budget {group.budget}: {tensors}")
+        if handle.inherited:
+            log(f"  start from sparse weights, whose topology stays: {', '.join(handle.inherited)}")
+        small = [tensor for tensor, _ in handle.selection.left if tensor.kind in ("bias", "norm")]
+        if small:
+            log(f"  dense {len(small)} biases and norms, which are never sparse")
         for tensor, reason in handle.selection.left:
-            log(f"  dense {tensor.name} {tensor.shape}: {reason}")
+            if tensor not in small:
+                log(f"  dense {tensor.name} {tensor.shape}: {reason}")
         if handle.explorer.can_move:
             told: dict[tuple[ExplorationSettings, Plan], list[str]] = {}
             for group, progress in zip(handle.groups, handle.explorer.progress, strict=True):
@@ -172,10 +178,10 @@ class SparseTrainerMixin:
                     f"{of_groups}: updates go on to its end."
                 )
             self.logger.info(
-                f"  {updates} updates{of_groups}, one every {settings.update_interval} steps until "
-                f"step {settings.end}: drop {settings.drop}, grow {settings.grow} over "
-                f"{settings.window} steps, {settings.schedule} from α = {settings.update_ratio} to "
-                f"{settings.update_ratio_min}"
+                f"  {updates} update{'' if updates == 1 else 's'}{of_groups}, one every "
+                f"{settings.update_interval} steps until step {settings.end}: drop {settings.drop}, "
+                f"grow {settings.grow} over {settings.window} steps, {settings.schedule} "
+                f"from α = {settings.update_ratio} to {settings.update_ratio_min}"
             )
         elif settings.update_ratio > 0:
             self.logger.warning(
