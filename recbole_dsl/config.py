@@ -245,9 +245,8 @@ class RecBoleDSLConfig(Config):
 
     def _check_model_file(self, name: str, model_class: type) -> None:
         """Refuse what the model's property file says cannot be trained, or not without a package."""
-        content = property_files.model_file(
-            property_files.file_of_model(recbole_names.lineage(name, model_class))
-        )
+        names = recbole_names.recbole_lineage(model_class)
+        content = property_files.model_file(property_files.file_of_model(names)) if names else {}
         if "refused" in content:
             raise ConfigError(
                 f"model={name!r} is refused, because {content['refused']}; "
@@ -314,7 +313,7 @@ class RecBoleDSLConfig(Config):
         with _recbole_errors():
             super()._set_default_parameters()
         self._check_training()
-        check_stage(self.lineage, self.final_config_dict)
+        check_stage(recbole_names.recbole_lineage(self.model_class), self.final_config_dict)
         self._check_learner()
         self._check_dataset()
         self._check_dsl(self.dsl)

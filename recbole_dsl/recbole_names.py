@@ -104,6 +104,11 @@ def has_defaults(model: str) -> bool:
 
 def lineage(model: str, model_class: type) -> list[str]:
     """``model``, then the names of the RecBole models that ``model_class`` derives from, nearest first."""
+    return [model, *(name for name in recbole_lineage(model_class) if name != model)]
+
+
+def recbole_lineage(model_class: type) -> list[str]:
+    """Names of the RecBole models that a class is or derives from, nearest first."""
     known = model_files()
     parents = [
         cls.__name__
@@ -111,7 +116,7 @@ def lineage(model: str, model_class: type) -> list[str]:
         if cls.__module__.startswith("recbole.model.")
         and cls.__module__.rpartition(".")[2] == cls.__name__.lower()
     ]
-    return [model, *(name for name in parents if name != model and name.lower() in known)]
+    return [name for name in parents if name.lower() in known]
 
 
 def downloadable_datasets() -> property_files.Settings:

@@ -50,7 +50,7 @@ def check_sparse(name: str, folder: Path, **dsl: Any) -> dict[str, Any]:
     run = sparse_run(name, settings, **chosen)
     handle = run.trainer.sparse
     assert all(progress.updates >= 2 for progress in handle.explorer.progress)
-    assert handle.live == handle.budget < handle.dense_weights
+    assert handle.live == handle.budget < handle.dense_weights and not handle.inherited
     for group in handle.groups:
         assert sum(group.live_per_tensor()) == group.budget == group.live_positions().unique().numel()
         if group.storage == "packed":

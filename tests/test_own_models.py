@@ -130,6 +130,13 @@ def test_a_class_without_gradients_is_refused() -> None:
         config(MyPop, data_path="nowhere")
 
 
+def test_a_name_of_recboles_is_free_for_a_class_of_ones_own() -> None:
+    """What RecBole's class of that name needs, or why it is refused, does not concern it."""
+    for name in ("Pop", "NCEPLRec", "S3Rec", "NeuMF", "NCL"):
+        mine = type(name, (BPR,), {})
+        assert config(mine)["model"] == name
+
+
 class WithIdleTable(BPR):
     """A table that is never read."""
 
