@@ -66,8 +66,9 @@ def run(argv: Sequence[str]) -> None:
         if getattr(options, name) == "":
             raise ConfigError(f"--{name} has no value: allowed is --{name}=name.")
     files = options.config_files.split() if options.config_files else []
-    model = options.model or in_files("model", files) or "BPR"
-    dataset = options.dataset or in_files("dataset", files) or "ml-100k"
+    contents = [read_mapping(Path(file)) for file in files]
+    model = options.model or last_set("model", contents) or "BPR"
+    dataset = options.dataset or last_set("dataset", contents) or "ml-100k"
     run_recbole_dsl(model, dataset, files)
 
 
@@ -87,9 +88,8 @@ def list_models(argv: Sequence[str]) -> None:
         print(f"\n{support.count(table)} models that gradients train are trained sparse.")
 
 
-def in_files(key: str, files: Sequence[str]) -> Any:
-    """What the last of the config files that sets ``key`` says, None if none does."""
-    contents = [read_mapping(Path(file)) for file in files]
+def last_set(key: str, contents: Sequence[dict[str, Any]]) -> Any:
+    """What the last of the config files' contents that sets ``key`` says, None if none does."""
     return next((content[key] for content in reversed(contents) if content.get(key) is not None), None)
 
 

@@ -240,8 +240,8 @@ class RecBoleDSLConfig(Config):
     @property
     def scope_of_files(self) -> frozenset[str]:
         """Those of ``include``, ``exclude`` and ``groups`` that the user has left to the property files."""
-        given = {key for key, value in self.external_config_dict.items() if value is not None}
-        return frozenset(name for name in ("include", "exclude", "groups") if PREFIX + name not in given)
+        names = ("include", "exclude", "groups")
+        return frozenset(name for name in names if self.external_config_dict.get(PREFIX + name) is None)
 
     def _check_model_file(self, name: str, model_class: type) -> None:
         """Refuse what the model's property file says cannot be trained, or not without a package."""

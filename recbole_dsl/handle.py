@@ -5,9 +5,10 @@ Needs torch only. RecBole's trainers use :func:`insert`; people without RecBole 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -213,23 +214,18 @@ def insert(
     dense = dense_size or (lambda tensor: tensor.parameter.numel())
     budgets = _budgets(plans, config, dense)
     total = sum(dense(t) for _, tensors, _ in plans for t in tensors)
-    inherited = [
-        name
-        for (name, tensors, _), budget in zip(plans, budgets, strict=True)
-        if budget < sum(t.parameter.numel() for t in tensors) and sparse_start(tensors, budget) is not None
-    ]
+    starts = [sparse_start(tensors, budget) for (_, tensors, _), budget in zip(plans, budgets, strict=True)]
     # All topologies first, so that one that is refused leaves the module as it was.
     topologies = [
-        _topology(name, tensors, budget, config, seed, interactions)
-        for (name, tensors, _), budget in zip(plans, budgets, strict=True)
+        _topology(name, tensors, budget, start, config, seed, interactions)
+        for (name, tensors, _), budget, start in zip(plans, budgets, starts, strict=True)
     ]
     groups: list[Group] = [
         _store(module, name, tensors, storage, topology, config.init_values)
         for (name, tensors, storage), topology in zip(plans, topologies, strict=True)
     ]
-    settings = ExplorationSettings(
-        update_interval=1,
-        end=0,
+    settings = functools.partial(
+        ExplorationSettings,
         update_ratio=config.update_ratio,
         update_ratio_min=config.update_ratio_min,
         schedule=config.schedule,
@@ -245,7 +241,8 @@ def insert(
     each = []
     for group in groups:
         interval, end = spans([s.name for s in group.slices])
-        each.append(replace(settings, update_interval=interval, end=end))
+        each.append(settings(update_interval=interval, end=end))
+    inherited = [plan[0] for plan, start in zip(plans, starts, strict=True) if start is not None]
     explorer = Explorer(groups, each, on_update)
     return SparseHandle(module, groups, selection.without_weights(), explorer, total, inherited=inherited)
 
@@ -378,6 +375,7 @@ def _topology(
     name: str,
     tensors: Sequence[TensorInfo],
     budget: int,
+    given: Tensor | None,
     config: DSLConfig,
     seed: int,
     interactions: Interactions | None,
@@ -385,7 +383,6 @@ def _topology(
     weights = sum(t.parameter.numel() for t in tensors)
     if budget == weights:  # density 1 means the model's own initial values, whatever the method
         return Topology(torch.arange(weights))
-    given = sparse_start(tensors, budget)
     if given is not None and given.numel() == budget:
         return Topology(given)
     factors = None
@@ -414,8 +411,10 @@ def sparse_start(tensors: Sequence[TensorInfo], budget: int) -> Tensor | None:
     not zero, or the ``budget`` largest of them. Tensors count as sparse if each has a weight that is not
     zero and those are no more than the budget or less than half of all.
     """
-    counts = [int(t.parameter.count_nonzero()) for t in tensors]
     total = sum(t.parameter.numel() for t in tensors)
+    if budget == total:  # nothing is dead
+        return None
+    counts = [int(t.parameter.count_nonzero()) for t in tensors]
     if 0 in counts or not (sum(counts) <= budget or sum(counts) < total / 2):
         return None
     positions, sizes, start = [], [], 0

@@ -109,14 +109,12 @@ def lineage(model: str, model_class: type) -> list[str]:
 
 def recbole_lineage(model_class: type) -> list[str]:
     """Names of the RecBole models that a class is or derives from, nearest first."""
-    known = model_files()
-    parents = [
+    return [
         cls.__name__
         for cls in model_class.__mro__
         if cls.__module__.startswith("recbole.model.")
         and cls.__module__.rpartition(".")[2] == cls.__name__.lower()
     ]
-    return [name for name in parents if name.lower() in known]
 
 
 def downloadable_datasets() -> property_files.Settings:

@@ -18,10 +18,7 @@ from tests.recbole_runs import QUIET, sparse_run
 MODELS = ("BPR", "LightGCN", "NeuMF", "MultiVAE")
 
 
-@pytest.fixture(autouse=True)
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RecBole writes logs into the working directory."""
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_folder")
 
 
 @pytest.mark.parametrize("model", MODELS)

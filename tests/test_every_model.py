@@ -14,7 +14,6 @@ from recbole_dsl.errors import ConfigError
 from recbole_dsl.experiment import run_recbole_dsl
 from tests.model_checks import check_density_one, check_sparse
 from tests.model_runs import names_of_models, no_flags, settings_of, sparse_trainer_of
-from tests.tiny_data import write_tiny
 
 TRAINED = [row.model for row in support.rows() if row.status != support.REFUSED]
 REFUSED = [row.model for row in support.rows() if row.status == support.REFUSED]
@@ -34,16 +33,7 @@ def models(names: list[str]) -> Any:
     return pytest.mark.parametrize("name", marked)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The generated dataset."""
-    return write_tiny(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(autouse=True)
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RecBole writes logs into the working directory."""
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_folder")
 
 
 def test_every_model_of_recbole_has_a_row() -> None:

@@ -18,10 +18,7 @@ from tests.recbole_runs import command_line, sparse_run
 EXPLORING = {"dsl_update_interval": 10, "dsl_end": "100%"}
 
 
-@pytest.fixture(autouse=True)
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RecBole writes logs into the working directory."""
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_folder")
 
 
 @pytest.mark.parametrize("method", ["dense", "dsl", "dsl_plus", "static", "set", "rigl"])

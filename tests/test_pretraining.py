@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from recbole_dsl.errors import ConfigError, DSLError
+from recbole_dsl.stages import STAGES
 from tests.model_runs import (
     Run,
     dense_run,
@@ -17,21 +18,11 @@ from tests.model_runs import (
     sparse_run,
     sparse_trainer_of,
 )
-from tests.tiny_data import write_tiny
 
 SPARSE = {"method": "dsl", "density": 0.2, "grow": "accumulated_gradient", "update_interval": 3}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The generated dataset."""
-    return write_tiny(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(autouse=True)
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RecBole writes logs into the working directory."""
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_folder")
 
 
 def settings(name: str, data: Path, tmp_path: Path, **more: Any) -> dict[str, Any]:
@@ -54,15 +45,11 @@ def kept(trainer: Any, first: Run, pairs: dict[str, str]) -> bool:
     )
 
 
-def stages(name: str) -> list[str]:
-    return {"S3Rec": ["pretrain", "finetune"], "RaCT": ["actor_pretrain", "critic_pretrain", "finetune"]}[name]
-
-
 @pytest.mark.parametrize("name", ["RaCT", pytest.param("S3Rec", marks=pytest.mark.slow)])
 def test_stages_at_density_one_are_recboles(name: str, data: Path, tmp_path: Path) -> None:
     """Every stage starts from the file of the one before: theirs from a pickle, ours from a sparse one."""
     files: dict[str, str] = {"theirs": "", "ours": ""}
-    for stage in stages(name):
+    for stage in STAGES[name][1]:
         given = settings(name, data, tmp_path, train_stage=stage)
         theirs = dense_run(name, {**given, "pre_model_path": files["theirs"]})
         ours = sparse_run(name, {**given, "pre_model_path": files["ours"]}, method="dsl", density=1.0)
@@ -79,7 +66,7 @@ def test_the_topology_goes_along_from_stage_to_stage(name: str, data: Path, tmp_
     first = sparse_run(name, given, **SPARSE)
     assert first.trainer.sparse.explorer.updates >= 2
     file, found, values = first.trainer.saved_model_file, topology(first), first.weights()
-    for stage in stages(name)[1:-1]:
+    for stage in STAGES[name][1][1:-1]:
         between = sparse_run(name, {**given, "train_stage": stage, "pre_model_path": file}, **SPARSE)
         file = between.trainer.saved_model_file
         for key in found:  # frozen in this stage

@@ -10,7 +10,7 @@ import pytest
 from recbole_dsl import support
 from recbole_dsl.cli import main
 from tests.support_table import DOCS, default_scope, page
-from tests.test_every_model import TRAINED, data, models  # noqa: F401 (a fixture)
+from tests.test_every_model import TRAINED, models
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -28,7 +28,7 @@ def test_the_readme_has_the_generated_count() -> None:
 @models(TRAINED)
 def test_what_is_sparse_by_default(
     name: str,
-    data: Path,  # noqa: F811
+    data: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -20,7 +20,7 @@ with its ``shape`` and all the ``names`` it has in the dense model. Plain values
 
 def layout_of(root: nn.Module) -> Layout:
     """The layout of ``root.state_dict()``."""
-    names = _names_of_tensors(root)
+    names = names_of_tensors(root)
     layout: Layout = []
     for prefix, module in root.named_modules(remove_duplicate=False):  # a shared module has all its names
         if isinstance(module, PackedGroup):
@@ -34,7 +34,7 @@ def layout_of(root: nn.Module) -> Layout:
     return layout
 
 
-def _names_of_tensors(root: nn.Module) -> dict[tuple[int, int], list[str]]:
+def names_of_tensors(root: nn.Module) -> dict[tuple[int, int], list[str]]:
     """All names of each packed tensor, by the id of its group and its number there."""
     names: dict[tuple[int, int], list[str]] = {}
     for prefix, module in root.named_modules(remove_duplicate=False):

@@ -14,6 +14,7 @@ from ..errors import TargetError
 from ..handle import Group
 from ..packed.group import PackedGroup
 from ..packed.layers import SLOTS
+from ..packed.layout import names_of_tensors
 from ..packed.masked import MaskedGroup
 
 CACHE_PREFIX = "restore_"
@@ -87,9 +88,11 @@ def store_old_encoder_packed(model: Any) -> list[Group]:
                     "encoder and groups within the decoder, such as dsl_groups='per_tensor'."
                 )
     twin = copy.deepcopy(encoder)
+    names = names_of_tensors(twin)
     for group in twin.modules():
         if isinstance(group, PackedGroup):
-            _take_values(group, [old.get_parameter(name) for name in _names_within(twin, group)])
+            firsts = [names[id(group), number][0] for number in range(len(group.slices))]
+            _take_values(group, [old.get_parameter(name) for name in firsts])
         elif isinstance(group, MaskedGroup):
             group.release()
     own = dict(old.named_parameters())
@@ -99,16 +102,6 @@ def store_old_encoder_packed(model: Any) -> list[Group]:
                 parameter.copy_(own[name])
     model.prior.encoder_old = twin.requires_grad_(False)
     return [group for group in twin.modules() if isinstance(group, PackedGroup | MaskedGroup)]
-
-
-def _names_within(root: nn.Module, group: PackedGroup) -> list[str]:
-    """Names of a group's tensors below ``root``, in order."""
-    names: dict[int, str] = {}
-    for prefix, module in root.named_modules():
-        for attribute, (owner, number) in module.__dict__.get(SLOTS, {}).items():
-            if owner is group:
-                names.setdefault(number, f"{prefix}.{attribute}")
-    return [names[number] for number in sorted(names)]
 
 
 @torch.no_grad()
