@@ -8,6 +8,7 @@ is one row there and one field of :class:`DSLConfig`.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import math
 import numbers
 import os
@@ -29,8 +30,11 @@ from recbole_dsl.quantities import (
     parse_span,
 )
 from recbole_dsl.sparsity.names import (
+    DATA_PATH_NAMES,
     DROP_NAMES,
+    GRAPH_NAMES,
     GROWTH_NAMES,
+    KERNEL_NAMES,
     SCHEDULE_NAMES,
     STORAGE_NAMES,
     TOPOLOGIES_WITH_VALUES,
@@ -286,6 +290,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "grow_window": _optional(whole_setting(1), "the whole update interval"),
     "grow_momentum": number_setting(lambda x: 0 <= x < 1, "a number of at least 0 and below 1"),
     "growth_memory": _optional(_memory(), "no bound"),
+    "growth_rows": number_setting(lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
     "init": _word(TOPOLOGY_NAMES),
     "init_values": _word(("model", "topology")),
     "seed": _optional(whole_setting(0), "RecBole's seed"),
@@ -294,6 +299,9 @@ SETTINGS: Final[dict[str, Setting]] = {
     "exclude": _patterns(0),
     "min_weights": whole_setting(0),
     "storage": _word(STORAGE_NAMES),
+    "kernels": _word(KERNEL_NAMES),
+    "graph": _word(GRAPH_NAMES),
+    "data_path": _word(DATA_PATH_NAMES),
     "result": _optional(_path(), "no result file"),
     "exploration_record": _flag(),
 }
@@ -385,6 +393,7 @@ class DSLConfig:
     grow_window: int | None
     grow_momentum: float
     growth_memory: int | None
+    growth_rows: float
     init: str
     init_values: str
     seed: int | None
@@ -393,6 +402,9 @@ class DSLConfig:
     exclude: tuple[str, ...]
     min_weights: int
     storage: str
+    kernels: str
+    graph: str
+    data_path: str
     result: str | None
     exploration_record: bool
 
@@ -437,6 +449,11 @@ class DSLConfig:
             raise ConfigError(
                 "dsl_grow='random_never_live' contradicts dsl_exploration_record=False: allowed "
                 "with it is only True."
+            )
+        if self.kernels == "numba" and importlib.util.find_spec("numba") is None:
+            raise ConfigError(
+                "dsl_kernels='numba' needs the package numba, which is not installed: allowed without it "
+                "are 'auto' and 'torch' (pip install 'recbole-dsl[fast]' installs it)."
             )
         if self.init_values == "topology" and self.init not in TOPOLOGIES_WITH_VALUES:
             raise ConfigError(

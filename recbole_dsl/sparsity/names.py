@@ -16,6 +16,9 @@ GROWTH_NAMES: Final = (
 )
 TOPOLOGY_NAMES: Final = ("random", "er", "erk", "aligned", "magnitude", "nmf")
 STORAGE_NAMES: Final = ("packed", "masked")
+KERNEL_NAMES: Final = ("auto", "numba", "torch")
+GRAPH_NAMES: Final = ("csr", "recbole")
+DATA_PATH_NAMES: Final = ("fast", "recbole")
 
 TOPOLOGIES_WITH_VALUES: Final = ("nmf",)
 """Topologies that also propose initial values (``dsl_init_values: topology``)."""
