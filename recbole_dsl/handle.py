@@ -224,6 +224,9 @@ def insert(
         _store(module, name, tensors, storage, topology, config.init_values)
         for (name, tensors, storage), topology in zip(plans, topologies, strict=True)
     ]
+    for group in groups:
+        if isinstance(group, PackedGroup):
+            group.kernels = config.kernels
     settings = functools.partial(
         ExplorationSettings,
         update_ratio=config.update_ratio,

@@ -6,7 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from recbole_dsl import kernels
 from tests.tiny_data import write_tiny
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--without-numba``: as where numba is not installed, so that the torch twins are under test."""
+    parser.addoption("--without-numba", action="store_true")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide numba before any test asks for it."""
+    if config.getoption("--without-numba"):
+        kernels.numba_installed = lambda: False  # type: ignore[assignment]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 import torch
@@ -29,6 +30,10 @@ def numba_installed() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
+ITEMS_PER_THREAD: Final = 2**18
+"""Array elements below which another thread costs more than it saves."""
+
+
 def compiled(choice: str, *tensors: Tensor) -> bool:
     """Whether a compiled loop takes these tensors: CPU, types of :data:`TYPES`, contiguous.
 
@@ -42,23 +47,52 @@ def compiled(choice: str, *tensors: Tensor) -> bool:
     )
 
 
-def loop(function: Function) -> Function:
-    """Decorator: compile ``function`` at its first call, without the interpreter's lock.
+def loop(function: Function | None = None, *, reorder: bool = False) -> Any:
+    """Decorator: compile a function at its first call, and run it without the interpreter's lock.
 
-    The machine code is cached on disk, or for this process only where no folder can be written.
+    Tensors among its arguments are seen as arrays. The machine code is cached on disk, or for this
+    process only where no folder can be written.
+
+    Args:
+        reorder: sums may be formed in another order, the one that vector instructions ask for.
     """
+    if function is None:
+        return functools.partial(loop, reorder=reorder)
+    fastmath = {"reassoc", "contract"} if reorder else False  # NaN and infinity stay what they are
 
     @functools.cache
     def machine_code() -> Callable[..., Any]:
         import numba
 
         try:
-            return numba.njit(function, nogil=True, cache=True)
+            return numba.njit(function, nogil=True, cache=True, fastmath=fastmath)
         except RuntimeError:
-            return numba.njit(function, nogil=True)
+            return numba.njit(function, nogil=True, fastmath=fastmath)
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
         return machine_code()(*(a.detach().numpy() if isinstance(a, Tensor) else a for a in arguments))
 
-    return call  # type: ignore[return-value]
+    return call
+
+
+def in_parallel(call: Callable[[int, int], Any], count: int, elements: int) -> list[Any]:
+    """``call(start, stop)`` over the ranges of ``count`` things, on as many threads as torch may use.
+
+    Args:
+        call: works on things ``start`` … ``stop`` - 1, and on nothing that another range works on.
+        elements: array elements that all ranges work on together; few are not worth a thread.
+
+    Returns:
+        What the calls returned, in the order of the ranges.
+    """
+    threads = min(torch.get_num_threads(), count, max(1, elements // ITEMS_PER_THREAD))
+    if threads < 2:
+        return [call(0, count)]
+    cuts = [count * i // threads for i in range(threads + 1)]
+    return list(_pool(torch.get_num_threads()).map(call, cuts[:-1], cuts[1:]))
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="recbole_dsl")

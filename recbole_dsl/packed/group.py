@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kernels import compiled
 from ..sparsity.scores import GrowthScores
 from ..sparsity.update import UpdatePlan, apply_plan
+from .gradient import Memory, StepGradient, backward_pass
 from .index import build_index, is_index, row_numbers, slices_of
-from .lookup import Materialise, RowLookup, StepGradient, backward_pass
+from .lookup import Materialise, RowLookup
 from .optimizer_state import check_optimizer, move_state
 
 
@@ -43,6 +45,8 @@ class PackedGroup(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
+        self.kernels = "auto"  # dsl_kernels
+        self.products = "fastest"  # or "dense", which counters of operations understand
         self.slices = slices_of(names, shapes)
         self.weight = nn.Parameter(values.detach().clone())
         row_pointers, column_ids = build_index(live, self.slices)
@@ -57,6 +61,7 @@ class PackedGroup(nn.Module):
         self.collects = False
         self._step: tuple[Any, StepGradient, Tensor] | None = None
         self._dense: dict[int, tuple[Any, int, Tensor]] = {}
+        self.gradient_memory = Memory()
 
     # --- what an explorer asks -------------------------------------------------------------------
 
@@ -127,6 +132,10 @@ class PackedGroup(nn.Module):
         self.clear_caches()
 
     # --- what the layers ask ---------------------------------------------------------------------
+
+    def compiled(self, *tensors: Tensor) -> bool:
+        """Whether compiled loops take the group's values and index, and ``tensors`` beside them."""
+        return compiled(self.kernels, self.weight, self.row_pointers, self.column_ids, *tensors)
 
     def span(self, tensor: int) -> slice:
         """The slice of :attr:`values` that belongs to a tensor."""
@@ -283,7 +292,7 @@ class PackedGroup(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Without the caches: they hold graph nodes, which can be neither copied nor pickled."""
         state = self.__dict__.copy()
-        state.update(growth_scores=None, collects=False, _step=None, _dense={})
+        state.update(growth_scores=None, collects=False, _step=None, _dense={}, gradient_memory=Memory())
         return state
 
 

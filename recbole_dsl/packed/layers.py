@@ -2,7 +2,7 @@
 
 :func:`packed_class` derives from a module's class one in which some parameters are properties that
 read from a :class:`~recbole_dsl.packed.group.PackedGroup`. ``nn.Embedding`` then gathers only the
-asked rows, and ``nn.Linear`` multiplies with the materialised matrix.
+asked rows, and ``nn.Linear`` uses the fastest product.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch._compile import _disable_dynamo
 
 from ..errors import PackedWriteError
 from .group import PackedGroup
+from .linear import linear
 from .readonly import read_only
 
 # torch.compile breaks its graph at these functions: caches and the shared gradient buffer are Python
@@ -45,7 +46,7 @@ def _embedding_forward(self: nn.Embedding, input: Tensor) -> Tensor:
 @_disable_dynamo
 def _linear_forward(self: nn.Linear, input: Tensor) -> Tensor:
     group, tensor = slot_of(self, "weight")
-    return nn.functional.linear(input, group.dense(tensor), self.bias)
+    return linear(group, tensor, input, self.bias)
 
 
 _FORWARDS = {nn.Embedding: _embedding_forward, nn.Linear: _linear_forward}

@@ -1,8 +1,9 @@
 """Autograd between packed values and the dense tensors a model computes with.
 
-All functions of a step hang on one node, :class:`StepGradient`. Each adds its gradient into that
-node's buffer and hands nothing on; the node runs last and returns the buffer as the gradient of the
-values. So a step allocates one gradient of the size of the budget, however many lookups it makes.
+All functions of a step hang on one node, :class:`~recbole_dsl.packed.gradient.StepGradient`. Each adds
+its gradient into that node's buffer and hands nothing on; the node runs last and returns the buffer as
+the gradient of the values. So a step needs one gradient of the size of the budget, however many lookups
+it makes. Every function runs a compiled loop, or the same in plain torch.
 """
 
 from __future__ import annotations
@@ -13,70 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..errors import SecondOrderError, StaleGraphError
+from ..kernels import in_parallel, rows
 
 if TYPE_CHECKING:
     from .group import PackedGroup
-
-
-def backward_pass() -> int:
-    """A number that tells backward passes apart; -1 outside of one."""
-    return torch._C._current_graph_task_id()
-
-
-class StepGradient:
-    """The gradient buffer that a step's lookups share, and its place in the autograd graph."""
-
-    def __init__(self, group: PackedGroup) -> None:
-        self.group = group
-        self.topology = group.column_ids._version
-        self.buffer: Tensor | None = None
-        self.task = -1
-
-    def connect(self) -> Tensor:
-        """An empty tensor that lookups take as input to be connected with the values."""
-        return _Connect.apply(self.group.weight, self)
-
-    def add_to(self) -> Tensor:
-        """The buffer of the running backward pass, zero at its start.
-
-        Raises:
-            StaleGraphError: the topology is not that of the forward pass any more.
-        """
-        if self.group.column_ids._version != self.topology:
-            raise StaleGraphError(
-                f"backward through sparse group {self.group.name!r} after its topology was updated; "
-                "allowed is a backward pass before the optimizer step that follows its forward pass."
-            )
-        task = backward_pass()
-        # Another task means the last pass broke off before it reached the values.
-        if self.buffer is None or self.task != task:
-            self.buffer, self.task = torch.zeros_like(self.group.weight), task
-        return self.buffer
-
-    def take(self) -> Tensor | None:
-        """The finished gradient of the values; None if no lookup was reached."""
-        buffer, self.buffer = self.buffer, None
-        self.group.clear_caches()
-        return buffer
-
-
-class _Connect(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, step: StepGradient) -> Tensor:
-        ctx.set_materialize_grads(False)
-        ctx.step = step
-        return values.new_empty(0)
-
-    @staticmethod
-    def backward(ctx: Any, _: Tensor | None) -> tuple[Tensor | None, None]:
-        if torch.is_grad_enabled():  # create_graph=True, whose graph would end here without a word
-            raise SecondOrderError(
-                f"sparse group {ctx.step.group.name!r} has no second-order gradients of its packed "
-                "weights; allowed are create_graph=True with respect to looked-up rows, and "
-                "dsl_storage='masked'."
-            )
-        return ctx.step.take(), None
 
 
 def locate(group: PackedGroup, tensor: int, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,13 +25,57 @@ def locate(group: PackedGroup, tensor: int, ids: Tensor) -> tuple[Tensor, Tensor
     their flat position in an n × columns matrix. Both int64."""
     # index_select and scatter_ are several times faster on a CPU than indexing with brackets.
     part = group.slices[tensor]
-    rows = ids + part.first_row
-    starts = group.row_pointers.index_select(0, rows).long()
-    lengths = group.row_pointers.index_select(0, rows + 1).long() - starts
+    of_group = ids + part.first_row
+    starts = group.row_pointers.index_select(0, of_group).long()
+    lengths = group.row_pointers.index_select(0, of_group + 1).long() - starts
     out_rows = torch.repeat_interleave(lengths)
     index = (starts - lengths.cumsum(0) + lengths).index_select(0, out_rows)
     index += torch.arange(index.numel(), device=ids.device)
     return index, out_rows.mul_(part.cols).add_(group.column_ids.index_select(0, index))
+
+
+def read_rows(group: PackedGroup, tensor: int, ids: Tensor) -> Tensor:
+    """The rows ``ids`` (n,) int64 of a tensor, n × columns, without a gradient.
+
+    Raises:
+        IndexError: a row that the tensor does not have.
+    """
+    part, values = group.slices[tensor], group.weight.detach()
+    if not group.compiled(ids):
+        _check_ids(ids, part.rows)
+        index, target = locate(group, tensor, ids)
+        out = values.new_zeros(ids.numel() * part.cols)
+        return out.scatter_(0, target, values.index_select(0, index)).view(-1, part.cols)
+    out = values.new_empty(ids.numel(), part.cols)
+    last = part.first_row + part.rows
+
+    def read(start: int, stop: int) -> int:
+        return rows.read_rows(
+            values, group.row_pointers, group.column_ids, part.first_row, last, ids[start:stop], out[start:stop]
+        )
+
+    if max(in_parallel(read, ids.numel(), out.numel())) >= 0:
+        _check_ids(ids, part.rows)
+    return out
+
+
+def add_rows(
+    group: PackedGroup, tensor: int, ids: Tensor, gradient: Tensor, padding_idx: int | None, total: Tensor
+) -> None:
+    """Add the gradient (n × columns) of looked-up rows to that of the values, ``total``."""
+    if group.compiled(ids, gradient) and gradient.dtype == total.dtype:
+        first, skipped = group.slices[tensor].first_row, -1 if padding_idx is None else padding_idx
+        rows.add_rows(total, group.row_pointers, group.column_ids, first, ids, gradient, skipped)
+        return
+    if padding_idx is not None:
+        ids, gradient = _without_padding(ids, gradient, padding_idx)
+    index, target = locate(group, tensor, ids)
+    total.scatter_add_(0, index, gradient.reshape(-1).index_select(0, target).to(total.dtype))
+
+
+def _without_padding(ids: Tensor, gradient: Tensor, padding_idx: int) -> tuple[Tensor, Tensor]:
+    others = (ids != padding_idx).nonzero().flatten()
+    return ids.index_select(0, others), gradient.index_select(0, others)
 
 
 class RowLookup(torch.autograd.Function):
@@ -105,40 +90,64 @@ class RowLookup(torch.autograd.Function):
         ids: Tensor,
         padding_idx: int | None,
     ) -> Tensor:
-        rows, cols = group.slices[tensor].rows, group.slices[tensor].cols
-        _check_ids(ids, rows)
+        if ids.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"row indices of type {ids.dtype}; allowed are torch.int64 and torch.int32")
         ids = ids.long()
-        index, target = locate(group, tensor, ids)
-        values = group.weight.detach()
-        out = values.new_zeros(ids.numel() * cols)
-        out.scatter_(0, target, values.index_select(0, index))
         ctx.group, ctx.tensor, ctx.padding_idx = group, tensor, padding_idx
         ctx.step = group._step[1] if group._step else None
-        ctx.save_for_backward(ids, index, target)
-        return out.view(ids.numel(), cols)
+        ctx.save_for_backward(ids)
+        return read_rows(group, tensor, ids)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
-        ids, index, target = ctx.saved_tensors
-        if ctx.padding_idx is not None:
-            grad = grad.masked_fill((ids == ctx.padding_idx).unsqueeze(1), 0.0)
-        buffer = ctx.step.add_to()
-        live = grad.reshape(-1).index_select(0, target)
-        buffer.scatter_add_(0, index, live.to(buffer.dtype))
-        ctx.group.collect_rows(ctx.tensor, ids, grad)
+        (ids,) = ctx.saved_tensors
+        grad, group = grad.contiguous(), ctx.group
+        add_rows(group, ctx.tensor, ids, grad, ctx.padding_idx, ctx.step.add_to())
+        if group.collects:
+            if ctx.padding_idx is not None:
+                ids, grad = _without_padding(ids, grad, ctx.padding_idx)
+            group.collect_rows(ctx.tensor, ids, grad)
         return None, None, None, None, None
 
 
-def _check_ids(ids: Tensor, rows: int) -> None:
-    if ids.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"row indices of type {ids.dtype}; allowed are torch.int64 and torch.int32")
+def _check_ids(ids: Tensor, count: int) -> None:
     # On a GPU this check would wait for the device at every lookup; there the gather itself fails.
     if ids.is_cuda or ids.numel() == 0:
         return
     low, high = torch.aminmax(ids)
-    if int(low) < 0 or int(high) >= rows:
-        raise IndexError(f"row ids in [{int(low)}, {int(high)}] for a table of {rows} rows")
+    if int(low) < 0 or int(high) >= count:
+        raise IndexError(f"row ids in [{int(low)}, {int(high)}] for a table of {count} rows")
+
+
+def read_table(group: PackedGroup, tensor: int) -> Tensor:
+    """A whole tensor, rows × columns, without a gradient."""
+    part, values = group.slices[tensor], group.weight.detach()
+    if not group.compiled():
+        out = values.new_zeros(part.rows * part.cols)
+        out.scatter_(0, group.flat_positions(tensor), values[group.span(tensor)])
+        return out.view(part.rows, part.cols)
+    out = values.new_empty(part.rows, part.cols)
+
+    def read(start: int, stop: int) -> None:
+        rows.read_table(values, group.row_pointers, group.column_ids, part.first_row, start, stop, out)
+
+    in_parallel(read, part.rows, out.numel())
+    return out
+
+
+def add_table(group: PackedGroup, tensor: int, gradient: Tensor, total: Tensor) -> None:
+    """Add the gradient of a whole tensor (rows × columns) to that of the values, ``total``."""
+    if not (group.compiled(gradient) and gradient.dtype == total.dtype):
+        live = gradient.reshape(-1).index_select(0, group.flat_positions(tensor))
+        total[group.span(tensor)] += live.to(total.dtype)
+        return
+    part = group.slices[tensor]
+
+    def add(start: int, stop: int) -> None:
+        rows.add_table(total, group.row_pointers, group.column_ids, part.first_row, start, stop, gradient)
+
+    in_parallel(add, part.rows, gradient.numel())
 
 
 class Materialise(torch.autograd.Function):
@@ -146,22 +155,17 @@ class Materialise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, token: Tensor, group: PackedGroup, tensor: int) -> Tensor:
-        part = group.slices[tensor]
-        values = group.weight.detach()
-        out = values.new_zeros(part.rows * part.cols)
-        out.scatter_(0, group.flat_positions(tensor), values[group.span(tensor)])
         ctx.group, ctx.tensor = group, tensor
         ctx.step = group._step[1] if group._step else None
-        return out.view(part.shape)
+        return read_table(group, tensor).view(group.slices[tensor].shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
-        group, tensor = ctx.group, ctx.tensor
+        group, part = ctx.group, ctx.group.slices[ctx.tensor]
         if grad.is_sparse:  # of F.embedding(ids, weight, sparse=True)
             grad = grad.to_dense()
-        buffer = ctx.step.add_to()
-        live = grad.reshape(-1).index_select(0, group.flat_positions(tensor))
-        buffer[group.span(tensor)] += live.to(buffer.dtype)
-        group.collect_dense(tensor, grad)
+        grad = grad.reshape(part.rows, part.cols).contiguous()
+        add_table(group, ctx.tensor, grad, ctx.step.add_to())
+        group.collect_dense(ctx.tensor, grad)
         return None, None, None

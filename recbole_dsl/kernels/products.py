@@ -1,0 +1,98 @@
+"""Products of a packed matrix W (out × in, CSR) with a batch of vectors, over its live weights alone.
+
+Batches come in blocks of :data:`LANES` vectors, transposed: shape (blocks, features, LANES). So the
+innermost loop runs over vectors, at a stride of one, however the live weights are spread.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from . import loop
+
+LANES: Final = 64
+"""Vectors in a block: few enough that a block of some thousand features stays near a core."""
+
+# Each loop keeps the row it works on in an array of its own, which the compiler knows to overlap with
+# nothing; only then does it use vector instructions.
+
+
+@loop(reorder=True)
+def multiply(values: Any, pointers: Any, columns: Any, first: int, blocks: Any, out: Any) -> None:
+    """Per block: ``out`` (out × LANES) = W times the block (in × LANES)."""
+    for block in range(blocks.shape[0]):
+        for row in range(out.shape[1]):
+            total = np.zeros(LANES, values.dtype)
+            for k in range(pointers[first + row], pointers[first + row + 1]):
+                value, vector = values[k], blocks[block, columns[k]]
+                for b in range(LANES):
+                    total[b] += value * vector[b]
+            out[block, row] = total
+
+
+@loop(reorder=True)
+def multiply_transposed(values: Any, pointers: Any, columns: Any, first: int, blocks: Any, out: Any) -> None:
+    """Per block: ``out`` (in × LANES) = Wᵀ times the block (out × LANES)."""
+    out[:] = 0
+    for block in range(blocks.shape[0]):
+        for row in range(blocks.shape[1]):
+            own = blocks[block, row].copy()
+            for k in range(pointers[first + row], pointers[first + row + 1]):
+                value, vector = values[k], out[block, columns[k]]
+                for b in range(LANES):
+                    vector[b] += value * own[b]
+
+
+@loop(reorder=True)
+def add_outer(
+    total: Any,
+    pointers: Any,
+    columns: Any,
+    first: int,
+    start: int,
+    stop: int,
+    inputs: Any,
+    gradients: Any,
+) -> None:
+    """Add to ``total`` the gradient of the live weights of rows ``start`` … ``stop`` - 1.
+
+    It is summed over blocks: ``gradients`` (out × LANES) of the output by ``inputs`` (in × LANES).
+    """
+    for block in range(inputs.shape[0]):
+        for row in range(start, stop):
+            own = gradients[block, row].copy()
+            for k in range(pointers[first + row], pointers[first + row + 1]):
+                vector = inputs[block, columns[k]]
+                dot = own[0] * 0
+                for b in range(LANES):
+                    dot += own[b] * vector[b]
+                total[k] += dot
+
+
+@loop(reorder=True)
+def multiply_nonzeros(vectors: Any, matrix: Any, start: int, stop: int, out: Any) -> None:
+    """``out`` (n × out) = ``vectors`` (n × in, mostly zeros) times ``matrix`` (in × out), for some rows."""
+    for row in range(start, stop):
+        total = np.zeros(matrix.shape[1], matrix.dtype)
+        for column in range(vectors.shape[1]):
+            value = vectors[row, column]
+            if value != 0:
+                other = matrix[column]
+                for c in range(total.size):
+                    total[c] += value * other[c]
+        out[row] = total
+
+
+@loop(reorder=True)
+def add_outer_nonzeros(vectors: Any, gradient: Any, start: int, stop: int, out: Any) -> None:
+    """Add ``vectors``ᵀ ``gradient`` (n × out) to the rows ``start`` … ``stop`` - 1 of ``out`` (in × out)."""
+    for row in range(vectors.shape[0]):
+        own = gradient[row].copy()
+        for column in range(start, stop):
+            value = vectors[row, column]
+            if value != 0:
+                other = out[column]
+                for c in range(own.size):
+                    other[c] += value * own[c]

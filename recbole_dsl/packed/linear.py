@@ -1,0 +1,135 @@
+"""``nn.Linear`` with a packed matrix: sparse products where they are faster, else one dense product.
+
+A dense product needs the materialised matrix and does the work of all weights, but at several times the
+speed of a sparse one. Which wins depends on the density, hardly on anything else: :data:`LARGEST_DENSITY`
+holds what ``benchmarks/linear_product.py`` measures. An input that is nearly empty, such as a batch of
+users' interactions, is worth more than an empty matrix: then its zeros are left out instead.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..kernels import in_parallel, products
+from .lookup import add_table
+from .sparse_input import LinearOfNonzeros, mostly_zeros
+
+if TYPE_CHECKING:
+    from .group import PackedGroup
+
+LARGEST_DENSITY: Final = {"vectors": 0.15, "weights": 0.1}
+"""Densities up to which a compiled sparse product beats a dense one, on a CPU: for the output and the
+gradient of the input, and for the gradient of the weights."""
+
+SMALLEST_MATRIX: Final = 2**16
+"""Weights below which transposing a batch into blocks costs more than a sparse product saves."""
+
+SMALLEST_BATCH: Final = 16
+"""Vectors below which blocks are mostly padding."""
+
+
+def linear(group: PackedGroup, tensor: int, input: Tensor, bias: Tensor | None) -> Tensor:
+    """``input`` (…, in) times the transposed packed matrix (out × in), plus ``bias`` (out,)."""
+    product = _fastest(group, tensor, input)
+    if product is None:
+        return nn.functional.linear(input, group.dense(tensor), bias)
+    flat = input.reshape(-1, input.shape[-1]).contiguous()
+    out = product.apply(group._token(), flat, group, tensor).view(*input.shape[:-1], -1)
+    return out if bias is None else out + bias
+
+
+def _fastest(group: PackedGroup, tensor: int, input: Tensor) -> Any:
+    """The autograd function of the product, None for a dense one."""
+    part = group.slices[tensor]
+    suits = (
+        group.products == "fastest"
+        and part.rows * part.cols >= SMALLEST_MATRIX
+        and input.shape[-1] == part.cols
+        and input.numel() >= SMALLEST_BATCH * part.cols
+        and input.dtype == group.weight.dtype
+        and group.compiled(input)
+        and not torch.is_autocast_enabled(input.device.type)
+    )
+    if not suits:
+        return None
+    if not input.requires_grad and mostly_zeros(input.detach().view(-1, part.cols)):
+        return LinearOfNonzeros
+    return PackedLinear if _density(group, tensor) <= LARGEST_DENSITY["vectors"] else None
+
+
+def _density(group: PackedGroup, tensor: int) -> float:
+    part, span = group.slices[tensor], group.span(tensor)
+    return (span.stop - span.start) / (part.rows * part.cols)
+
+
+class PackedLinear(torch.autograd.Function):
+    """Vectors (n × in) times the transposed packed matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, input: Tensor, group: PackedGroup, tensor: int) -> Tensor:
+        ctx.group, ctx.tensor = group, tensor
+        ctx.step = group._step[1] if group._step else None
+        ctx.save_for_backward(input)
+        return multiply(group, tensor, input)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, None, None]:
+        (input,) = ctx.saved_tensors
+        group, tensor, grad = ctx.group, ctx.tensor, grad.contiguous()
+        total = ctx.step.add_to()
+        if group.collects or _density(group, tensor) > LARGEST_DENSITY["weights"]:
+            of_weight = grad.t() @ input
+            add_table(group, tensor, of_weight, total)
+            group.collect_dense(tensor, of_weight)
+        else:
+            add_outer(group, tensor, input, grad, total)
+        of_input = multiply_transposed(group, tensor, grad) if ctx.needs_input_grad[1] else None
+        return None, of_input, None, None
+
+
+def multiply(group: PackedGroup, tensor: int, input: Tensor) -> Tensor:
+    """``input`` (n × in) times the transposed packed matrix: n × out."""
+    return _blockwise(group, tensor, input, group.slices[tensor].rows, products.multiply)
+
+
+def multiply_transposed(group: PackedGroup, tensor: int, gradient: Tensor) -> Tensor:
+    """``gradient`` (n × out) times the packed matrix: n × in."""
+    return _blockwise(group, tensor, gradient, group.slices[tensor].cols, products.multiply_transposed)
+
+
+def _blockwise(group: PackedGroup, tensor: int, vectors: Tensor, width: int, product: Any) -> Tensor:
+    blocks, first = in_blocks(vectors), group.slices[tensor].first_row
+    out = blocks.new_empty(blocks.shape[0], width, products.LANES)
+    values = group.weight.detach()
+
+    def work(start: int, stop: int) -> None:
+        product(values, group.row_pointers, group.column_ids, first, blocks[start:stop], out[start:stop])
+
+    in_parallel(work, blocks.shape[0], out.numel())
+    return out.transpose(1, 2).reshape(-1, width)[: vectors.shape[0]]
+
+
+def add_outer(group: PackedGroup, tensor: int, input: Tensor, gradient: Tensor, total: Tensor) -> None:
+    """Add the live weights' gradient, of an output's ``gradient`` (n × out) by ``input`` (n × in)."""
+    part = group.slices[tensor]
+    inputs, gradients = in_blocks(input), in_blocks(gradient)
+
+    def work(start: int, stop: int) -> None:
+        products.add_outer(
+            total, group.row_pointers, group.column_ids, part.first_row, start, stop, inputs, gradients
+        )
+
+    in_parallel(work, part.rows, gradients.numel())
+
+
+def in_blocks(vectors: Tensor) -> Tensor:
+    """Vectors (n × features) as blocks × features × LANES; the last block is filled up with zeros."""
+    missing = -vectors.shape[0] % products.LANES
+    if missing:
+        vectors = nn.functional.pad(vectors, (0, 0, 0, missing))
+    return vectors.view(-1, products.LANES, vectors.shape[1]).transpose(1, 2).contiguous()
