@@ -15,6 +15,39 @@ from . import loop
 LANES: Final = 64
 """Vectors in a block: few enough that a block of some thousand features stays near a core."""
 
+TILE: Final = 16
+"""Features that are transposed together: one cache line of each vector."""
+
+
+@loop
+def to_blocks(vectors: Any, start: int, stop: int, blocks: Any) -> None:
+    """Write ``vectors`` (n × features) into the blocks ``start`` … ``stop`` - 1, zeros after the last."""
+    features = vectors.shape[1]
+    for block in range(start, stop):
+        many = min(LANES, vectors.shape[0] - block * LANES)
+        for tile in range(0, features, TILE):
+            end = min(tile + TILE, features)
+            for b in range(many):
+                for f in range(tile, end):
+                    blocks[block, f, b] = vectors[block * LANES + b, f]
+            for f in range(tile, end):
+                for b in range(many, LANES):
+                    blocks[block, f, b] = 0
+
+
+@loop
+def from_blocks(blocks: Any, start: int, stop: int, vectors: Any) -> None:
+    """Write the blocks ``start`` … ``stop`` - 1 into ``vectors`` (n × features)."""
+    features = vectors.shape[1]
+    for block in range(start, stop):
+        many = min(LANES, vectors.shape[0] - block * LANES)
+        for tile in range(0, features, TILE):
+            end = min(tile + TILE, features)
+            for b in range(many):
+                for f in range(tile, end):
+                    vectors[block * LANES + b, f] = blocks[block, f, b]
+
+
 # Each loop keeps the row it works on in an array of its own, which the compiler knows to overlap with
 # nothing; only then does it use vector instructions.
 

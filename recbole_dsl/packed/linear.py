@@ -82,42 +82,50 @@ class PackedLinear(torch.autograd.Function):
         (input,) = ctx.saved_tensors
         group, tensor, grad = ctx.group, ctx.tensor, grad.contiguous()
         total = ctx.step.add_to()
+        blocks = None
         if group.collects or _density(group, tensor) > LARGEST_DENSITY["weights"]:
             of_weight = grad.t() @ input
             add_table(group, tensor, of_weight, total)
             group.collect_dense(tensor, of_weight)
         else:
-            add_outer(group, tensor, input, grad, total)
-        of_input = multiply_transposed(group, tensor, grad) if ctx.needs_input_grad[1] else None
-        return None, of_input, None, None
+            blocks = in_blocks(grad)
+            add_outer(group, tensor, in_blocks(input), blocks, total)
+        if not ctx.needs_input_grad[1]:
+            return None, None, None, None
+        return None, multiply_transposed(group, tensor, grad, blocks), None, None
 
 
 def multiply(group: PackedGroup, tensor: int, input: Tensor) -> Tensor:
     """``input`` (n × in) times the transposed packed matrix: n × out."""
-    return _blockwise(group, tensor, input, group.slices[tensor].rows, products.multiply)
+    width = group.slices[tensor].rows
+    return _blockwise(group, tensor, in_blocks(input), (input.shape[0], width), products.multiply)
 
 
-def multiply_transposed(group: PackedGroup, tensor: int, gradient: Tensor) -> Tensor:
-    """``gradient`` (n × out) times the packed matrix: n × in."""
-    return _blockwise(group, tensor, gradient, group.slices[tensor].cols, products.multiply_transposed)
+def multiply_transposed(
+    group: PackedGroup, tensor: int, gradient: Tensor, blocks: Tensor | None = None
+) -> Tensor:
+    """``gradient`` (n × out) times the packed matrix: n × in. ``blocks``: the gradient's, if there."""
+    shape = (gradient.shape[0], group.slices[tensor].cols)
+    blocks = in_blocks(gradient) if blocks is None else blocks
+    return _blockwise(group, tensor, blocks, shape, products.multiply_transposed)
 
 
-def _blockwise(group: PackedGroup, tensor: int, vectors: Tensor, width: int, product: Any) -> Tensor:
-    blocks, first = in_blocks(vectors), group.slices[tensor].first_row
-    out = blocks.new_empty(blocks.shape[0], width, products.LANES)
-    values = group.weight.detach()
+def _blockwise(group: PackedGroup, tensor: int, blocks: Tensor, shape: tuple[int, int], product: Any) -> Tensor:
+    first, values = group.slices[tensor].first_row, group.weight.detach()
+    out = blocks.new_empty(blocks.shape[0], shape[1], products.LANES)
+    vectors = blocks.new_empty(shape)
 
     def work(start: int, stop: int) -> None:
         product(values, group.row_pointers, group.column_ids, first, blocks[start:stop], out[start:stop])
+        products.from_blocks(out, start, stop, vectors)
 
     in_parallel(work, blocks.shape[0], out.numel())
-    return out.transpose(1, 2).reshape(-1, width)[: vectors.shape[0]]
+    return vectors
 
 
-def add_outer(group: PackedGroup, tensor: int, input: Tensor, gradient: Tensor, total: Tensor) -> None:
-    """Add the live weights' gradient, of an output's ``gradient`` (n × out) by ``input`` (n × in)."""
+def add_outer(group: PackedGroup, tensor: int, inputs: Tensor, gradients: Tensor, total: Tensor) -> None:
+    """Add the live weights' gradient: of an output's ``gradients`` by ``inputs``, both in blocks."""
     part = group.slices[tensor]
-    inputs, gradients = in_blocks(input), in_blocks(gradient)
 
     def work(start: int, stop: int) -> None:
         products.add_outer(
@@ -129,7 +137,11 @@ def add_outer(group: PackedGroup, tensor: int, input: Tensor, gradient: Tensor, 
 
 def in_blocks(vectors: Tensor) -> Tensor:
     """Vectors (n × features) as blocks × features × LANES; the last block is filled up with zeros."""
-    missing = -vectors.shape[0] % products.LANES
-    if missing:
-        vectors = nn.functional.pad(vectors, (0, 0, 0, missing))
-    return vectors.view(-1, products.LANES, vectors.shape[1]).transpose(1, 2).contiguous()
+    count, features = vectors.shape
+    blocks = vectors.new_empty(-(-count // products.LANES), features, products.LANES)
+
+    def work(start: int, stop: int) -> None:
+        products.to_blocks(vectors, start, stop, blocks)
+
+    in_parallel(work, blocks.shape[0], blocks.numel())
+    return blocks
