@@ -78,6 +78,7 @@ def apply() -> None:
     _keep_ksr_in_single_precision()
     _say_what_ract_loads()
     _wrap_streams_once()
+    _end_anomaly_detection()
     _applied = True
 
 
@@ -497,6 +498,18 @@ def _say_what_ract_loads() -> None:
             logger.removeFilter(complete)
 
     RaCT.__init__ = __init__
+
+
+def _end_anomaly_detection() -> None:
+    """Turn off what importing SINE turns on for the whole process: autograd's search for anomalies.
+
+    sine.py:25 is left from debugging. It looks for a NaN in every gradient and keeps a stack trace of every
+    operation, in RecBole for all sequential and knowledge-aware models, here, where their packages are
+    imported to be cured, for every model. Losses that are a NaN RecBole finds without it. Who wants to
+    search turns it on after importing this package.
+    """
+    importlib.import_module("recbole.model.sequential_recommender")
+    torch.autograd.set_detect_anomaly(False)
 
 
 # many runs in one process ----------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .graph import csr_product
 from .handle import Group
 from .packed.group import PackedGroup
 from .packed.masked import MaskedGroup
@@ -112,7 +113,9 @@ class MacCounter(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in _PRODUCTS:
+        if func is csr_product:
+            self.macs += args[2].numel() * args[3].shape[1]
+        elif func in _PRODUCTS:
             a, b = (args[i] for i in _PRODUCTS[func])
             self.macs += self._product(a, b)
         elif func.overloadpacket.__name__ in _FUSED:

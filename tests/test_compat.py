@@ -541,3 +541,22 @@ print("still here")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.strip() == "still here", done.stderr[-500:]
+
+
+def test_nobody_searches_for_anomalies_unasked() -> None:
+    """sine.py turns it on when it is imported, before or by our cures; what the user asks for later stays."""
+    code = """
+import torch
+import recbole.model.sequential_recommender
+assert torch.is_anomaly_enabled()
+from recbole_dsl import compat
+compat.apply()
+assert not torch.is_anomaly_enabled()
+torch.autograd.set_detect_anomaly(True)
+import recbole_dsl.experiment
+assert torch.is_anomaly_enabled()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ PACKAGE = Path(recbole_dsl.__file__).parent
 # A part may import parts of its own or a lower level.
 LEVELS: list[set[str]] = [
     {"errors", "files", "resources", "kernels"},
-    {"quantities", "sparsity", "property_files", "recbole_names", "stages"},
+    {"quantities", "graph", "sparsity", "property_files", "recbole_names", "stages"},
     {"packed", "settings", "command_line"},
     {"handle", "compat", "config"},
     {"training", "serving", "costs", "results", "support"},
@@ -24,7 +24,7 @@ LEVELS: list[set[str]] = [
     {"cli"},
 ]
 WITHOUT_RECBOLE = [
-    "kernels", "sparsity", "packed", "handle", "settings", "errors", "quantities", "property_files",
+    "graph", "kernels", "sparsity", "packed", "handle", "settings", "errors", "quantities", "property_files",
     "resources",
 ]  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -16,6 +17,7 @@ from recbole.utils import get_trainer, set_color
 from .. import compat
 from ..errors import DSLError
 from ..files import claim
+from ..graph import GraphProducts
 from ..handle import SparseHandle, insert
 from ..settings import DSLConfig
 from ..sparsity.explorer import ExplorationSettings, UpdateEvent
@@ -53,6 +55,7 @@ class SparseTrainerMixin:
 
     def __init__(self, config: Any, model: Any, train_data: Any) -> None:
         self.dsl: DSLConfig = config.dsl
+        self.graph = GraphProducts(self.dsl.kernels) if self.dsl.graph == "csr" else None
         self.epoch_seconds: list[float] = []
         self.plans: dict[tuple[str, ...], Plan] = {}
         self.sparse: SparseHandle = insert(
@@ -95,7 +98,7 @@ class SparseTrainerMixin:
 
     def _train_epoch(self, *args: Any, **kwargs: Any) -> Any:
         started = perf_counter()
-        with compat.described_progress(self._progress_text):
+        with compat.described_progress(self._progress_text), self._graph_products():
             loss = super()._train_epoch(*args, **kwargs)  # type: ignore[misc]
         self.epoch_seconds.append(perf_counter() - started)
         if len(self.epoch_seconds) == 1:
@@ -133,9 +136,14 @@ class SparseTrainerMixin:
                 f"({self.config['valid_metric']}) is a number and better than those before, and at the end of "
                 "a pre-training."
             )
-        return super().evaluate(  # type: ignore[misc]
-            eval_data, load_best_model, model_file, show_progress
-        )
+        with self._graph_products():
+            return super().evaluate(  # type: ignore[misc]
+                eval_data, load_best_model, model_file, show_progress
+            )
+
+    def _graph_products(self) -> AbstractContextManager[None]:
+        """While it lasts, products with the model's sparse matrices are ours, unless ``dsl_graph: recbole``."""
+        return nullcontext() if self.graph is None else self.graph.active(self.model)
 
     # --- what the user sees ----------------------------------------------------------------------
 
