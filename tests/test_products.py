@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from recbole_dsl import kernels, sparsify
 from recbole_dsl.packed import linear as linear_module
-from recbole_dsl.packed.linear import PackedLinear
+from recbole_dsl.packed import sparse_input
+from recbole_dsl.packed.linear import PackedLinear, sparse_is_faster
 from recbole_dsl.packed.sparse_input import LinearOfNonzeros, mostly_zeros
 
 needs_numba = pytest.mark.skipif(not kernels.numba_installed(), reason="needs numba")
@@ -22,7 +23,8 @@ needs_numba = pytest.mark.skipif(not kernels.numba_installed(), reason="needs nu
 @pytest.fixture
 def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled products for matrices of any size."""
-    monkeypatch.setattr(linear_module, "SMALLEST_MATRIX", 1)
+    monkeypatch.setattr(linear_module, "TRANSPOSED", 0.0)
+    monkeypatch.setattr(sparse_input, "SMALLEST_MATRIX", 1)
     monkeypatch.setattr(linear_module, "SMALLEST_BATCH", 1)
 
 
@@ -140,6 +142,21 @@ def test_choice(density: float, kernels_: str, expected: list[str], monkeypatch:
     names = used(monkeypatch)
     same_pass(packed, dense, handle, torch.randn(100, 70), True)
     assert names == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "density", "product", "faster"),
+    [
+        (600, 3706, 0.1, "vectors", True),
+        (600, 3706, 0.2, "vectors", False),
+        (600, 3706, 0.05, "weights", True),
+        (600, 3706, 0.1, "weights", False),
+        (64, 128, 0.01, "vectors", False),  # transposing the batch costs more
+    ],
+)
+def test_crossover(rows: int, cols: int, density: float, product: str, faster: bool) -> None:
+    """Decided by size and density alone, so equal runs choose alike."""
+    assert sparse_is_faster(rows, cols, int(density * rows * cols), product) is faster
 
 
 def test_small_matrices_are_multiplied_dense(monkeypatch: pytest.MonkeyPatch) -> None:

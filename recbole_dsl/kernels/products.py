@@ -24,15 +24,16 @@ def to_blocks(vectors: Any, start: int, stop: int, blocks: Any) -> None:
     """Write ``vectors`` (n × features) into the blocks ``start`` … ``stop`` - 1, zeros after the last."""
     features = vectors.shape[1]
     for block in range(start, stop):
-        many = min(LANES, vectors.shape[0] - block * LANES)
+        some = vectors[block * LANES : (block + 1) * LANES]
+        many = some.shape[0]
         for tile in range(0, features, TILE):
-            end = min(tile + TILE, features)
-            for b in range(many):
-                for f in range(tile, end):
-                    blocks[block, f, b] = vectors[block * LANES + b, f]
-            for f in range(tile, end):
+            source = some[:, tile : tile + TILE]
+            target = blocks[block, tile : tile + TILE]
+            for f in range(source.shape[1]):
+                for b in range(many):
+                    target[f, b] = source[b, f]
                 for b in range(many, LANES):
-                    blocks[block, f, b] = 0
+                    target[f, b] = 0
 
 
 @loop
@@ -40,12 +41,13 @@ def from_blocks(blocks: Any, start: int, stop: int, vectors: Any) -> None:
     """Write the blocks ``start`` … ``stop`` - 1 into ``vectors`` (n × features)."""
     features = vectors.shape[1]
     for block in range(start, stop):
-        many = min(LANES, vectors.shape[0] - block * LANES)
+        some = vectors[block * LANES : (block + 1) * LANES]
         for tile in range(0, features, TILE):
-            end = min(tile + TILE, features)
-            for b in range(many):
-                for f in range(tile, end):
-                    vectors[block * LANES + b, f] = blocks[block, f, b]
+            source = blocks[block, tile : tile + TILE]
+            target = some[:, tile : tile + TILE]
+            for b in range(target.shape[0]):
+                for f in range(target.shape[1]):
+                    target[b, f] = source[f, b]
 
 
 # Each loop keeps the row it works on in an array of its own, which the compiler knows to overlap with

@@ -1,9 +1,10 @@
 """``nn.Linear`` with a packed matrix: sparse products where they are faster, else one dense product.
 
 A dense product needs the materialised matrix and does the work of all weights, but at several times the
-speed of a sparse one. Which wins depends on the density, hardly on anything else: :data:`LARGEST_DENSITY`
-holds what ``benchmarks/linear_product.py`` measures. An input that is nearly empty, such as a batch of
-users' interactions, is worth more than an empty matrix: then its zeros are left out instead.
+speed of a sparse one. Which one wins is decided by the nanoseconds per vector that each should take
+(:func:`sparse_is_faster`), with the figures that ``benchmarks/linear_product.py`` measures. An input that
+is nearly empty, such as a batch of users' interactions, is worth more than an empty matrix: then its zeros
+are left out instead.
 """
 
 from __future__ import annotations
@@ -15,18 +16,25 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..kernels import in_parallel, products
+from . import sparse_input
 from .lookup import add_table
 from .sparse_input import LinearOfNonzeros, mostly_zeros
 
 if TYPE_CHECKING:
     from .group import PackedGroup
 
-LARGEST_DENSITY: Final = {"vectors": 0.15, "weights": 0.1}
-"""Densities up to which a compiled sparse product beats a dense one, on a CPU: for the output and the
-gradient of the input, and for the gradient of the weights."""
+DENSE: Final = 0.032
+"""Nanoseconds of a dense product per weight and vector, on one core."""
 
-SMALLEST_MATRIX: Final = 2**16
-"""Weights below which transposing a batch into blocks costs more than a sparse product saves."""
+SPARSE: Final = {"vectors": 0.18, "weights": 0.34}
+"""Nanoseconds of a sparse product per live weight and vector: for the output and the gradient of the
+input, and for the gradient of the weights."""
+
+TRANSPOSED: Final = 2.0
+"""Nanoseconds per element of a batch to lay it out in blocks, or to put it back."""
+
+MARGIN: Final = 0.85
+"""A sparse product is chosen if it should take at most this share of a dense one's time."""
 
 SMALLEST_BATCH: Final = 16
 """Vectors below which blocks are mostly padding."""
@@ -47,7 +55,6 @@ def _fastest(group: PackedGroup, tensor: int, input: Tensor) -> Any:
     part = group.slices[tensor]
     suits = (
         group.products == "fastest"
-        and part.rows * part.cols >= SMALLEST_MATRIX
         and input.shape[-1] == part.cols
         and input.numel() >= SMALLEST_BATCH * part.cols
         and input.dtype == group.weight.dtype
@@ -56,14 +63,25 @@ def _fastest(group: PackedGroup, tensor: int, input: Tensor) -> Any:
     )
     if not suits:
         return None
-    if not input.requires_grad and mostly_zeros(input.detach().view(-1, part.cols)):
+    large = part.rows * part.cols >= sparse_input.SMALLEST_MATRIX
+    if large and not input.requires_grad and mostly_zeros(input.detach().view(-1, part.cols)):
         return LinearOfNonzeros
-    return PackedLinear if _density(group, tensor) <= LARGEST_DENSITY["vectors"] else None
+    return PackedLinear if _is_faster(group, tensor, "vectors") else None
 
 
-def _density(group: PackedGroup, tensor: int) -> float:
+def sparse_is_faster(rows: int, cols: int, live: int, product: str) -> bool:
+    """Whether a sparse product of a matrix (rows × cols, ``live`` weights) takes less time than a dense one.
+
+    Args:
+        product: ``"vectors"`` or ``"weights"``, what is computed (a row of :data:`SPARSE`).
+    """
+    sparse = live * SPARSE[product] + (rows + cols) * TRANSPOSED
+    return sparse <= MARGIN * rows * cols * DENSE
+
+
+def _is_faster(group: PackedGroup, tensor: int, product: str) -> bool:
     part, span = group.slices[tensor], group.span(tensor)
-    return (span.stop - span.start) / (part.rows * part.cols)
+    return sparse_is_faster(part.rows, part.cols, span.stop - span.start, product)
 
 
 class PackedLinear(torch.autograd.Function):
@@ -83,7 +101,7 @@ class PackedLinear(torch.autograd.Function):
         group, tensor, grad = ctx.group, ctx.tensor, grad.contiguous()
         total = ctx.step.add_to()
         blocks = None
-        if group.collects or _density(group, tensor) > LARGEST_DENSITY["weights"]:
+        if group.collects or not _is_faster(group, tensor, "weights"):
             of_weight = grad.t() @ input
             add_table(group, tensor, of_weight, total)
             group.collect_dense(tensor, of_weight)

@@ -26,6 +26,10 @@ SAMPLE: Final = 64
 """Vectors in which the share is counted, evenly spread."""
 
 
+SMALLEST_MATRIX: Final = 2**14
+"""Weights below which looking for zeros costs more than leaving them out saves."""
+
+
 def mostly_zeros(vectors: Tensor) -> bool:
     """Whether so few of the elements of ``vectors`` (n × features) are not zero."""
     sample = vectors[:: max(1, vectors.shape[0] // SAMPLE)]
