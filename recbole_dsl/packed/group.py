@@ -49,6 +49,7 @@ class PackedGroup(nn.Module):
         self.products = "fastest"  # or "dense", which counters of operations understand
         self.slices = slices_of(names, shapes)
         self.weight = nn.Parameter(values.detach().clone())
+        self.is_full = values.numel() == sum(s.rows * s.cols for s in self.slices)
         row_pointers, column_ids = build_index(live, self.slices)
         self.row_pointers: Tensor
         self.column_ids: Tensor

@@ -34,6 +34,14 @@ def locate(group: PackedGroup, tensor: int, ids: Tensor) -> tuple[Tensor, Tensor
     return index, out_rows.mul_(part.cols).add_(group.column_ids.index_select(0, index))
 
 
+def _whole(group: PackedGroup, tensor: int, flat: Tensor) -> Tensor | None:
+    """The part of ``flat`` (live weights) that belongs to a tensor as rows × columns, if none is dead."""
+    if not group.is_full:
+        return None
+    part = group.slices[tensor]
+    return flat[part.first_position :][: part.rows * part.cols].view(part.rows, part.cols)
+
+
 def read_rows(group: PackedGroup, tensor: int, ids: Tensor) -> Tensor:
     """The rows ``ids`` (n,) int64 of a tensor, n × columns, without a gradient.
 
@@ -41,6 +49,10 @@ def read_rows(group: PackedGroup, tensor: int, ids: Tensor) -> Tensor:
         IndexError: a row that the tensor does not have.
     """
     part, values = group.slices[tensor], group.weight.detach()
+    table = _whole(group, tensor, values)
+    if table is not None:
+        _check_ids(ids, part.rows)
+        return table.index_select(0, ids)
     if not group.compiled(ids):
         _check_ids(ids, part.rows)
         index, target = locate(group, tensor, ids)
@@ -63,12 +75,16 @@ def add_rows(
     group: PackedGroup, tensor: int, ids: Tensor, gradient: Tensor, padding_idx: int | None, total: Tensor
 ) -> None:
     """Add the gradient (n × columns) of looked-up rows to that of the values, ``total``."""
-    if group.compiled(ids, gradient) and gradient.dtype == total.dtype:
+    table = _whole(group, tensor, total)
+    if table is None and group.compiled(ids, gradient) and gradient.dtype == total.dtype:
         first, skipped = group.slices[tensor].first_row, -1 if padding_idx is None else padding_idx
         rows.add_rows(total, group.row_pointers, group.column_ids, first, ids, gradient, skipped)
         return
     if padding_idx is not None:
         ids, gradient = _without_padding(ids, gradient, padding_idx)
+    if table is not None:
+        table.index_add_(0, ids, gradient.to(total.dtype))
+        return
     index, target = locate(group, tensor, ids)
     total.scatter_add_(0, index, gradient.reshape(-1).index_select(0, target).to(total.dtype))
 
@@ -123,6 +139,9 @@ def _check_ids(ids: Tensor, count: int) -> None:
 def read_table(group: PackedGroup, tensor: int) -> Tensor:
     """A whole tensor, rows × columns, without a gradient."""
     part, values = group.slices[tensor], group.weight.detach()
+    table = _whole(group, tensor, values)
+    if table is not None:
+        return table.clone()
     if not group.compiled():
         out = values.new_zeros(part.rows * part.cols)
         out.scatter_(0, group.flat_positions(tensor), values[group.span(tensor)])
@@ -138,6 +157,10 @@ def read_table(group: PackedGroup, tensor: int) -> Tensor:
 
 def add_table(group: PackedGroup, tensor: int, gradient: Tensor, total: Tensor) -> None:
     """Add the gradient of a whole tensor (rows × columns) to that of the values, ``total``."""
+    table = _whole(group, tensor, total)
+    if table is not None:
+        table += gradient.to(total.dtype)
+        return
     if not (group.compiled(gradient) and gradient.dtype == total.dtype):
         live = gradient.reshape(-1).index_select(0, group.flat_positions(tensor))
         total[group.span(tensor)] += live.to(total.dtype)
