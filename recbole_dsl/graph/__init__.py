@@ -8,13 +8,15 @@ backward pass through the same matrix where it is symmetric, through a cached tr
 A matrix is converted at its first product, or at its second if its entries have to be sorted for it, and
 is kept as long as the model keeps the tensor. The result is that of the model's own product but for the
 order of summation. Matrices that take part in a gradient, half precision and autocast are left to torch.
+RecBole's models then take the mean over their layers, which needs no stack of them (:mod:`.layers`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
+import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import torch
@@ -22,7 +24,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .kernels import csr
+from .layers import Layers, stackable
+from .matrix import Matrix, compress, csr_product
+
+__all__ = ["GraphProducts", "Matrix", "compress", "csr_product", "holds_sparse"]
 
 PRODUCTS = frozenset(
     {
@@ -38,68 +43,6 @@ PRODUCTS = frozenset(
 """What is looked at; all take the sparse matrix first and the dense one second."""
 
 TYPES = (torch.float32, torch.float64)
-LARGEST_INT32 = 2**31 - 1
-
-_library = torch.library.Library("recbole_dsl", "DEF")
-_library.define(
-    "csr_product(Tensor pointers, Tensor columns, Tensor values, Tensor dense, bool skip_zeros, str kernels)"
-    " -> Tensor"
-)
-_library.impl("csr_product", csr.product, "CompositeExplicitAutograd")
-csr_product = torch.ops.recbole_dsl.csr_product.default
-"""An operator of torch's, so that whoever counts operators sees it (costs.py)."""
-
-
-class Matrix:
-    """A sparse matrix in compressed rows, columns ascending in every row, and its transpose once asked for.
-
-    Args:
-        pointers, columns, values: as in :mod:`recbole_dsl.kernels.csr`.
-        width: number of columns.
-    """
-
-    def __init__(self, pointers: Tensor, columns: Tensor, values: Tensor, width: int) -> None:
-        self.pointers, self.columns, self.values, self.width = pointers, columns, values, width
-        self.finite = math.isfinite(float(values.sum()))
-        self._transposed: Matrix | None = None
-        self.symmetric: bool | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self.pointers.numel() - 1, self.width
-
-    def times(self, dense: Tensor, kernels: str) -> Tensor:
-        """The product, differentiable with respect to ``dense`` (any number of times)."""
-        return _Product.apply(dense, self.values, self, kernels)
-
-    def transpose(self, kernels: str) -> Matrix:
-        """The matrix itself if it equals its transpose exactly; else that, which is kept."""
-        if self.symmetric:
-            return self
-        if self._transposed is None:
-            parts = csr.transposed(self.pointers, self.columns, self.values, self.width, kernels)
-            mine = (self.pointers, self.columns, self.values)
-            self.symmetric = self.shape[0] == self.width and all(map(torch.equal, mine, parts))
-            if self.symmetric:
-                return self
-            self._transposed = Matrix(*parts, self.shape[0])
-        return self._transposed
-
-
-class _Product(torch.autograd.Function):
-    """``values`` are an input so that a write between forward and backward is an error, as in torch."""
-
-    @staticmethod
-    def forward(ctx: Any, dense: Tensor, values: Tensor, matrix: Matrix, kernels: str) -> Tensor:
-        ctx.save_for_backward(values)
-        ctx.matrix, ctx.kernels = matrix, kernels
-        return csr_product(matrix.pointers, matrix.columns, matrix.values, dense, matrix.finite, kernels)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
-        _ = ctx.saved_tensors
-        return ctx.matrix.transpose(ctx.kernels).times(grad, ctx.kernels), None, None, None
 
 
 class GraphProducts:
@@ -107,10 +50,12 @@ class GraphProducts:
 
     Args:
         kernels: the setting ``dsl_kernels``.
+        layers_of: package in whose functions ``torch.stack(..., dim=1)`` is put off (:class:`.layers.Layers`).
+            Not for code that nobody has looked at: what is put off is no ordinary tensor.
     """
 
-    def __init__(self, kernels: str = "auto") -> None:
-        self.kernels = kernels
+    def __init__(self, kernels: str = "auto", layers_of: str = "recbole.model") -> None:
+        self.kernels, self.layers_of = kernels, f"{layers_of}."
         self._known: Any = WeakIdKeyDictionary()
 
     @contextlib.contextmanager
@@ -157,41 +102,16 @@ class _Interception(TorchFunctionMode):
             product = self.products.times(*args)
             if product is not None:
                 return product
+        elif func is torch.stack and self._may_put_off(args, kwargs, sys._getframe(1)):
+            return Layers.of(args[0])
         return func(*args, **(kwargs or {}))
 
-
-def compress(sparse: Tensor, sort: bool) -> Matrix | None:
-    """A two-dimensional COO or CSR tensor as :class:`Matrix`; None if its entries are out of order.
-
-    Args:
-        sort: put them in order then.
-    """
-    rows, width = sparse.shape
-    if sparse.layout == torch.sparse_csr:
-        columns, values = sparse.col_indices(), sparse.values()
-        pointers = sparse.crow_indices()
-    else:
-        (lines, columns), values = sparse._indices(), sparse._values()
-        if not sparse.is_coalesced():
-            places = lines * width + columns
-            if not bool((places[1:] >= places[:-1]).all()):
-                if not sort:
-                    return None
-                order = torch.sort(places, stable=True).indices
-                lines, columns, values = lines[order], columns[order], values[order]
-        pointers = csr.pointers_of(torch.bincount(lines, minlength=rows), torch.int64)
-    _check_bounds(columns, width)
-    small = max(rows, width, values.numel()) < LARGEST_INT32
-    index = torch.int32 if small else torch.int64
-    return Matrix(pointers.to(index), columns.to(index).contiguous(), values.contiguous(), width)
-
-
-def _check_bounds(columns: Tensor, width: int) -> None:
-    """The compiled loops do not look."""
-    if columns.numel():
-        low, high = torch.aminmax(columns)
-        if int(low) < 0 or int(high) >= width:
-            raise IndexError(f"column ids in [{int(low)}, {int(high)}] in a sparse matrix of {width} columns")
+    def _may_put_off(self, args: tuple, kwargs: dict[str, Any] | None, caller: FrameType) -> bool:
+        module = caller.f_globals.get("__name__", "")
+        if torch.compiler.is_compiling() or not module.startswith(self.products.layers_of):
+            return False
+        with torch._C.DisableTorchFunctionSubclass():
+            return len(args) == 1 and kwargs == {"dim": 1} and stackable(args[0])
 
 
 def _can_take(sparse: Any, dense: Any) -> bool:
