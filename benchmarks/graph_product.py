@@ -185,6 +185,7 @@ def main() -> None:
     options.add_argument("--touched", type=int, default=6144, help="rows that a batch of 2048 triples reaches")
     options.add_argument("--rounds", type=int, default=12)
     chosen = options.parse_args()
+    sys.argv = sys.argv[:1]  # RecBole reads the command line
     torch.set_num_threads(1)
     adjacency = adjacency_of(chosen.data)
     told: dict[str, list[dict[str, Any]]] = {
