@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.sparse
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -446,6 +447,26 @@ def test_models_without_sparse_matrices_pay_nothing(
     monkeypatch.setattr(graph._Interception, "__enter__", refuse)
     run = sparse_run(name, settings_of(name, data), density=0.2)
     assert not holds_sparse(run.trainer.model) and run.losses
+
+
+@pytest.mark.parametrize(
+    "attribute, found",
+    [
+        (BY_HAND.to_sparse(), True),
+        ([BY_HAND.to_sparse()], True),
+        ({"one": [BY_HAND, BY_HAND.to_sparse()]}, True),
+        (scipy.sparse.eye(3), True),
+        ([scipy.sparse.eye(3).tocsr()], True),
+        (BY_HAND, False),
+        ([[[BY_HAND.to_sparse()]]], False),
+        ([0] * 1000 + [BY_HAND.to_sparse()], False),
+        (None, False),
+    ],
+)
+def test_where_sparse_matrices_are_looked_for(attribute: Any, found: bool) -> None:
+    """Attributes of any submodule, lists and mappings of them, torch's and scipy's."""
+    model = nn.Sequential(nn.Linear(2, 2), Holder(attribute))
+    assert holds_sparse(model) == found
 
 
 def test_no_global_generator_is_touched() -> None:

@@ -14,6 +14,7 @@ RecBole's models then take the mean over their layers, which needs no stack of t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -43,6 +44,8 @@ PRODUCTS = frozenset(
 """What is looked at; all take the sparse matrix first and the dense one second."""
 
 TYPES = (torch.float32, torch.float64)
+FIRST_ENTRIES = 32
+"""Of a container that is searched for sparse matrices."""
 
 
 class GraphProducts:
@@ -134,15 +137,17 @@ def _can_take(sparse: Any, dense: Any) -> bool:
 
 
 def holds_sparse(model: nn.Module) -> bool:
-    """Whether a module has a sparse matrix among its attributes: torch's, or scipy's to make one from."""
+    """Whether a module has a sparse matrix among its attributes: torch's, or scipy's to make one from.
+
+    Containers are looked into two deep, at their first entries: models keep whole histories in lists.
+    """
     return any(_is_sparse(value) for module in model.modules() for value in vars(module).values())
 
 
-def _is_sparse(value: Any) -> bool:
+def _is_sparse(value: Any, depth: int = 2) -> bool:
     if isinstance(value, Tensor):
         return value.layout != torch.strided
-    if isinstance(value, dict):
-        return any(_is_sparse(v) for v in value.values())
-    if isinstance(value, list | tuple):
-        return any(_is_sparse(v) for v in value)
-    return hasattr(value, "tocoo")
+    if isinstance(value, dict | list | tuple):
+        inside = value.values() if isinstance(value, dict) else value
+        return depth > 0 and any(_is_sparse(v, depth - 1) for v in itertools.islice(inside, FIRST_ENTRIES))
+    return not isinstance(value, nn.Module) and hasattr(value, "tocoo")
