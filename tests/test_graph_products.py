@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.sparse
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from recbole_dsl import graph
 from recbole_dsl.costs import MacCounter
 from recbole_dsl.graph import GraphProducts, Matrix, compress, holds_sparse
+from recbole_dsl.graph.layers import Layers, stackable
 from recbole_dsl.kernels import csr
 from tests.model_runs import difference_of_losses, settings_of, sparse_run, sparse_trainer_of
 from tests.tiny_data import EMBEDDING
@@ -305,6 +307,80 @@ def test_no_warning_reaches_the_user(kernels: str) -> None:
         ).sum().backward()
 
 
+# means over layers ---------------------------------------------------------------------------------
+
+MEAN_LIKE: dict[str, Callable[[Tensor], Any]] = {
+    "torch.mean": lambda t: torch.mean(t, dim=1),
+    "mean": lambda t: t.mean(1, keepdim=False),
+    "mean, counted from the end": lambda t: t.mean(dim=-2),
+    "mean of everything": torch.mean,
+    "mean of columns": lambda t: t.mean(dim=2),
+    "mean that keeps the dimension": lambda t: t.mean(dim=1, keepdim=True),
+    "sum": lambda t: torch.sum(t, dim=1),
+    "arithmetic": lambda t: 2 * t + t[:, 0:1],
+    "in a list": lambda t: torch.cat([t, t], dim=0),
+    "in place": lambda t: t.mul_(2) + t,
+    "mean of what was written": lambda t: [t.mul_(2), t.mean(dim=1)][1],
+    "view": lambda t: t.view(t.shape[0], -1),
+}
+
+
+@pytest.mark.parametrize("name", MEAN_LIKE)
+@pytest.mark.parametrize("count", [2, 3])
+def test_layers_are_their_stack(name: str, count: int) -> None:
+    """Whatever is asked of them, in value and gradient."""
+    draw = torch.Generator().manual_seed(count)
+    parts = [torch.randn(4, 3, generator=draw, requires_grad=True) for _ in range(count)]
+    found = []
+    for stack in (Layers.of(parts), torch.stack(parts, dim=1)):
+        result = MEAN_LIKE[name](stack)
+        assert type(result) is Tensor
+        found.append([result.detach(), *torch.autograd.grad((result**2).sum(), parts)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_what_is_no_stack_of_layers() -> None:
+    """One tensor, other shapes, types or numbers of dimensions, sparse ones, integers."""
+    two = [torch.ones(2, 3), torch.ones(2, 3)]
+    assert stackable(two) and stackable(tuple(two))
+    others: list[Any] = [two[:1], [two[0], torch.ones(2, 2)], [two[0], two[1].double()], [torch.ones(2)] * 2,
+                         [t.to_sparse() for t in two], [t.long() for t in two], two[0], [1.0, 2.0]]  # fmt: skip
+    assert not any(stackable(other) for other in others)
+
+
+def test_layers_past_torchs_functions_are_an_error() -> None:
+    """A gradient must not be lost silently."""
+
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            with torch._C.DisableTorchFunctionSubclass():
+                return x * 2
+
+    with pytest.raises(RuntimeError, match="dsl_graph=recbole"):
+        Double.apply(Layers.of([torch.ones(2, 3), torch.ones(2, 3)]))
+
+
+def test_a_layer_written_to_after_it_was_stacked_is_an_error() -> None:
+    """A stack would have its old value."""
+    parts = [torch.ones(2, 3), torch.ones(2, 3)]
+    layers = Layers.of(parts)
+    parts[0].mul_(2)
+    for use in (lambda: layers.mean(dim=1), lambda: layers + 1):
+        with pytest.raises(RuntimeError, match="written to after"):
+            use()
+
+
+def test_only_recboles_own_models_put_stacks_off() -> None:
+    """Other code gets the tensor it asked for."""
+    parts = [torch.ones(2, 3), torch.ones(2, 3)]
+    with GraphProducts().active(Holder(BY_HAND.to_sparse())):
+        assert type(torch.stack(parts, dim=1)) is Tensor
+    with GraphProducts(layers_of="tests").active(Holder(BY_HAND.to_sparse())):
+        assert type(torch.stack(parts, dim=1)) is Layers and type(torch.stack(parts, dim=0)) is Tensor
+
+
 # models --------------------------------------------------------------------------------------------
 
 QUICK = ("LightGCN", "NGCF", "SGL", "KGAT")
@@ -371,6 +447,26 @@ def test_models_without_sparse_matrices_pay_nothing(
     monkeypatch.setattr(graph._Interception, "__enter__", refuse)
     run = sparse_run(name, settings_of(name, data), density=0.2)
     assert not holds_sparse(run.trainer.model) and run.losses
+
+
+@pytest.mark.parametrize(
+    "attribute, found",
+    [
+        (BY_HAND.to_sparse(), True),
+        ([BY_HAND.to_sparse()], True),
+        ({"one": [BY_HAND, BY_HAND.to_sparse()]}, True),
+        (scipy.sparse.eye(3), True),
+        ([scipy.sparse.eye(3).tocsr()], True),
+        (BY_HAND, False),
+        ([[[BY_HAND.to_sparse()]]], False),
+        ([0] * 1000 + [BY_HAND.to_sparse()], False),
+        (None, False),
+    ],
+)
+def test_where_sparse_matrices_are_looked_for(attribute: Any, found: bool) -> None:
+    """Attributes of any submodule, lists and mappings of them, torch's and scipy's."""
+    model = nn.Sequential(nn.Linear(2, 2), Holder(attribute))
+    assert holds_sparse(model) == found
 
 
 def test_no_global_generator_is_touched() -> None:
