@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -61,8 +60,3 @@ def affine_fit(sizes: Sequence[float], costs: Sequence[float]) -> AffineFit:
         alone = AffineFit(float(ratios.sum() / (ratios**2).sum()), 0.0)
         return alone if fixed < 0 else AffineFit(0.0, float((1 / y).sum() / (1 / y**2).sum()))
     return AffineFit(float(slope), float(fixed))
-
-
-def decades(sizes: Sequence[float]) -> float:
-    """log10 of the largest over the smallest."""
-    return math.log10(max(sizes) / min(sizes)) if sizes else 0.0

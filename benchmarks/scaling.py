@@ -16,6 +16,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.bpr_step import Batches, Variant, dense, limit, packed, time_update  # noqa: E402
+from benchmarks.fits import affine_fit, power_fit  # noqa: E402
 from benchmarks.journal import Cell, Journal, Run  # noqa: E402
 from benchmarks.provenance import chosen_device, code_commit, device_name, provenance  # noqa: E402
 from benchmarks.stopwatch import now, peak_of_process, settle_memory  # noqa: E402
@@ -73,7 +75,7 @@ def bytes_needed(cell: Cell) -> int:
     weights = 2 * cell["rows"] * cell["columns"]
     live = int(weights * cell["density"])
     if cell["variant"] != "packed":
-        return 28 * weights  # state, and what an optimizer that is not fused makes in between
+        return 40 * weights  # state, and what an optimizer that is not fused makes in between
     return 10 * weights + 60 * live
 
 
@@ -95,11 +97,11 @@ def build(cell: Cell, device: torch.device) -> Variant:
 
 
 def step_times(variants: dict[str, tuple[Variant, Batches]], seconds: float, steps: int) -> dict[str, float]:
-    """Median seconds of a step of each, in turns of two: ``steps`` of each, or at least six in ``seconds``."""
+    """Median seconds of a step of each, in turns of two: ``steps`` of each, or those begun in ``seconds``."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     spent = 0.0
     for turn in range(steps // 2):
-        if turn >= 3 and spent > seconds:
+        if turn and spent > seconds:
             break
         for name, (variant, batches) in variants.items():
             for position in range(3):
@@ -144,7 +146,7 @@ def update(variant: Variant, batches: Batches) -> dict[str, Any]:
     assert variant.handle is not None
     explorer, events = variant.handle.explorer, []
     explorer.on_update = events.append
-    for _ in range(2):
+    for _ in range(2 if variant.handle.live < 5_000_000 else 1):  # the first may compile
         time_update(variant, batches, UPDATE_WINDOW)
     event = events[-1]
     return {
@@ -153,6 +155,87 @@ def update(variant: Variant, batches: Batches) -> dict[str, Any]:
         "grown": event.grown,
         "growth_bytes": explorer.growth_bytes,
     }
+
+
+def latest_points(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One result for each cell: the middle of its rounds, of the last line's commit."""
+    rounds: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        if line["commit"] == lines[-1]["commit"]:
+            rounds.setdefault(json.dumps(line["cell"]), []).append(line["result"])
+    return [{"cell": json.loads(cell), **middle(results)} for cell, results in rounds.items()]
+
+
+def middle(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The median of every number of equally built results; of other values the first."""
+    told: dict[str, Any] = {}
+    for key, first in results[0].items():
+        values = [result[key] for result in results]
+        if isinstance(first, dict):
+            told[key] = middle(values)
+        elif isinstance(first, int | float):
+            found = statistics.median(values)
+            told[key] = int(found) if isinstance(first, int) else found
+        else:
+            told[key] = first
+    return told
+
+
+def fits(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Exponents in the live weights, by series and cost.
+
+    A step's cost is also fitted as ``slope · live + fixed``; the live part dominates at points where the
+    first is more than half of it. The limit's exponent is the machine's own: caches make it exceed 1.
+    """
+    told = []
+    for series, belongs in SERIES.items():
+        mine = [p for p in points if p["cell"]["variant"] == "packed" and belongs(p["cell"])]
+        for cost, of in COSTS.items():
+            pairs = [(p["live"], of(p)) for p in mine if of(p)]
+            if len(pairs) < 3:
+                continue
+            line = affine_fit(*zip(*pairs, strict=True))
+            grown = [pair for pair in pairs if line.grows(pair[0]) > 0.5]
+            whole = power_fit(*zip(*pairs, strict=True))
+            part = power_fit(*zip(*grown, strict=True)) if len(grown) > 2 else None
+            told.append(
+                {
+                    "series": series,
+                    "cost": cost,
+                    "whole_range": whole and whole.as_dict(),
+                    "where_the_live_part_dominates": part and part.as_dict(),
+                    "per_live_weight": line.slope,
+                    "fixed": line.fixed,
+                }
+            )
+    return told
+
+
+COSTS: dict[str, Callable[[dict[str, Any]], float | None]] = {
+    "step, batch 2048": lambda p: p["step_s"]["2048"],
+    "step, batch 64": lambda p: p["step_s"]["64"],
+    "limit": lambda p: p["limit_s"],
+    "bytes": lambda p: p["held_bytes"],
+    "update": lambda p: (p.get("update") or {}).get("update_s"),
+}
+"""What is fitted, seconds or bytes."""
+
+
+def report(out: Path) -> None:
+    """Print the exponents of a results file, and write them as JSON beside it."""
+    lines = Journal(out).lines()
+    if not lines:
+        return
+    mine = [line for line in lines if line["device"] == lines[-1]["device"]]
+    told = fits(latest_points(mine))
+    for fit in told:
+        for part in ("whole_range", "where_the_live_part_dominates"):
+            if found := fit[part]:
+                where = f"{found['points']} points over {found['decades']:.1f} decades"
+                name = f"{fit['series']}: {fit['cost']}, {part.replace('_', ' ')}"
+                print(f"{name}: exponent {found['exponent']:.3f} (r² {found['r2']:.3f}, {where})")
+    source = {key: mine[-1][key] for key in ("commit", "processor", "device", "environment")}
+    out.with_name(f"{out.stem}_fits.json").write_text(json.dumps({**source, "fits": told}, indent=1) + "\n")
 
 
 def main() -> int:
@@ -182,6 +265,7 @@ def main() -> int:
     passed = ["--device", device.type, "--seconds", str(chosen.seconds)]
     run = Run(Path(__file__), passed, chosen.threads, code_commit(), device_name(device))
     failed = run.in_turn([[cell] for cell in fitting], chosen.rounds, Journal(chosen.out.resolve()))
+    report(chosen.out.resolve())
     for cell in failed:
         print("failed:", cell, file=sys.stderr)
     return 1 if failed else 0
