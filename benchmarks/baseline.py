@@ -17,8 +17,8 @@ from recbole.utils import get_trainer, init_logger, init_seed  # noqa: E402
 from recbole_dsl.costs import held_bytes, peak_memory_bytes  # noqa: E402
 
 
-def recbole_trainer(model: str | type, dataset: str, config_dict: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
-    """RecBole's trainer of a dense model, and its data for training, validation and test."""
+def recbole_data(model: str | type, dataset: str, config_dict: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+    """RecBole's configuration, and its loaders for training, validation and test."""
     argv, sys.argv = sys.argv, sys.argv[:1]  # RecBole reads the command line
     try:
         config = Config(model=model, dataset=dataset, config_dict=dict(config_dict))
@@ -28,9 +28,20 @@ def recbole_trainer(model: str | type, dataset: str, config_dict: dict[str, Any]
     init_logger(config)
     train_data, valid_data, test_data = data_preparation(config, create_dataset(config))
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    return config, train_data, valid_data, test_data
+
+
+def trainer_of(config: Any, train_data: Any) -> Any:
+    """RecBole's trainer of a new dense model."""
     network = config.model_class(config, train_data._dataset).to(config["device"])
-    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, network)
-    return trainer, train_data, valid_data, test_data
+    return get_trainer(config["MODEL_TYPE"], config["model"])(config, network)
+
+
+def recbole_trainer(model: str | type, dataset: str, config_dict: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+    """RecBole's trainer of a dense model, and its data for training, validation and test."""
+    config, *loaders = recbole_data(model, dataset, config_dict)
+    trainer = trainer_of(config, loaders[0])
+    return trainer, *loaders
 
 
 def run_recbole_itself(model: str, dataset: str, config_dict: dict[str, Any]) -> dict[str, Any]:

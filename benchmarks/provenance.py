@@ -7,23 +7,52 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from recbole_dsl.results import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def provenance() -> dict[str, Any]:
-    """``environment`` (versions, threads), ``processor`` and ``commit`` of this process."""
-    return {"commit": commit(), "processor": processor(), "environment": environment()}
+def provenance(device: torch.device | None = None) -> dict[str, Any]:
+    """``environment`` (versions, threads), ``processor``, ``device`` and ``commit`` of this process."""
+    return {
+        "commit": commit(),
+        "processor": processor(),
+        "device": device_name(device or torch.device("cpu")),
+        "environment": environment(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The name of what computes: a GPU's, or the processor's."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+
+
+def chosen_device(name: str) -> torch.device:
+    """``cpu`` or ``cuda``; ``auto`` takes a GPU if there is one, as RecBole does."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 def commit() -> str:
     """The commit this was measured at, with ``-dirty`` if anything but results had changes."""
-    command = ["git", "describe", "--always", "--abbrev=12"]
-    name = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    changes = ["git", "status", "--porcelain", "--", ".", ":!benchmarks/results"]
-    dirty = subprocess.run(changes, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    name = _git("describe", "--always", "--abbrev=12")
+    dirty = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     return (name or "unknown") + ("-dirty" if dirty else "")
+
+
+def code_commit() -> str:
+    """The last commit of what is measured, so that committing results does not make them stale."""
+    measured = ("recbole_dsl", "properties", "benchmarks/*.py")
+    name = _git("log", "-1", "--format=%h", "--abbrev=12", "--", *measured)
+    dirty = _git("status", "--porcelain", "--", *measured)
+    return (name or "unknown") + ("-dirty" if dirty else "")
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def processor() -> str:
