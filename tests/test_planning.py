@@ -93,7 +93,7 @@ class Tables(nn.Module):
     shapes=SHAPES,
     density=st.floats(0.001, 1),
     built=st.sampled_from(list(BUILT)),
-    precision=st.sampled_from(["float32", "float64", "bfloat16"]),
+    precision=st.sampled_from(list(PRECISIONS)),
     joint=st.booleans(),
 )
 def test_what_training_holds(
@@ -126,7 +126,7 @@ def test_what_training_holds(
     shapes=SHAPES,
     density=st.floats(0.01, 1),
     memory=st.none() | st.integers(1, 6000),
-    precision=st.sampled_from(["float32", "float64", "bfloat16"]),
+    precision=st.sampled_from(list(PRECISIONS)),
     joint=st.booleans(),
 )
 def test_what_a_growth_window_holds(
