@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__
+from . import __version__, plan_command
 from .command_line import RECBOLE_OPTIONS, check_command_line
 from .errors import ConfigError, DSLError
 from .property_files import read_mapping
@@ -19,7 +19,8 @@ def parser() -> argparse.ArgumentParser:
     """The options of RecBole's ``run_recbole.py``; every other flag is a configuration key."""
     result = argparse.ArgumentParser(
         description="Train a RecBole model sparse from scratch.",
-        epilog="'recbole-dsl models' lists which models can be trained, and what is sparse in them. Every "
+        epilog="'recbole-dsl models' lists which models can be trained, and what is sparse in them; "
+        "'recbole-dsl plan' says what bytes a training of any size would hold (plan --help). Every "
         "RecBole setting and every dsl_ setting is a flag: --learning_rate=0.01 --dsl_density=0.1 (with '='). "
         "The most used: --dsl_method (dense, dsl, dsl_plus, static, set, rigl), --dsl_density, --dsl_budget, "
         "--dsl_width, --dsl_update_interval, --dsl_end, --dsl_result=FILE. All are in docs/configuration.md.",
@@ -93,7 +94,11 @@ def last_set(key: str, contents: Sequence[dict[str, Any]]) -> Any:
     return next((content[key] for content in reversed(contents) if content.get(key) is not None), None)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": run, "models": list_models}
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": run,
+    "models": list_models,
+    "plan": plan_command.run,
+}
 """The first word of the command line; without one it is ``train``."""
 
 

@@ -51,6 +51,27 @@ def format_bytes(amount: int) -> str:
     return "{}{}".format(*min(exact, key=lambda part: part[0]))
 
 
+_COUNT: Final = re.compile(r"(\d[\d_]*(?:\.\d+)?|\.\d+)(?:e\+?(\d{1,2}))?([kmb]?)", re.ASCII | re.IGNORECASE)
+_COUNT_UNITS: Final = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+COUNTS_ALLOWED: Final = "a whole number of at least 1 such as 1000000, 1_000_000, 1e6, 10M or 1.5B"
+
+
+def parse_count(text: str) -> int:
+    """Read ``'1e9'``, ``'1_000_000'``, ``'10M'`` or ``'1.5B'`` (K: thousand, M: million, B: billion), exactly.
+
+    Raises:
+        ConfigError: no such text, no whole number, or not from 1 to 2**63 - 1.
+    """
+    match = _COUNT.fullmatch(text.strip())
+    count = Fraction(0)
+    if match:
+        number = Fraction(match[1].replace("_", ""))
+        count = number * 10 ** int(match[2] or 0) * _COUNT_UNITS[match[3].lower()]
+    if count.denominator != 1 or not 1 <= count <= LARGEST:
+        raise ConfigError(f"{text!r} is no count; allowed is {COUNTS_ALLOWED}.")
+    return int(count)
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """A budget of ``count`` ≥ 1 live weights, or of ``count`` bytes with the index included."""

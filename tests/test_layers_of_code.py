@@ -16,8 +16,8 @@ PACKAGE = Path(recbole_dsl.__file__).parent
 LEVELS: list[set[str]] = [
     {"errors", "files", "resources", "kernels"},
     {"quantities", "graph", "sparsity", "property_files", "recbole_names", "stages"},
-    {"packed", "settings", "command_line"},
-    {"handle", "compat", "config"},
+    {"packed", "settings", "command_line", "planning"},
+    {"handle", "compat", "config", "plan_command"},
     {"training", "serving", "costs", "results", "support"},
     {"experiment"},
     {"compare"},
@@ -25,7 +25,7 @@ LEVELS: list[set[str]] = [
 ]
 WITHOUT_RECBOLE = [
     "graph", "kernels", "sparsity", "packed", "handle", "settings", "errors", "quantities", "property_files",
-    "resources",
+    "resources", "planning", "plan_command",
 ]  # fmt: skip
 
 

@@ -154,9 +154,9 @@ class PackedGroup(nn.Module):
 
         ``padding_idx``: a row whose gradient is dropped, as in ``nn.Embedding``.
         """
-        cached = self._cached(tensor)
-        if cached is not None:
-            return nn.functional.embedding(ids, cached, padding_idx)
+        cached = None if torch.is_grad_enabled() else self._cached(tensor)
+        if cached is not None:  # with a gradient, the backward pass would fill a whole table
+            return nn.functional.embedding(ids, cached)
         out = RowLookup.apply(self._token(), self, tensor, ids.reshape(-1), padding_idx)
         return out.view(*ids.shape, self.slices[tensor].cols)
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..sparsity.budget import index_type_bytes, pointer_type_bytes
+
 
 @dataclass(frozen=True)
 class TensorSlice:
@@ -42,12 +44,18 @@ def slices_of(names: Sequence[str], shapes: Sequence[Sequence[int]]) -> tuple[Te
     return tuple(result)
 
 
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integer types of an index by their bytes."""
+
+
 def column_dtype(columns: int) -> torch.dtype:
     """The smallest integer type that holds ids below ``columns``."""
-    for dtype, limit in ((torch.uint8, 2**8), (torch.int16, 2**15), (torch.int32, 2**31)):
-        if columns <= limit:
-            return dtype
-    return torch.int64
+    return _INTEGERS[index_type_bytes(columns)]
+
+
+def pointer_dtype(live: int) -> torch.dtype:
+    """The integer type of row pointers into ``live`` weights."""
+    return _INTEGERS[pointer_type_bytes(live)]
 
 
 def build_index(live: Tensor, slices: Sequence[TensorSlice]) -> tuple[Tensor, Tensor]:
@@ -60,8 +68,7 @@ def build_index(live: Tensor, slices: Sequence[TensorSlice]) -> tuple[Tensor, Te
         local = live[cuts[t] : cuts[t + 1]] - part.first_position
         counts.append(torch.bincount(local // part.cols, minlength=part.rows))
         columns.append((local % part.cols).to(id_type))
-    pointer_type = torch.int32 if live.numel() < 2**31 else torch.int64
-    ends_of_rows = torch.cat(counts).cumsum(0).to(pointer_type)
+    ends_of_rows = torch.cat(counts).cumsum(0).to(pointer_dtype(live.numel()))
     return torch.cat([ends_of_rows.new_zeros(1), ends_of_rows]), torch.cat(columns)
 
 

@@ -1,9 +1,14 @@
-"""Integer budgets: how many weights may live, in total and in each tensor."""
+"""Integer budgets: how many weights may live, in total and in each tensor, and what bytes allow.
+
+The rules for the sizes of what is stored are here because they need no torch.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+
+from ..errors import ConfigError
 
 
 def budget_of_density(weights: int, density: float) -> int:
@@ -17,6 +22,17 @@ def index_type_bytes(columns: int) -> int:
         if columns <= limit:
             return size
     return 8
+
+
+def pointer_type_bytes(live: int) -> int:
+    """Bytes of one row pointer into ``live`` weights: 4 below 2^31, else 8."""
+    return 4 if live < 2**31 else 8
+
+
+def index_bytes(shapes: Sequence[tuple[int, int]], live: int) -> int:
+    """Bytes of the column ids and row pointers of ``live`` weights in a group of tensors (rows, columns)."""
+    rows = sum(r for r, _ in shapes)
+    return live * index_type_bytes(max(c for _, c in shapes)) + pointer_type_bytes(live) * (rows + 1)
 
 
 def budget_of_bytes(memory: int, shapes: Sequence[tuple[int, int]], value_bytes: int = 4) -> int:
@@ -36,9 +52,7 @@ def budget_of_bytes(memory: int, shapes: Sequence[tuple[int, int]], value_bytes:
 def bytes_of_everything(shapes: Sequence[tuple[int, int]], value_bytes: int = 4) -> int:
     """Bytes of a group of tensors (rows, columns) at density 1: values, column ids and row pointers."""
     weights = sum(r * c for r, c in shapes)
-    pointer = 4 if weights < 2**31 else 8
-    per_weight = value_bytes + index_type_bytes(max(c for _, c in shapes))
-    return weights * per_weight + pointer * (1 + sum(r for r, _ in shapes))
+    return weights * value_bytes + index_bytes(shapes, weights)
 
 
 def allocate(total: int, shares: Sequence[float], caps: Sequence[int]) -> list[int]:
@@ -82,3 +96,37 @@ def erdos_renyi_shares(shapes: Sequence[Sequence[int]], kernel: bool) -> list[fl
         dims = list(shape) if kernel else list(shape[:2])
         shares.append(sum(dims) / math.prod(dims) * math.prod(shape))
     return shares
+
+
+def least_score_memory(shapes: Sequence[tuple[int, int]], element_size: int) -> int:
+    """Bytes of the growth scores of one row of each tensor and their bookkeeping, or of all if less."""
+    everything = sum(rows * cols for rows, cols in shapes) * element_size
+    return min(everything, sample_bytes(shapes, [1] * len(shapes), element_size))
+
+
+def sample_bytes(shapes: Sequence[tuple[int, int]], counts: Sequence[int], element_size: int) -> int:
+    """Bytes of the growth scores of ``counts`` rows of each tensor, of their numbers and the inverse."""
+    scored = sum(n * (cols * element_size + 8) for n, (_, cols) in zip(counts, shapes, strict=True))
+    return scored + 4 * sum(rows for rows, _ in shapes)
+
+
+def sampled_row_counts(
+    shapes: Sequence[tuple[int, int]], element_size: int, memory: int | None
+) -> list[int] | None:
+    """How many rows of each tensor growth scores of ``memory`` bytes allow, None if all.
+
+    Raises:
+        ConfigError: not even one row of each tensor fits.
+    """
+    weights = sum(rows * cols for rows, cols in shapes)
+    if memory is None or weights * element_size <= memory:
+        return None
+    left = memory - sample_bytes(shapes, [1] * len(shapes), element_size)  # after one row of each tensor
+    if left < 0:
+        raise ConfigError(
+            f"dsl_growth_memory={memory} bytes is too small to score even one row of each sparse "
+            f"tensor with shapes {list(shapes)}; allowed is at least "
+            f"{least_score_memory(shapes, element_size)} bytes."
+        )
+    more = sum((rows - 1) * (cols * element_size + 8) for rows, cols in shapes)
+    return [1 + (rows - 1) * left // more for rows, _ in shapes]

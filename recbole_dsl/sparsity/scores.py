@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from .budget import sampled_row_counts
 
 
 class PositionMap:
@@ -108,30 +108,6 @@ def sample_rows(
         for (n, _), count in zip(shapes, counts, strict=True)
     ]
     return PositionMap(shapes, rows, device=device)
-
-
-def sampled_row_counts(
-    shapes: Sequence[tuple[int, int]], element_size: int, memory: int | None
-) -> list[int] | None:
-    """How many rows of each tensor :func:`sample_rows` draws, None if it takes all.
-
-    Raises:
-        ConfigError: not even one row of each tensor fits.
-    """
-    weights = sum(rows * cols for rows, cols in shapes)
-    if memory is None or weights * element_size <= memory:
-        return None
-    inverse = sum(rows for rows, _ in shapes) * 4
-    row_bytes = [cols * element_size + 8 for _, cols in shapes]
-    left = memory - inverse - sum(row_bytes)  # after one row of each tensor
-    if left < 0:
-        raise ConfigError(
-            f"dsl_growth_memory={memory} bytes is too small to score even one row of each sparse "
-            f"tensor with shapes {list(shapes)}; allowed is at least "
-            f"{min(inverse + sum(row_bytes), weights * element_size)} bytes."
-        )
-    more = sum((rows - 1) * size for (rows, _), size in zip(shapes, row_bytes, strict=True))
-    return [1 + (rows - 1) * left // more for rows, _ in shapes]
 
 
 def score_dtype(dtype: torch.dtype) -> torch.dtype:
