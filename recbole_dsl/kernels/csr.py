@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,16 +92,26 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="csr")
 
 
-@loop
+@loop(reorder=True)
 def _multiply(pointers: Any, columns: Any, values: Any, dense: Any, out: Any, first: int, last: int) -> None:
+    """Four entries at a time: their rows of ``dense`` lie anywhere, and are waited for together."""
     width = dense.shape[1]
     for row in range(first, last):
-        total = out[row]
-        total[:] = 0
-        for entry in range(pointers[row], pointers[row + 1]):
-            value, source = values[entry], dense[columns[entry]]
+        total = np.zeros(width, dense.dtype)
+        entry, end = pointers[row], pointers[row + 1]
+        while entry + 3 < end:
+            a, b, c, d = values[entry], values[entry + 1], values[entry + 2], values[entry + 3]
+            one, two = dense[columns[entry]], dense[columns[entry + 1]]
+            three, four = dense[columns[entry + 2]], dense[columns[entry + 3]]
             for k in range(width):
-                total[k] += value * source[k]
+                total[k] += a * one[k] + b * two[k] + c * three[k] + d * four[k]
+            entry += 4
+        while entry < end:
+            a, one = values[entry], dense[columns[entry]]
+            for k in range(width):
+                total[k] += a * one[k]
+            entry += 1
+        out[row] = total
 
 
 @loop
