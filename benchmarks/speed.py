@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
@@ -65,6 +66,12 @@ def main() -> int:
     options.add_argument("--step-seconds", type=float, default=5.0, help="longest time for the steps of a cell")
     options.add_argument("--epoch-seconds", type=float, default=20.0, help="longest epoch that is run whole")
     chosen = options.parse_args()
+    variants = chosen.variants.split(",")
+    for variant in variants:
+        if variant not in VARIANTS and not re.fullmatch(r"packed (1(\.0)?|0?\.\d+)", variant):
+            options.error(
+                f"--variants: {variant!r} is none of {', '.join(VARIANTS)} or 'packed' with a density"
+            )
     device = chosen_device(chosen.device)
     limits = {"seconds": chosen.step_seconds, "epoch_seconds": chosen.epoch_seconds}
     passed = ["--device", device.type, "--limits", json.dumps(QUICK if chosen.quick else limits)]
@@ -74,7 +81,7 @@ def main() -> int:
     run = Run(script, passed, chosen.threads, code_commit(), device_name(device))
     # A GPU's context and the threads of OpenMP do not survive a fork.
     alone = device.type != "cpu" or chosen.threads > 1
-    groups = grid(chosen.only, chosen.variants.split(","), alone)
+    groups = grid(chosen.only, variants, alone)
     failed = run.in_turn(groups, chosen.rounds, Journal(chosen.out.resolve()))
     for cell in failed:
         print("failed:", cell, file=sys.stderr)

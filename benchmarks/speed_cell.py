@@ -15,6 +15,7 @@ import statistics
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import torch
@@ -83,8 +84,8 @@ RECBOLE_SIDE = ("recbole", "naive")
 class Limits:
     """How long a cell is measured.
 
-    ``steps``: at most so many are timed, or for ``seconds`` and at least three; ``epoch_seconds``: an
-    epoch that will take less is run whole.
+    ``steps``: at most so many are timed, or for ``seconds`` and at least three (two of more than
+    ``seconds`` each); ``epoch_seconds``: an epoch that will take less is run whole.
     """
 
     steps: int = 30
@@ -210,15 +211,22 @@ def time_updates(prepared: Prepared, times: int) -> dict[str, Any] | None:
 
 
 def measure(prepared: Prepared, limits: Limits) -> dict[str, Any]:
-    """Times and bytes of a prepared cell."""
+    """Times and bytes of a prepared cell.
+
+    ``core_share``: processor time / wall time of the timed steps; on a CPU less than 1 means that others
+    had the core meanwhile.
+    """
     trainer = prepared.trainer
     warm, _ = run_steps(prepared, steps=3, seconds=limits.seconds / 4)
-    times = 3 if min(warm.each) < 1 else 2
+    slow = min(warm.each) > limits.seconds
+    times = 1 if slow else 3 if min(warm.each) < 1 else 2
     updates = time_updates(prepared, times) if hasattr(trainer, "sparse") else None
+    busy = process_time()
     if min(warm.each) * len(prepared.data.train_data) < limits.epoch_seconds:
         timed, seconds = run_steps(prepared)
     else:
-        timed, seconds = run_steps(prepared, steps=limits.steps, seconds=limits.seconds, least=3)
+        timed, seconds = run_steps(prepared, steps=limits.steps, seconds=limits.seconds, least=2 if slow else 3)
+    busy = (process_time() - busy) / seconds
     step = statistics.median(timed.each)
     share = 0.0
     if updates is not None:
@@ -230,6 +238,7 @@ def measure(prepared: Prepared, limits: Limits) -> dict[str, Any]:
         "load_s": statistics.median(timed.load),
         "compute_s": statistics.median(timed.compute),
         "min_step_s": min(timed.each),
+        "core_share": busy,
         "steps_timed": len(timed.each),
         "steps_per_epoch": steps,
         "epoch_s": seconds if timed.whole else (step + share) * steps,

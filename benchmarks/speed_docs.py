@@ -137,7 +137,9 @@ def steps(measured: Measured) -> str:
         known = [None if x is None else x * 1e3 for x in (step, load)]
         return [*map(figure, known), *map(figure, ratios)]
 
-    return table(["model, dataset", "RecBole ms", "of it loading ms", *others], measured.rows(cells))
+    told = table(["model, dataset", "RecBole ms", "of it loading ms", *others], measured.rows(cells))
+    least = min(line["result"]["core_share"] for line in measured.lines)
+    return f"{told}\n\nThe steps had {least:.0%} of a core or more: below 100 % others were at work meanwhile."
 
 
 def epochs(measured: Measured) -> str:

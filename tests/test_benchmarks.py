@@ -174,6 +174,17 @@ def test_a_point_of_the_scaling_is_measured() -> None:
     assert beside["live"] == sum(p.numel() for p in BPR(300, 8).parameters()) and "update" not in beside
 
 
+@pytest.mark.parametrize("variant", ["dense", "packed", "packed 2", "packed x"])
+def test_unknown_variants_are_refused(
+    variant: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything runs."""
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--variants", f"recbole,{variant}"])
+    with pytest.raises(SystemExit):
+        speed.main()
+    assert variant in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "variants, updates, share",
     [

@@ -33,6 +33,7 @@ def speed_line(variant: str, step: float, turn: int, commit: str = "new", whole:
         "step_s": step,
         "step_with_updates_s": step * (1.25 if sparse else 1),
         "load_s": 0.001,
+        "core_share": 0.5 if variant == "ours 1.0" else 1.0,
         "epoch_s": 100 * step,
         "epoch_measured": whole,
         "updates": {"update_s": 25 * step, "update_interval": [100]} if sparse else None,
@@ -65,6 +66,7 @@ def test_ratios_are_of_the_newest_commit_and_the_middle_round(results: Path) -> 
     steps, split = speed_docs.SECTIONS["steps"](), speed_docs.SECTIONS["split"]()
     assert "999" not in steps and "| BPR, ml-1m | 20 | 1 | 1.25 | 5 |" in steps
     assert "| BPR, ml-1m | 1.25 | 4 |" in split
+    assert "had 50% of a core or more" in steps
     assert "On CPU, 1 thread, python 3, torch 2, commit `new`:" in steps
 
 
