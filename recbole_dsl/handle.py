@@ -235,6 +235,7 @@ def insert(
         grow_window=config.grow_window,
         grow_momentum=config.grow_momentum,
         growth_memory=config.growth_memory,
+        growth_rows=config.growth_rows,
         record=config.exploration_record,
         seed=seed,
     )
