@@ -31,8 +31,8 @@ def random_subset(n: int, k: int, generator: torch.Generator) -> Tensor:
     taken = torch.zeros(n, dtype=torch.bool)
     count = 0
     while count < k:
-        taken[torch.randint(n, (k - count,), generator=generator)] = True
-        count = int(taken.sum())
+        taken.index_fill_(0, torch.randint(n, (k - count,), generator=generator), True)
+        count = int(taken.count_nonzero())  # a sum would make int64 of every bool
     return taken.nonzero().flatten()
 
 
@@ -53,7 +53,7 @@ def hypergeometric(good: int, bad: int, draws: int, generator: torch.Generator) 
 
     By inversion of the distribution function in double precision, from the ratios of neighbouring
     probabilities, so numbers up to 2^53 are no difficulty (numpy's method, made of factorials, ends at
-    10^9). What lies 40 standard deviations and 40 from the mean is left out: less than 10^-100.
+    10^9). What lies 12 standard deviations and 60 from the mean is left out: less than 10^-30.
     """
     low, high = max(0, draws - bad), min(draws, good)
     total = good + bad
@@ -61,7 +61,7 @@ def hypergeometric(good: int, bad: int, draws: int, generator: torch.Generator) 
         return low
     mean = draws * good / total
     deviation = math.sqrt(mean * (bad / total) * ((total - draws) / max(1, total - 1)))
-    reach = 40 * deviation + 40
+    reach = 12 * deviation + 60
     low, high = max(low, math.floor(mean - reach)), min(high, math.ceil(mean + reach))
     x = torch.arange(low, high, dtype=torch.float64)
     # log P(x + 1) - log P(x); the largest probability becomes 1.
