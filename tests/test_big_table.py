@@ -212,7 +212,7 @@ def measured(*options: str) -> dict:
 
 
 def test_peak_memory_of_a_whole_run() -> None:
-    """2 × 200 000 rows: the benchmark, which asserts its bound, and a quarter of the dense model, blocks and all."""
+    """2 × 200 000 rows: the benchmark, which asserts its bound, and a quarter of the dense model."""
     told = measured("--rows", "400000", "--batch", "1024")
     assert told["live"] == told["budget"] == 400_000 * 64 // 20
     assert told["updates"] >= 2 and told["exchanged"] > 0

@@ -64,8 +64,8 @@ def drop_set(context: DropContext) -> Drop:
     k, strength = context.k, _magnitude(context.values)
     negative = context.values < 0
     positive = ~negative
-    from_negative = min(k // 2, int(negative.sum()))
-    from_positive = min(k - from_negative, int(positive.sum()))
+    from_negative = min(k // 2, int(negative.count_nonzero()))
+    from_positive = min(k - from_negative, int(positive.count_nonzero()))
     keep_lowest(negative, strength, k - from_positive)
     keep_lowest(positive, strength, from_positive)
     return Drop(positive.logical_or_(negative), strength)
@@ -88,7 +88,7 @@ def drop_threshold(context: DropContext) -> Drop:
     assert context.threshold is not None
     strength, n = _magnitude(context.values), context.values.numel()
     below = sum(
-        int((strength(first, first + SCORES_PER_BLOCK) < context.threshold).sum())
+        int((strength(first, first + SCORES_PER_BLOCK) < context.threshold).count_nonzero())
         for first in range(0, n, SCORES_PER_BLOCK)
     )
     return _lowest(context.values, strength, min(context.k, below))

@@ -7,6 +7,7 @@ of the k-th score are found by counting, so neither a sorted copy nor a list of 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -63,8 +64,11 @@ def keep_lowest(marks: Tensor, scores: BlockScore, k: int) -> None:
     def order(block: slice) -> Tensor:
         return _order(scores(block.start, block.stop))
 
-    bits = 8 * scores(0, 0).element_size()
-    choose = _Cut.of(lambda: (order(b)[marks[b]] for b in blocks), bits, k).chooser()
+    def marked() -> Iterator[Tensor]:
+        for b in blocks:
+            yield order(b) if bool(marks[b].all()) else order(b)[marks[b]]
+
+    choose = _Cut.of(marked, 8 * scores(0, 0).element_size(), k).chooser()
     for b in blocks:
         marks[b] = choose(order(b), marks[b])
 
@@ -105,6 +109,7 @@ _BITS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integer types by their bytes, to read floating-point numbers as bits."""
 
 
+@functools.cache
 def _infinity(dtype: torch.dtype) -> int:
     """The bits of +∞."""
     return int(torch.tensor(torch.inf, dtype=dtype).view(_BITS[dtype.itemsize]))
@@ -115,9 +120,9 @@ def _order(scores: Tensor) -> Tensor:
 
     The bits of floating-point numbers of one sign are in the order of the numbers.
     """
-    bits = (scores + 0.0).view(_BITS[scores.dtype.itemsize])  # -0.0 + 0.0 is +0.0
-    highest = _infinity(scores.dtype) + 1
-    return torch.where(scores.isnan(), highest, bits)
+    bits = scores.view(_BITS[scores.dtype.itemsize])
+    without_sign = bits & torch.iinfo(bits.dtype).max  # of -0.0 and of NaN
+    return without_sign.clamp_(max=_infinity(scores.dtype) + 1)
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ class _Cut:
             for block in blocks():
                 if shift < bits - DIGIT:  # only those whose higher digits are the k-th's
                     block = block[block >> (shift + DIGIT) == value]
-                digits = (block >> shift).long() & (2**DIGIT - 1)
+                digits = (block >> shift) - (value << DIGIT)
                 found = torch.bincount(digits, minlength=2**DIGIT)
                 counts = found if counts is None else counts.add_(found)
             if counts is None:

@@ -47,7 +47,7 @@ def plan_update(live: LiveRows, drop: Drop, score: BlockScore, where: PositionMa
     asked for block by block in ascending order, from the first anew at every pass. Positions that are
     not scored, NaN and infinite scores are never grown. Ties: lowest position first.
     """
-    k = int(drop.marks.sum())
+    k = int(drop.marks.count_nonzero())  # a sum would make int64 of every mark
     chosen = highest_positive_k(_Pool(live, drop.marks, score, where), k, drop.marks.device)
     grown = chosen.numel()
     arriving = _without_regrown(chosen, live, drop.marks, where)
