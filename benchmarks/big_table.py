@@ -94,7 +94,7 @@ def measure(setting: argparse.Namespace) -> dict[str, Any]:
         optimizer.step()
         (updates if is_update else steps).append(perf_counter() - started)
         if is_update:  # an arrival starts at zero, which no other weight is after a step of Adam
-            exchanged += int((handle.groups[0].live_values() == 0).sum())
+            exchanged += handle.budget - int(handle.groups[0].live_values().count_nonzero())
     held = held_bytes(model, optimizer)
     explorer = handle.explorer
     state = sum(held.values()) + explorer.record_bytes + explorer.growth_bytes

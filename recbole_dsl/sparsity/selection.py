@@ -84,7 +84,6 @@ def highest_positive_k(blocks: Iterable[tuple[int, Tensor]], k: int, device: tor
         k: how many to choose, ≥ 0.
         device: where the scores are.
     """
-
     dtype = next((scores.dtype for _, scores in blocks), None)
     if dtype is None:
         return torch.empty(0, dtype=torch.int64, device=device)
@@ -151,7 +150,7 @@ class _Cut:
                 digits = (block >> shift) - (value << DIGIT)
                 found = torch.bincount(digits, minlength=2**DIGIT)
                 counts = found if counts is None else counts.add_(found)
-            if counts is None:
+            if counts is None:  # nothing to choose from
                 return cls(0, 0, 0)
             up_to = counts.cumsum(0)
             if rest > int(up_to[-1]):  # in the first pass only
