@@ -29,7 +29,9 @@ from .sparsity.budget import (
     erdos_renyi_shares,
 )
 from .sparsity.explorer import ExplorationSettings, Explorer, UpdateEvent
+from .sparsity.initial import InitialValues, draw_values, usual_values
 from .sparsity.interactions import Interactions
+from .sparsity.names import TOPOLOGIES_OF_SHAPES
 from .sparsity.randomness import generator_for
 from .sparsity.targets import Selection, TensorInfo, matches, select_targets
 from .sparsity.topology import TOPOLOGIES, Topology, TopologyContext
@@ -128,15 +130,24 @@ def sparsify(
     *,
     interactions: Interactions | None = None,
     on_update: Callable[[UpdateEvent], None] | None = None,
+    initial_values: InitialValues = usual_values,
     **settings: Any,
 ) -> SparseHandle:
     """Make the weights of any module sparse in place, before its optimizer is built.
+
+    A module built under ``torch.device("meta")``, whose dense tensors take no memory, may be larger than
+    memory: its live weights are created where they are drawn, at random (``init`` is ``'random'``,
+    ``'er'`` or ``'erk'``), on the CPU. Tensors that stay dense must not be on ``meta``.
 
     Args:
         module: a module whose tensors have their initial values; do not write into them later.
         density: share of live weights over the sparsified tensors, in (0, 1]; 0.1 without a ``budget``.
         interactions: needed by ``init='nmf'`` only.
         on_update: called after every update of a group.
+        initial_values: initial values of tensors on the meta device: called with a tensor's description
+            (``name``, ``shape``, ``kind``, ``places``), flat positions in it (1-D int64) and a generator, it
+            returns the values there. Default: standard normal for ``nn.Embedding`` with a zero padding
+            row, uniform in ±1/√inputs for ``nn.Linear``, both as torch has them.
         settings: any setting of the configuration without its ``dsl_`` prefix, such as
             ``include=['*.weight']``, ``groups='joint'``, ``update_interval=100``, ``end=10_000``
             (steps; percent and epochs need a trainer that knows its length), ``grow``, ``seed``.
@@ -148,7 +159,8 @@ def sparsify(
 
     Raises:
         ConfigError: an unknown setting or a value that is not allowed.
-        TargetError: nothing to make sparse, or a pattern without a match.
+        TargetError: nothing to make sparse, a pattern without a match, or a tensor on the meta device
+            that stays dense.
     """
     defaults: dict[str, Any] = {
         "method": "dsl",
@@ -181,6 +193,7 @@ def sparsify(
         spans=lambda _: (config.update_interval.steps(0, 0), config.end.steps(0, 0)),
         interactions=interactions,
         on_update=on_update,
+        initial_values=initial_values,
     )
 
 
@@ -194,6 +207,7 @@ def insert(
     dense_size: Callable[[TensorInfo], int] | None = None,
     on_update: Callable[[UpdateEvent], None] | None = None,
     lenient: Collection[str] = (),
+    initial_values: InitialValues = usual_values,
 ) -> SparseHandle:
     """Make ``module`` sparse as ``config`` says; the common path of :func:`sparsify` and trainers.
 
@@ -202,6 +216,7 @@ def insert(
             the optimizer that trains it.
         dense_size: number of weights a tensor has in the dense model that density is counted against
             (default: its own).
+        initial_values: of tensors on the meta device.
         lenient: those of ``include``, ``exclude`` and ``groups`` that are defaults for many models: their
             patterns need not match a tensor.
     """
@@ -210,6 +225,7 @@ def insert(
     plans = _plan_groups(selection, config, "groups" in lenient)
     for name, tensors, _ in plans:
         check_uniform(name, tensors)
+    _check_meta(module, plans, config)
     _check_interactions(selection, config, interactions)
     dense = dense_size or (lambda tensor: tensor.parameter.numel())
     budgets = _budgets(plans, config, dense)
@@ -220,10 +236,13 @@ def insert(
         _topology(name, tensors, budget, start, config, seed, interactions)
         for (name, tensors, _), budget, start in zip(plans, budgets, starts, strict=True)
     ]
-    groups: list[Group] = [
-        _store(module, name, tensors, storage, topology, config.init_values)
-        for (name, tensors, storage), topology in zip(plans, topologies, strict=True)
+    values = [
+        _values(name, tensors, topology, config, seed, initial_values)
+        for (name, tensors, _), topology in zip(plans, topologies, strict=True)
     ]
+    groups: list[Group] = []
+    for name, tensors, storage in plans:  # which frees the positions of each once they are stored
+        groups.append(_store(module, name, tensors, storage, topologies.pop(0).live, values.pop(0)))
     for group in groups:
         if isinstance(group, PackedGroup):
             group.kernels = config.kernels
@@ -238,6 +257,7 @@ def insert(
         grow_window=config.grow_window,
         grow_momentum=config.grow_momentum,
         growth_memory=config.growth_memory,
+        growth_rows=config.growth_rows,
         record=config.exploration_record,
         seed=seed,
     )
@@ -248,6 +268,30 @@ def insert(
     inherited = [plan[0] for plan, start in zip(plans, starts, strict=True) if start is not None]
     explorer = Explorer(groups, each, on_update)
     return SparseHandle(module, groups, selection.without_weights(), explorer, total, inherited=inherited)
+
+
+def _check_meta(module: nn.Module, plans: Sequence[GroupPlan], config: DSLConfig) -> None:
+    """Refuse what needs values that tensors on the meta device do not have."""
+    empty = [(t, storage) for _, tensors, storage in plans for t in tensors if t.parameter.is_meta]
+    sparse = {id(t.parameter) for t, _ in empty}
+    named = [*module.named_parameters(), *module.named_buffers()]
+    left = [name for name, tensor in named if tensor.is_meta and id(tensor) not in sparse]
+    if left:
+        raise TargetError(
+            f"{', '.join(left[:6])}{', …' if len(left) > 6 else ''} stays dense, but is on the meta device and "
+            "has no values; allowed is a tensor of its own before sparsify, or its name in dsl_include."
+        )
+    masked = [t.name for t, storage in empty if storage == "masked"]
+    if masked:
+        raise TargetError(
+            f"{masked[0]} is on the meta device, but masked storage keeps it dense; allowed for it is a real "
+            "device, or dsl_exclude."
+        )
+    if empty and config.init not in TOPOLOGIES_OF_SHAPES:
+        raise ConfigError(
+            f"dsl_init={config.init!r} looks at whole tensors, but {empty[0][0].name} is on the meta device; "
+            f"allowed there are {', '.join(map(repr, TOPOLOGIES_OF_SHAPES))}."
+        )
 
 
 def _check_interactions(selection: Selection, config: DSLConfig, interactions: Interactions | None) -> None:
@@ -415,7 +459,7 @@ def sparse_start(tensors: Sequence[TensorInfo], budget: int) -> Tensor | None:
     zero and those are no more than the budget or less than half of all.
     """
     total = sum(t.parameter.numel() for t in tensors)
-    if budget == total:  # nothing is dead
+    if budget == total or tensors[0].parameter.is_meta:  # nothing is dead, or has been born
         return None
     counts = [int(t.parameter.count_nonzero()) for t in tensors]
     if 0 in counts or not (sum(counts) <= budget or sum(counts) < total / 2):
@@ -433,20 +477,35 @@ def sparse_start(tensors: Sequence[TensorInfo], budget: int) -> Tensor | None:
     return live
 
 
+def _values(
+    name: str,
+    tensors: Sequence[TensorInfo],
+    topology: Topology,
+    config: DSLConfig,
+    seed: int,
+    initial_values: InitialValues,
+) -> Tensor | None:
+    """Values of the live weights; None for those the tensors have."""
+    if tensors[0].parameter.is_meta:
+        generator = generator_for(seed, f"values/{name}")
+        return draw_values(tensors, topology.live, initial_values, generator)
+    return topology.values if config.init_values == "topology" else None
+
+
 def _store(
     module: nn.Module,
     name: str,
     tensors: Sequence[TensorInfo],
     storage: str,
-    topology: Topology,
-    init_values: str,
+    live: Tensor,
+    values: Tensor | None,
 ) -> Group:
-    device = tensors[0].parameter.device
-    live = topology.live.to(device)
-    values = topology.values if init_values == "topology" else None
+    if not tensors[0].parameter.is_meta:
+        device = tensors[0].parameter.device
+        live, values = live.to(device), None if values is None else values.to(device)
     if storage == "packed":
-        return pack(module, name, tensors, live, None if values is None else values.to(device))
+        return pack(module, name, tensors, live, values)
     group = mask(module, name, tensors, live)
     if values is not None:
-        group.set_values(values.to(device))
+        group.set_values(values)
     return group

@@ -19,7 +19,7 @@ from .sparsity.budget import (
     index_type_bytes,
     least_score_memory,
     sample_bytes,
-    sampled_row_counts,
+    scored_row_counts,
 )
 
 PRECISIONS: Final = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
@@ -223,10 +223,7 @@ def growth_bytes(groups: Sequence[Group], setup: Setup) -> int:
 
 def _scores_of(group: Group, memory: int | None, setup: Setup) -> int:
     shapes, size = group.shapes, setup.score_bytes
-    counts = sampled_row_counts(shapes, size, memory)
-    if setup.growth_rows < 1:
-        wanted = [budget_of_density(rows, setup.growth_rows) for rows, _ in shapes]
-        counts = wanted if counts is None else list(map(min, wanted, counts))
+    counts = scored_row_counts(shapes, size, memory, setup.growth_rows)
     return group.weights * size if counts is None else sample_bytes(shapes, counts, size)
 
 

@@ -26,7 +26,7 @@ WEIGHTS = torch.tensor([0.3, -0.1, 0.0, -0.5, 0.1, 0.2, -0.1])
 def dropped(name: str, values: Tensor, k: int, **more) -> list[int]:
     """Indices a drop criterion chooses."""
     context = DropContext(values, more.pop("gradients", None), k, **more)
-    return DROP_CRITERIA[name](context).indices.tolist()
+    return DROP_CRITERIA[name](context).marks.nonzero().flatten().tolist()
 
 
 def grown(name: str, seed: int = 0, **given) -> Tensor:

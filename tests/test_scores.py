@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_dsl.errors import ConfigError
-from recbole_dsl.sparsity.scores import GrowthScores, PositionMap, sample_rows, sampled_row_counts
+from recbole_dsl.sparsity.budget import sampled_row_counts, scored_row_counts
+from recbole_dsl.sparsity.scores import SMALL_TABLE, GrowthScores, PositionMap, sample_rows
 
 CPU = torch.device("cpu")
 SHAPES = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 9)), min_size=1, max_size=4)
@@ -47,9 +48,26 @@ def test_positions_and_slots_are_inverse(shapes: list[tuple[int, int]], seed: in
     slots = torch.arange(where.count)
     positions = where.positions(slots)
     assert (positions.diff() > 0).all()
-    assert torch.equal(where.slots(positions), slots)
-    everywhere = where.slots(torch.arange(sum(n * c for n, c in shapes)))
-    assert torch.equal(everywhere[everywhere >= 0], slots)
+    assert where.row_slots is not None
+    for (n, _), chosen, inverse in zip(shapes, rows, where.row_slots, strict=True):
+        assert torch.equal(inverse[chosen], torch.arange(chosen.numel(), dtype=torch.int32))
+        assert int((inverse >= 0).sum()) == chosen.numel() and inverse.numel() == n
+
+
+@settings(max_examples=80, deadline=None)
+@given(shapes=SHAPES, sampled=st.booleans(), size=st.integers(1, 40))
+def test_blocks_are_whole_rows_of_all_slots(shapes: list[tuple[int, int]], sampled: bool, size: int) -> None:
+    """Whatever their size, they follow each other from the first slot to the last, row by row."""
+    where = PositionMap(shapes, [torch.arange(0, n, 2) for n, _ in shapes] if sampled else None)
+    blocks = list(where.blocks(size))
+    assert [b.first for b in blocks] == [0, *(b.last for b in blocks[:-1])]
+    assert blocks[-1].last == where.count
+    for block in blocks:
+        cols = shapes[block.tensor][1]
+        assert block.last - block.first <= max(size, cols)
+        first_position = where.position_starts[block.tensor] + int(block.rows[0]) * cols
+        assert int(where.positions(torch.tensor([block.first]))) == first_position
+        assert block.rows.numel() * cols == block.last - block.first
 
 
 def scores_of_rows(rows: list[int]) -> GrowthScores:
@@ -90,3 +108,45 @@ def test_one_row_beside_many() -> None:
     with pytest.raises(ConfigError, match="allowed is at least 4532 bytes"):
         sampled_row_counts(shapes, 4, 4531)
     assert sampled_row_counts(shapes, 4, 4532) == [1, 1]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    shapes=SHAPES, memory=st.none() | st.integers(1, 10_000), share=st.floats(0.01, 1.0),
+    size=st.sampled_from([4, 8]),
+)  # fmt: skip
+def test_both_bounds_hold_together(
+    shapes: list[tuple[int, int]], memory: int | None, share: float, size: int
+) -> None:
+    """Neither more rows than the share nor more bytes than the memory, and at least a row of each tensor."""
+    dtype = {4: torch.float32, 8: torch.float64}[size]
+    try:
+        counts = scored_row_counts(shapes, size, memory, share)
+    except ConfigError as error:
+        least = int(str(error).split("at least ")[1].split()[0])
+        assert memory is not None and least > memory
+        scored_row_counts(shapes, size, least, share)
+        return
+    where = sample_rows(shapes, size, memory, torch.Generator().manual_seed(0), CPU, share)
+    scored = [n for n, _ in shapes] if where.rows is None else [r.numel() for r in where.rows]
+    assert counts is None or scored == counts
+    for n, (rows, _) in zip(scored, shapes, strict=True):
+        assert 1 <= n <= max(1, share * rows + 0.5)
+    assert memory is None or GrowthScores(where, dtype, CPU).bytes <= memory
+
+
+def test_without_a_memory_bound_the_share_is_exact() -> None:
+    """Rounded half up, at least one row; a share of 1 means all rows, without a sample's bookkeeping."""
+    assert scored_row_counts([(1000, 4), (3, 4), (50, 4)], 4, None, 0.25) == [250, 1, 13]
+    assert scored_row_counts([(1000, 4), (3, 4)], 4, None, 1.0) is None
+    assert scored_row_counts([(1000, 4), (3, 4)], 4, None, 0.9999) is None
+
+
+def test_large_tables_are_sampled_without_an_order_of_all_rows() -> None:
+    """Distinct ascending rows, from the whole table."""
+    rows = SMALL_TABLE + 1
+    where = sample_rows([(rows, 1)], 4, None, torch.Generator().manual_seed(0), CPU, 1e-4)
+    assert where.rows is not None
+    (chosen,) = where.rows
+    assert chosen.numel() == where.count == 419
+    assert (chosen.diff() > 0).all() and chosen[0] >= 0 and rows * 0.9 < chosen[-1] < rows

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import compiled
+from ..sparsity.rows import LiveRows
 from ..sparsity.scores import GrowthScores
-from ..sparsity.update import UpdatePlan, apply_plan
+from ..sparsity.update import UpdatePlan
 from .gradient import Memory, StepGradient, backward_pass
-from .index import build_index, is_index, row_numbers, slices_of
+from .index import Moved, build_index, is_index, rebuild, row_numbers, slices_of
 from .lookup import Materialise, RowLookup
 from .optimizer_state import check_optimizer, move_state
 
@@ -97,7 +98,11 @@ class PackedGroup(nn.Module):
 
     def live_positions(self) -> Tensor:
         """Flat positions of the live weights, int64, ascending."""
-        return torch.cat([s.first_position + self.flat_positions(t) for t, s in enumerate(self.slices)])
+        return self.live_rows().positions()
+
+    def live_rows(self) -> LiveRows:
+        """The index of the live weights itself, which changes with the topology."""
+        return LiveRows(self.table_shapes, self.row_pointers, self.column_ids)
 
     def live_values(self) -> Tensor:
         """The live weights in the order of :meth:`live_positions`."""
@@ -116,21 +121,15 @@ class PackedGroup(nn.Module):
 
     @torch.no_grad()
     def apply_update(self, plan: UpdatePlan, optimizer: torch.optim.Optimizer) -> None:
-        """Rebuild the topology; values and optimizer state follow, new positions start afresh."""
-        live, source = apply_plan(self.live_positions(), plan)
-        stays = source >= 0
-        origin = source.clamp_min(0)
+        """Rebuild the topology; values and optimizer state follow, new positions start afresh.
 
-        def follow(old: Tensor, birth: float) -> None:
-            old.copy_(torch.where(stays, old[origin], old.new_full((), birth)))
-
-        follow(self.weight, 0.0)
-        move_state(optimizer, self.weight, follow)
-        row_pointers, column_ids = build_index(live, self.slices)
-        self.row_pointers.copy_(row_pointers)
-        self.column_ids.copy_(column_ids)
+        In place and block by block: an update takes no second copy of anything.
+        """
         self.weight.grad = None
         self.clear_caches()
+        moved: list[Moved] = [(self.weight, 0.0)]
+        move_state(optimizer, self.weight, lambda state, birth: moved.append((state, birth)))
+        rebuild(self.slices, self.row_pointers, self.column_ids, plan.leaving, plan.arriving, moved)
 
     # --- what the layers ask ---------------------------------------------------------------------
 

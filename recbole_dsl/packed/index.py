@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..sparsity.budget import index_type_bytes, pointer_type_bytes
+from ..sparsity.rows import row_blocks
 
 
 @dataclass(frozen=True)
@@ -59,30 +60,146 @@ def pointer_dtype(live: int) -> torch.dtype:
 
 
 def build_index(live: Tensor, slices: Sequence[TensorSlice]) -> tuple[Tensor, Tensor]:
-    """Row pointers (rows + 1) and column ids (budget) of ascending flat positions ``live``."""
-    counts, columns = [], []
+    """Row pointers (rows + 1) and column ids (budget) of ascending flat positions ``live``.
+
+    Beside the result it needs memory for a block of rows.
+    """
     id_type = column_dtype(max(s.cols for s in slices))
-    ends = torch.tensor([s.first_position + s.rows * s.cols for s in slices], device=live.device)
-    cuts = [0, *torch.searchsorted(live, ends).tolist()]
-    for t, part in enumerate(slices):
-        local = live[cuts[t] : cuts[t + 1]] - part.first_position
-        counts.append(torch.bincount(local // part.cols, minlength=part.rows))
-        columns.append((local % part.cols).to(id_type))
-    ends_of_rows = torch.cat(counts).cumsum(0).to(pointer_dtype(live.numel()))
-    return torch.cat([ends_of_rows.new_zeros(1), ends_of_rows]), torch.cat(columns)
+    pointers = torch.zeros(
+        1 + sum(s.rows for s in slices), dtype=pointer_dtype(live.numel()), device=live.device
+    )
+    columns = torch.empty(live.numel(), dtype=id_type, device=live.device)
+    low = 0
+    for block in _blocks(slices):
+        high = int(torch.searchsorted(live, block.end))
+        local = live[low:high] - block.start
+        lengths = torch.bincount(local // block.cols, minlength=block.rows)
+        pointers[block.first + 1 : block.last + 1] = lengths.cumsum(0).add_(low)
+        columns[low:high] = local % block.cols
+        low = high
+    return pointers, columns
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows ``first`` … ``last`` - 1 of all rows, all of one tensor of ``cols`` columns.
+
+    Its flat positions are ``start`` … ``end`` - 1.
+    """
+
+    first: int
+    last: int
+    cols: int
+    start: int
+
+    @property
+    def rows(self) -> int:
+        return self.last - self.first
+
+    @property
+    def end(self) -> int:
+        return self.start + self.rows * self.cols
+
+
+def _blocks(slices: Sequence[TensorSlice]) -> Iterator[_Block]:
+    for tensor, first, last in row_blocks([(s.rows, s.cols) for s in slices]):
+        s = slices[tensor]
+        yield _Block(s.first_row + first, s.first_row + last, s.cols, s.first_position + first * s.cols)
+
+
+Moved = tuple[Tensor, float]
+"""A tensor with an entry per live weight, and the entry of a weight that arrives."""
+
+
+def rebuild(
+    slices: Sequence[TensorSlice],
+    row_pointers: Tensor,
+    column_ids: Tensor,
+    leaving: Tensor,
+    arriving: Tensor,
+    moved: Sequence[Moved],
+) -> None:
+    """Change the topology in place: first the gaps are closed, then room is made for the arrivals.
+
+    Needs memory for a block of rows only.
+
+    Args:
+        leaving: bool, per live weight. arriving: as many dead positions, flat, int64, ascending.
+        moved: values, optimizer state and the like; their entries stay with their positions.
+    """
+    _close_gaps(slices, row_pointers, leaving, [column_ids, *(tensor for tensor, _ in moved)])
+    _make_room(slices, row_pointers, column_ids, arriving, moved)
+
+
+def _close_gaps(
+    slices: Sequence[TensorSlice], row_pointers: Tensor, leaving: Tensor, moved: Sequence[Tensor]
+) -> None:
+    """Move what stays to the front, in ascending order, so nothing is overwritten before it was read."""
+    low = written = 0
+    for block in _blocks(slices):
+        ends = row_pointers[block.first + 1 : block.last + 1]
+        high = int(ends[-1])
+        stays = ~leaving[low:high]
+        before = torch.cat([stays.new_zeros(1, dtype=torch.int64), stays.cumsum(0)])
+        ends.copy_(before[ends.long() - low].add_(written))
+        kept = stays.nonzero().flatten()
+        for tensor in moved:
+            tensor[written : written + kept.numel()] = tensor[low:high].index_select(0, kept)
+        low, written = high, written + kept.numel()
+
+
+def _make_room(
+    slices: Sequence[TensorSlice],
+    row_pointers: Tensor,
+    column_ids: Tensor,
+    arriving: Tensor,
+    moved: Sequence[Moved],
+) -> None:
+    """Put the arrivals in their places, in descending order, so that all move to where was read before."""
+    end = arriving.numel()
+    for block in reversed(list(_blocks(slices))):
+        if end == 0:  # the rows that are left stay where they are
+            return
+        start = int(torch.searchsorted(arriving, block.start))
+        pointers = row_pointers[block.first : block.last + 1].long()
+        low, high = int(pointers[0]), int(pointers[-1])
+        rows = torch.repeat_interleave(pointers.diff())
+        stay = rows.mul_(block.cols).add_(column_ids[low:high])
+        new = arriving[start:end] - block.start
+        room = slice(low + start, high + end)
+        to = torch.searchsorted(stay, new).add_(torch.arange(new.numel(), device=new.device))
+        is_old = torch.ones(stay.numel() + new.numel(), dtype=torch.bool, device=new.device)
+        old = is_old.index_fill_(0, to, False).nonzero().flatten()
+        for tensor, birth in moved:
+            part = tensor[low:high].clone()
+            tensor[room].index_copy_(0, old, part).index_fill_(0, to, birth)
+        part = column_ids[low:high].clone()
+        column_ids[room].index_copy_(0, old, part)
+        column_ids[room].index_copy_(0, to, (new % block.cols).to(column_ids.dtype))
+        row_ends = torch.arange(1, block.rows + 1, device=new.device).mul_(block.cols)
+        pointers[1:] += torch.searchsorted(new, row_ends).add_(start)
+        row_pointers[block.first + 1 : block.last + 1] = pointers[1:]
+        end = start
 
 
 def is_index(row_pointers: Tensor, column_ids: Tensor, slices: Sequence[TensorSlice]) -> bool:
     """Whether pointers and columns name each a different position, in ascending order, and all exist."""
-    lengths = row_pointers.long().diff()
-    if int(row_pointers[0]) != 0 or int(row_pointers[-1]) != column_ids.numel() or bool((lengths < 0).any()):
+    if int(row_pointers[0]) != 0 or int(row_pointers[-1]) != column_ids.numel():
         return False
-    columns = torch.cat([torch.full((s.rows,), s.cols) for s in slices]).to(lengths.device)
-    starts = columns.cumsum(0) - columns
-    ids = column_ids.long()
-    positions = torch.repeat_interleave(starts, lengths) + ids
-    inside = (ids >= 0) & (ids < torch.repeat_interleave(columns, lengths))
-    return bool(inside.all()) and bool((positions.diff() > 0).all())
+    if bool((row_pointers[1:] < row_pointers[:-1]).any()):
+        return False
+    return all(
+        _is_ascending(row_pointers[block.first : block.last + 1], column_ids, block.cols)
+        for block in _blocks(slices)
+    )
+
+
+def _is_ascending(row_pointers: Tensor, column_ids: Tensor, cols: int) -> bool:
+    """Whether the columns of some rows exist and ascend in each row."""
+    ids = column_ids[int(row_pointers[0]) : int(row_pointers[-1])].long()
+    places = torch.repeat_interleave(row_pointers.long().diff()).mul_(cols).add_(ids)
+    inside = (ids >= 0) & (ids < cols)
+    return bool(inside.all()) and bool((places.diff() > 0).all())
 
 
 def row_numbers(row_pointers: Tensor, first: int, last: int) -> Tensor:

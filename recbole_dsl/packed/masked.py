@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..sparsity.rows import LiveRows
 from ..sparsity.scores import GrowthScores
 from ..sparsity.targets import TensorInfo
-from ..sparsity.update import UpdatePlan, apply_plan
-from .index import slices_of
+from ..sparsity.update import UpdatePlan
+from .index import build_index, slices_of
 from .optimizer_state import check_optimizer, move_state
 
 
@@ -102,6 +103,10 @@ class MaskedGroup(nn.Module):
         """Flat positions of the live weights, int64, ascending."""
         return self._flat_mask().nonzero().flatten()
 
+    def live_rows(self) -> LiveRows:
+        """The index of the live weights, built anew."""
+        return LiveRows(self.table_shapes, *build_index(self.live_positions(), self.slices))
+
     def live_values(self) -> Tensor:
         """The live weights in the order of :meth:`live_positions`."""
         flat = torch.cat([p.detach().reshape(-1) for p in self.trained_parameters()])
@@ -138,7 +143,7 @@ class MaskedGroup(nn.Module):
     def apply_update(self, plan: UpdatePlan, optimizer: torch.optim.Optimizer) -> None:
         """Move the masks; leaving and arriving positions get value 0 and state as at birth."""
         before = self.live_positions()
-        live, _ = apply_plan(before, plan)
+        live = torch.cat([before[~plan.leaving], plan.arriving])
         changed = torch.cat([before[plan.leaving], plan.arriving]).sort().values
         self._set_masks(live)
         for s, parameter in zip(self.slices, self.trained_parameters(), strict=True):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TargetError
+from ..sparsity.initial import VALUES_PER_BLOCK
 from ..sparsity.targets import TensorInfo
 from .group import PackedGroup
 from .layers import SLOTS, packed_class
@@ -37,7 +38,8 @@ def pack(
         name: name of the group; it is registered as ``packed_<name>`` in the innermost module that
             holds all the tensors, which fixes the names in ``state_dict``.
         live: flat positions over the tensors in order, int64, ascending.
-        values: values of the live weights; None takes those the tensors have now.
+        values: values of the live weights; None takes those the tensors have now. Tensors on the meta
+            device have none, so they need them; the group is where the values are.
 
     Raises:
         TargetError: a tensor cannot be packed, or the tensors differ in type or device.
@@ -51,7 +53,8 @@ def pack(
     if values is None:
         values = values_at(tensors, live)
     group = PackedGroup(name, [t.name for t in tensors], [t.shape for t in tensors], live, values)
-    group.to(tensors[0].parameter.device)
+    if not tensors[0].parameter.is_meta:
+        group.to(tensors[0].parameter.device)
     group.train(root.training)
     _register(root, f"packed_{_identifier(name)}", group, tensors)
     for number, tensor in enumerate(tensors):
@@ -96,14 +99,18 @@ def unpack(root: nn.Module, groups: Sequence[PackedGroup | MaskedGroup]) -> None
 
 
 def values_at(tensors: Sequence[TensorInfo], live: Tensor) -> Tensor:
-    """The current values of the tensors at flat positions ``live``, without a joint dense copy."""
-    parts, start = [], 0
+    """The current values of the tensors at ascending flat positions ``live``, without a joint dense copy."""
+    first = tensors[0].parameter
+    result = torch.empty(live.numel(), dtype=first.dtype, device=first.device)
+    low = start = 0
     for tensor in tensors:
         flat = tensor.parameter.detach().reshape(-1)
-        local = live[(live >= start) & (live < start + flat.numel())] - start
-        parts.append(flat[local.to(flat.device)])
-        start += flat.numel()
-    return torch.cat(parts)
+        high = int(torch.searchsorted(live, start + flat.numel()))
+        for block in range(low, high, VALUES_PER_BLOCK):
+            end = min(block + VALUES_PER_BLOCK, high)
+            result[block:end] = flat[(live[block:end] - start).to(flat.device)]
+        low, start = high, start + flat.numel()
+    return result
 
 
 def check_uniform(name: str, tensors: Sequence[TensorInfo]) -> None:

@@ -110,6 +110,27 @@ def sample_bytes(shapes: Sequence[tuple[int, int]], counts: Sequence[int], eleme
     return scored + 4 * sum(rows for rows, _ in shapes)
 
 
+def scored_row_counts(
+    shapes: Sequence[tuple[int, int]], element_size: int, memory: int | None, share: float = 1.0
+) -> list[int] | None:
+    """How many rows of each tensor are scored, None for all: both bounds hold, and at least one row is.
+
+    ``element_size``: bytes of a score; ``memory``: bytes that scores may take, None for no bound;
+    ``share``: of every tensor's rows, in (0, 1], rounded half up.
+
+    Raises:
+        ConfigError: not even one row of each tensor fits.
+    """
+    by_memory = sampled_row_counts(shapes, element_size, memory)
+    wanted = [min(rows, max(1, math.floor(share * rows + 0.5))) for rows, _ in shapes]
+    if wanted == [rows for rows, _ in shapes]:
+        return by_memory
+    if by_memory is None and memory is not None and sample_bytes(shapes, wanted, element_size) > memory:
+        # The scores of all rows fit, but not those of many rows and their bookkeeping.
+        by_memory = _counts_within(shapes, element_size, memory)
+    return wanted if by_memory is None else [min(pair) for pair in zip(wanted, by_memory, strict=True)]
+
+
 def sampled_row_counts(
     shapes: Sequence[tuple[int, int]], element_size: int, memory: int | None
 ) -> list[int] | None:
@@ -121,12 +142,18 @@ def sampled_row_counts(
     weights = sum(rows * cols for rows, cols in shapes)
     if memory is None or weights * element_size <= memory:
         return None
-    left = memory - sample_bytes(shapes, [1] * len(shapes), element_size)  # after one row of each tensor
+    return _counts_within(shapes, element_size, memory)
+
+
+def _counts_within(shapes: Sequence[tuple[int, int]], element_size: int, memory: int) -> list[int]:
+    one_each = sample_bytes(shapes, [1] * len(shapes), element_size)
+    left = memory - one_each
     if left < 0:
+        everything = sum(rows * cols for rows, cols in shapes) * element_size
         raise ConfigError(
             f"dsl_growth_memory={memory} bytes is too small to score even one row of each sparse "
             f"tensor with shapes {list(shapes)}; allowed is at least "
-            f"{least_score_memory(shapes, element_size)} bytes."
+            f"{min(one_each, everything) if memory < everything else one_each} bytes."
         )
     more = sum((rows - 1) * (cols * element_size + 8) for rows, cols in shapes)
-    return [1 + (rows - 1) * left // more for rows, _ in shapes]
+    return [1 + (rows - 1) * left // max(1, more) for rows, _ in shapes]

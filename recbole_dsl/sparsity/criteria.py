@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .selection import lowest_k
+from .selection import SCORES_PER_BLOCK, BlockScore, keep_lowest
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,29 @@ class DropContext:
 
 @dataclass(frozen=True)
 class Drop:
-    """``indices`` (int64, ascending) of dropped live weights, and every live weight's ``strength``.
+    """``marks`` (bool, one per live weight) of the dropped ones, and the ``strength`` of a range of them.
 
-    The strength orders the dropped ones: when too few positions can be grown, the strongest stay.
+    The strength, ≥ 0 or NaN, orders the dropped ones: when too few positions can be grown, the strongest
+    stay. Marks and blocks of strength take a byte per live weight, where indices and scores would take 12.
     """
 
-    indices: Tensor
-    strength: Tensor
+    marks: Tensor
+    strength: BlockScore
+
+
+def _magnitude(values: Tensor) -> BlockScore:
+    return lambda first, last: values[first:last].abs()
+
+
+def _lowest(values: Tensor, strength: BlockScore, k: int) -> Drop:
+    marks = torch.ones(values.numel(), dtype=torch.bool, device=values.device)
+    keep_lowest(marks, strength, k)
+    return Drop(marks, strength)
 
 
 def drop_magnitude(context: DropContext) -> Drop:
     """The k live weights of smallest |w| (DSL §3.3; SET and RigL use the same score)."""
-    strength = context.values.abs()
-    return Drop(lowest_k(strength, context.k), strength)
+    return _lowest(context.values, _magnitude(context.values), context.k)
 
 
 def drop_set(context: DropContext) -> Drop:
@@ -51,33 +61,37 @@ def drop_set(context: DropContext) -> Drop:
     SET, Mocanu et al., Nature Communications 2018. Zero counts as positive; for odd k the positive
     side gives one more; when a side runs out, the other gives the rest.
     """
-    k, strength = context.k, context.values.abs()
-    negative = (context.values < 0).nonzero().flatten()
-    positive = (~(context.values < 0)).nonzero().flatten()
-    from_negative = min(k // 2, negative.numel())
-    from_positive = min(k - from_negative, positive.numel())
-    indices = torch.cat(
-        [
-            positive[lowest_k(strength[positive], from_positive)],
-            negative[lowest_k(strength[negative], k - from_positive)],
-        ]
-    )
-    return Drop(indices.sort().values, strength)
+    k, strength = context.k, _magnitude(context.values)
+    negative = context.values < 0
+    positive = ~negative
+    from_negative = min(k // 2, int(negative.count_nonzero()))
+    from_positive = min(k - from_negative, int(positive.count_nonzero()))
+    keep_lowest(negative, strength, k - from_positive)
+    keep_lowest(positive, strength, from_positive)
+    return Drop(positive.logical_or_(negative), strength)
 
 
 def drop_taylor(context: DropContext) -> Drop:
     """The k live weights of smallest |w · g|, g the last step's gradient (Molchanov et al. 2017)."""
-    gradients = context.gradients
-    strength = context.values.abs() if gradients is None else (context.values * gradients).abs()
-    return Drop(lowest_k(strength, context.k), strength)
+    values, gradients = context.values, context.gradients
+    if gradients is None:
+        return drop_magnitude(context)
+
+    def strength(first: int, last: int) -> Tensor:
+        return (values[first:last] * gradients[first:last]).abs()
+
+    return _lowest(values, strength, context.k)
 
 
 def drop_threshold(context: DropContext) -> Drop:
     """The live weights with |w| below the threshold, the smallest first, at most k."""
     assert context.threshold is not None
-    strength = context.values.abs()
-    below = int((strength < context.threshold).sum())
-    return Drop(lowest_k(strength, min(context.k, below)), strength)
+    strength, n = _magnitude(context.values), context.values.numel()
+    below = sum(
+        int((strength(first, first + SCORES_PER_BLOCK) < context.threshold).count_nonzero())
+        for first in range(0, n, SCORES_PER_BLOCK)
+    )
+    return _lowest(context.values, strength, min(context.k, below))
 
 
 DROP_CRITERIA: dict[str, Callable[[DropContext], Drop]] = {

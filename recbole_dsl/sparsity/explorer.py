@@ -14,9 +14,10 @@ from .criteria import DROP_CRITERIA, GROWTH_CRITERIA, DropContext, GrowthContext
 from .randomness import generator_for
 from .record import ExplorationRecord
 from .schedule import update_ratio
-from .scores import GrowthScores, PositionMap, sample_rows, sampled_row_counts, score_dtype
+from .scores import GrowthScores, PositionMap, sample_rows, score_dtype, scored_row_counts
+from .selection import BlockScore
 from .storage import SparseGroup
-from .update import BlockScore, plan_update
+from .update import plan_update
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class ExplorationSettings:
 
     ``update_interval`` ≥ 1 (ΔT); ``end`` ≥ 0 (T_end, no update after it); ``update_ratio``,
     ``update_ratio_min`` in [0, 1]; ``grow_window`` ≥ 1 or None for ``update_interval``;
-    ``growth_memory`` bytes for growth scores or None for no bound; ``seed`` of our own generators;
+    ``growth_memory`` bytes for growth scores or None for no bound; ``growth_rows`` in (0, 1], the share
+    of each tensor's rows that is scored at most; ``seed`` of our own generators;
     ``record``: keep one bit per position that says whether it was live before.
     """
 
@@ -40,6 +42,7 @@ class ExplorationSettings:
     grow_window: int | None = None
     grow_momentum: float = 0.9
     growth_memory: int | None = None
+    growth_rows: float = 1.0
     record: bool = True
     seed: int = 0
 
@@ -127,7 +130,8 @@ class Explorer:
         ]
         for progress in self.progress:
             if progress.settings.updates:  # a bound that is too small is told now, not at the first window
-                sampled_row_counts(progress.group.table_shapes, *self._score_memory(progress.group))
+                bounds = self._score_bounds(progress.group)
+                scored_row_counts(progress.group.table_shapes, *bounds, settings.growth_rows)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> int:
         """Count the steps of ``optimizer`` for every group whose parameters it owns.
@@ -265,10 +269,11 @@ class Explorer:
 
     def _sample(self, progress: GroupProgress) -> PositionMap:
         group = progress.group
-        size, memory = self._score_memory(group)
-        return sample_rows(group.table_shapes, size, memory, progress.generator, group.device)
+        size, memory = self._score_bounds(group)
+        share = self.settings.growth_rows
+        return sample_rows(group.table_shapes, size, memory, progress.generator, group.device, share)
 
-    def _score_memory(self, group: SparseGroup) -> tuple[int, int | None]:
+    def _score_bounds(self, group: SparseGroup) -> tuple[int, int | None]:
         """Bytes of one score, and the group's share of the bytes that all scores may take."""
         size = score_dtype(group.dtype).itemsize
         memory = self.settings.growth_memory
@@ -283,9 +288,9 @@ class Explorer:
         if k == 0:  # nothing happens
             self._reset_scores(group)
             return
-        live = group.live_positions()
+        live = group.live_rows()
         if record is not None:
-            record.add(live)  # a topology that was loaded lived as well
+            record.add_live(live)  # a topology that was loaded lived as well
         context = DropContext(
             group.live_values().detach(), group.live_gradients(), k, self.settings.drop_threshold
         )
@@ -319,8 +324,11 @@ class Explorer:
         group, record = progress.group, progress.record
         sums = group.growth_scores
         where = sums.where if sums is not None else self._sample(progress)
+        state = progress.generator.get_state()
 
         def score(first: int, last: int) -> Tensor:
+            if first == 0:  # every pass over the scores sees the same draws
+                progress.generator.set_state(state)
             ever = None
             if self.criterion.needs_record and record is not None:
                 slots = torch.arange(first, last, device=group.device)

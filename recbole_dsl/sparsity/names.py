@@ -22,3 +22,6 @@ DATA_PATH_NAMES: Final = ("fast", "recbole")
 
 TOPOLOGIES_WITH_VALUES: Final = ("nmf",)
 """Topologies that also propose initial values (``dsl_init_values: topology``)."""
+
+TOPOLOGIES_OF_SHAPES: Final = ("random", "er", "erk")
+"""Topologies that look at the shapes of tensors only, so the tensors need no values."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .rows import LiveRows
 from .storage import SparseGroup
 
 
@@ -19,7 +20,12 @@ class ExplorationRecord:
         self.positions = sum(rows * cols for rows, cols in group.table_shapes)
         self.bits = torch.zeros((self.positions + 7) // 8, dtype=torch.uint8, device=group.device)
         self.count = 0
-        self.add(group.live_positions())
+        self.add_live(group.live_rows())
+
+    def add_live(self, live: LiveRows) -> None:
+        """Mark all live positions, block by block."""
+        for _, positions in live.blocks():
+            self.add(positions)
 
     def contains(self, positions: Tensor) -> Tensor:
         """Whether each of the positions (int64) was live before; bool."""

@@ -2,18 +2,30 @@
 
 A group is a list of 2-D tensors (rows × columns); its flat *positions* number the entries of the
 first tensor row by row, then those of the second, and so on. Scores exist for *slots*: all positions,
-or those of a sample of rows when a memory bound does not allow all.
+or those of a sample of rows when a share of them is asked for or a memory bound does not allow all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from .budget import sampled_row_counts
+from .budget import scored_row_counts
+from .sampling import random_subset
+
+
+@dataclass(frozen=True)
+class SlotBlock:
+    """Slots ``first`` … ``last`` - 1: those of some ``rows`` (int64, ascending) of one tensor."""
+
+    tensor: int
+    rows: Tensor
+    first: int
+    last: int
 
 
 class PositionMap:
@@ -31,6 +43,7 @@ class PositionMap:
         device: torch.device | None = None,
     ) -> None:
         self.shapes = list(shapes)
+        self.device = device
         self.rows = list(rows) if rows is not None else None
         self.row_slots: list[Tensor] | None = None
         if self.rows is not None:
@@ -53,19 +66,20 @@ class PositionMap:
         """Number of slots."""
         return self.slot_starts[-1]
 
-    def slots(self, positions: Tensor) -> Tensor:
-        """Slot of each position (int64), -1 where its row is not scored."""
-        if self.row_slots is None:
-            return positions
-        result = torch.full_like(positions, -1)
-        for t, (_, cols) in enumerate(self.shapes):
-            low, high = self.position_starts[t], self.position_starts[t + 1]
-            mine = ((positions >= low) & (positions < high)).nonzero().flatten()
-            local = positions[mine] - low
-            row = self.row_slots[t][local // cols].long()
-            slot = self.slot_starts[t] + row * cols + local % cols
-            result[mine] = torch.where(row >= 0, slot, torch.full_like(slot, -1))
-        return result
+    def blocks(self, size: int) -> Iterator[SlotBlock]:
+        """All slots, ascending, in blocks of whole rows: about ``size`` slots, at least a row."""
+        for t, (n_rows, cols) in enumerate(self.shapes):
+            step = max(1, size // max(1, cols))
+            scored = n_rows if self.rows is None else self.rows[t].numel()
+            for first in range(0, scored, step):
+                last = min(first + step, scored)
+                rows = (
+                    torch.arange(first, last, device=self.device)
+                    if self.rows is None
+                    else self.rows[t][first:last]
+                )
+                start = self.slot_starts[t]
+                yield SlotBlock(t, rows, start + first * cols, start + last * cols)
 
     def positions(self, slots: Tensor) -> Tensor:
         """Position of each slot (int64); ascending slots give ascending positions."""
@@ -86,28 +100,36 @@ class PositionMap:
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
+SMALL_TABLE: Final = 2**22
+"""Rows up to which a random order of all of them is drawn to sample some."""
+
+
 def sample_rows(
     shapes: Sequence[tuple[int, int]],
     element_size: int,
     memory: int | None,
     generator: torch.Generator,
     device: torch.device,
+    share: float = 1.0,
 ) -> PositionMap:
-    """All rows if their scores fit into ``memory`` bytes (None: no bound), else a uniform sample.
+    """A uniform sample of each tensor's rows, or all of them, as :func:`scored_row_counts` says.
 
-    The sample takes the same share of every tensor's rows. Draws only from ``generator``.
+    Draws only from ``generator``.
 
     Raises:
         ConfigError: not even one row of each tensor fits.
     """
-    counts = sampled_row_counts(shapes, element_size, memory)
+    counts = scored_row_counts(shapes, element_size, memory, share)
     if counts is None:
         return PositionMap(shapes, device=device)
-    rows = [
-        torch.randperm(n, generator=generator)[:count].sort().values.to(device)
-        for (n, _), count in zip(shapes, counts, strict=True)
-    ]
+    rows = [_sample(n, count, generator).to(device) for (n, _), count in zip(shapes, counts, strict=True)]
     return PositionMap(shapes, rows, device=device)
+
+
+def _sample(n: int, count: int, generator: torch.Generator) -> Tensor:
+    if n > SMALL_TABLE:  # whose order would take more memory than its scores may
+        return random_subset(n, count, generator)
+    return torch.randperm(n, generator=generator)[:count].sort().values
 
 
 def score_dtype(dtype: torch.dtype) -> torch.dtype:

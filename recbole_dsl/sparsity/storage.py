@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from .rows import LiveRows
 from .scores import GrowthScores
 from .update import UpdatePlan
 
@@ -41,12 +42,12 @@ class SparseGroup(Protocol):
         """The parameters an optimizer must own for this group to be trained."""
         ...
 
-    def live_positions(self) -> Tensor:
-        """Flat positions of the live weights, int64, ascending."""
+    def live_rows(self) -> LiveRows:
+        """Where the live weights are; valid until the topology changes."""
         ...
 
     def live_values(self) -> Tensor:
-        """Values of the live weights, in the order of :meth:`live_positions`."""
+        """Values of the live weights, in ascending order of their positions."""
         ...
 
     def live_per_tensor(self) -> list[int]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .budget import allocate, erdos_renyi_shares
+from .sampling import random_subset
 from .selection import highest_k
 
 
@@ -44,24 +45,6 @@ class Topology:
 
     live: Tensor
     values: Tensor | None = None
-
-
-def random_subset(n: int, k: int, generator: torch.Generator) -> Tensor:
-    """``k`` distinct numbers below ``n``, uniform, ascending (int64); needs n bytes beside them.
-
-    ``torch.randperm(n)`` would need 8·n bytes, which is more than the dense table itself.
-    """
-    if k > n // 2:
-        left_out = random_subset(n, n - k, generator)
-        keep = torch.ones(n, dtype=torch.bool)
-        keep[left_out] = False
-        return keep.nonzero().flatten()
-    taken = torch.zeros(n, dtype=torch.bool)
-    count = 0
-    while count < k:
-        taken[torch.randint(n, (k - count,), generator=generator)] = True
-        count = int(taken.sum())
-    return taken.nonzero().flatten()
 
 
 def random(context: TopologyContext) -> Topology:

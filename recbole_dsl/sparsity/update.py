@@ -1,11 +1,12 @@
 """One update, planned: which live weights leave and which positions arrive (design §3).
 
-Pure functions on positions and scores; storage and optimizer are not known here.
+Pure functions on an index and scores; storage and optimizer are not known here. They go through both
+block by block and hold, beside a block, a byte per live weight and eight per exchanged one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,24 +14,22 @@ import torch
 from torch import Tensor
 
 from .criteria import Drop
+from .rows import LiveRows
 from .scores import PositionMap
-from .selection import highest_positive_k, lowest_k
+from .selection import BlockScore, highest_positive_k, keep_lowest
 
 SLOTS_PER_BLOCK: Final = 2**20
-"""Growth scores looked at together; an update needs memory for so many and for the live weights."""
-
-BlockScore = Callable[[int, int], Tensor]
-"""Maps a range of slots, first and last + 1, to their growth scores (1-D)."""
+"""Growth scores looked at together, rounded to whole rows."""
 
 
 @dataclass(frozen=True)
 class UpdatePlan:
     """The outcome of one update of a group.
 
-    ``leaving``: indices (ascending) into the live weights; ``arriving``: flat positions (ascending)
-    that become live. Both have the same length, which is why a budget cannot drift. ``dropped`` = k,
-    ``grown`` counts positions chosen by the growth score, ``regrown`` those of them that had just
-    been dropped and so never left.
+    ``leaving``: bool, one per live weight; ``arriving``: flat positions (int64, ascending) that become
+    live. As many leave as arrive, which is why a budget cannot drift. ``dropped`` = k, ``grown`` counts
+    positions chosen by the growth score, ``regrown`` those of them that had just been dropped and so
+    never left.
     """
 
     leaving: Tensor
@@ -40,44 +39,50 @@ class UpdatePlan:
     regrown: int
 
 
-def plan_update(live: Tensor, drop: Drop, score: BlockScore, where: PositionMap) -> UpdatePlan:
+def plan_update(live: LiveRows, drop: Drop, score: BlockScore, where: PositionMap) -> UpdatePlan:
     """Choose growth among the dead positions and the dropped ones, and settle who really leaves.
 
-    ``live``: the live positions, int64, ascending. ``drop``: the drop criterion's choice.
-    ``score``: growth scores of the scored positions, which ``where`` numbers as slots; asked for
-    block by block in ascending order. Positions that are not scored, NaN and infinite scores are
-    never grown. Ties: lowest position first.
+    ``live``: the live weights. ``drop``: the drop criterion's choice, whose marks become those of the
+    leaving weights. ``score``: growth scores of the scored positions, which ``where`` numbers as slots;
+    asked for block by block in ascending order, from the first anew at every pass. Positions that are
+    not scored, NaN and infinite scores are never grown. Ties: lowest position first.
     """
-    k = drop.indices.numel()
-    kept = torch.ones(live.numel(), dtype=torch.bool, device=live.device)
-    kept[drop.indices] = False
-    pool = _pool_scores(where.slots(live[kept]), score, where.count)
-    chosen = where.positions(highest_positive_k(pool, k, live.device))
-    is_regrown = torch.isin(chosen, live[drop.indices], assume_unique=True)
-    arriving = chosen[~is_regrown]
-    losers = drop.indices[~torch.isin(live[drop.indices], chosen, assume_unique=True)]
-    leaving = losers[lowest_k(drop.strength[losers], arriving.numel())]
-    return UpdatePlan(leaving, arriving, k, chosen.numel(), int(is_regrown.sum()))
+    k = int(drop.marks.count_nonzero())  # a sum would make int64 of every mark
+    chosen = highest_positive_k(_Pool(live, drop.marks, score, where), k, drop.marks.device)
+    grown = chosen.numel()
+    arriving = _without_regrown(chosen, live, drop.marks, where)
+    keep_lowest(drop.marks, drop.strength, arriving.numel())
+    return UpdatePlan(drop.marks, arriving, k, grown, grown - arriving.numel())
 
 
-def _pool_scores(kept: Tensor, score: BlockScore, count: int) -> Iterator[tuple[int, Tensor]]:
-    """The scores of all slots in blocks, zero at the slots of weights that stay (``kept``)."""
-    kept = kept[kept >= 0]  # ascending, as positions are
-    starts = torch.arange(0, count + SLOTS_PER_BLOCK, SLOTS_PER_BLOCK, device=kept.device)
-    cuts = torch.searchsorted(kept, starts).tolist()
-    for block, first in enumerate(range(0, count, SLOTS_PER_BLOCK)):
-        scores = score(first, min(first + SLOTS_PER_BLOCK, count)).clone()
-        scores[kept[cuts[block] : cuts[block + 1]] - first] = 0.0
-        yield first, scores
+class _Pool:
+    """The scores of all slots in blocks, zero at the slots of weights that stay; can be read again."""
+
+    def __init__(self, live: LiveRows, dropped: Tensor, score: BlockScore, where: PositionMap) -> None:
+        self.live, self.dropped, self.score, self.where = live, dropped, score, where
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        for block in self.where.blocks(SLOTS_PER_BLOCK):
+            scores = self.score(block.first, block.last).clone()
+            index, place = self.live.of(block.tensor, block.rows)
+            scores[place[~self.dropped[index]]] = 0.0
+            yield block.first, scores
 
 
-def apply_plan(live: Tensor, plan: UpdatePlan) -> tuple[Tensor, Tensor]:
-    """The new live positions (int64, ascending) and, per new position, where it comes from.
+def _without_regrown(chosen: Tensor, live: LiveRows, dropped: Tensor, where: PositionMap) -> Tensor:
+    """The positions of the ``chosen`` slots (ascending) that were not live; ``chosen`` is overwritten.
 
-    The second tensor holds the index among the old live weights, or -1 for a position that is new.
+    Those that were had been dropped: their marks are cleared.
     """
-    stays = torch.ones(live.numel(), dtype=torch.bool, device=live.device)
-    stays[plan.leaving] = False
-    source = torch.cat([stays.nonzero().flatten(), torch.full_like(plan.arriving, -1)])
-    positions, order = torch.cat([live[stays], plan.arriving]).sort()
-    return positions, source[order]
+    blocks = list(where.blocks(SLOTS_PER_BLOCK))
+    ends = torch.tensor([block.last for block in blocks], device=chosen.device)
+    start, count = 0, 0
+    for block, end in zip(blocks, torch.searchsorted(chosen, ends).tolist(), strict=True):
+        slots, start = chosen[start:end], end
+        index, place = live.of(block.tensor, block.rows)
+        was_live = torch.isin(slots, place + block.first, assume_unique=True)
+        dropped[index[torch.isin(place + block.first, slots, assume_unique=True)]] = False
+        new = where.positions(slots[~was_live])
+        chosen[count : count + new.numel()] = new  # never ahead of what is still to be read
+        count += new.numel()
+    return chosen[:count]
