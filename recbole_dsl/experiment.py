@@ -36,6 +36,7 @@ from recbole.utils import (  # noqa: E402
 from .config import RecBoleDSLConfig  # noqa: E402
 from .training.adaptations import clear_model_caches, loss_of_interactions  # noqa: E402
 from .training.checkpoint import plain  # noqa: E402
+from .training.loading import accelerate  # noqa: E402
 from .training.trainer import sparse_trainer  # noqa: E402
 
 
@@ -100,6 +101,9 @@ def load_data(config: RecBoleDSLConfig) -> tuple[Any, Any, Any, Any]:
         data = create_dataset(config)
         logger.info(data)
         loaders = data_preparation(config, data)
+    if config.dsl.data_path == "fast":
+        for loader in loaders:
+            accelerate(loader)
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     return data, *loaders
 

@@ -25,6 +25,7 @@ from ..sparsity.interactions import Interactions
 from ..sparsity.targets import TensorInfo
 from .adaptations import adapt, clear_model_caches
 from .checkpoint import checkpoint_state, write_checkpoint
+from .evaluation import FastCollector, UserScores
 from .fused import fused_twin
 from .passes import Plan
 from .pretraining import SparsePretrainingMixin
@@ -52,6 +53,8 @@ class SparseTrainerMixin:
     saved_model_file: str
     cur_step: int
     best_valid_score: float
+    test_batch_size: int
+    tot_item_num: int
 
     def __init__(self, config: Any, model: Any, train_data: Any) -> None:
         self.dsl: DSLConfig = config.dsl
@@ -81,6 +84,9 @@ class SparseTrainerMixin:
             )
         self.saved_model_file = str(Path(self.saved_model_file).with_suffix(".dsl"))
         self._owns_file = False
+        self._user_scores = UserScores(model)
+        if self.dsl.data_path == "fast":
+            self.eval_collector = FastCollector(config)
         self._prepare_wandb()
         self._log_start()
 
@@ -144,6 +150,10 @@ class SparseTrainerMixin:
     def _graph_products(self) -> AbstractContextManager[None]:
         """While it lasts, products with the model's sparse matrices are ours, unless ``dsl_graph: recbole``."""
         return nullcontext() if self.graph is None else self.graph.active(self.model)
+
+    def _full_sort_batch_eval(self, batched_data: Any) -> Any:
+        users = max(self.test_batch_size // self.tot_item_num, 1)
+        return self._user_scores(super()._full_sort_batch_eval, batched_data, users)  # type: ignore[misc]
 
     # --- what the user sees ----------------------------------------------------------------------
 
