@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import subprocess
 import sys
@@ -42,9 +41,10 @@ from recbole_dsl.planning import (
     sparse_bytes,
 )
 from recbole_dsl.quantities import LARGEST, parse_count
-from recbole_dsl.sparsity.scores import GrowthScores, PositionMap
+from recbole_dsl.sparsity.scores import GrowthScores, sample_rows, score_dtype
 from tests.recbole_runs import QUIET, sparse_run
 
+CPU = torch.device("cpu")
 Shapes = Sequence[tuple[int, int]]
 SHAPES = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 30)), min_size=1, max_size=3)
 BUILT: dict[tuple[str, bool], Callable[..., torch.optim.Optimizer]] = {
@@ -162,8 +162,11 @@ def test_scores_of_a_share_of_the_rows(shapes: Shapes, share: float, precision: 
     """The share rounded half up, at least a row of each table, and what finding the rows again takes."""
     tables = tables_of(shapes)
     group = Group(tuple(tables), 1)
-    rows = [torch.arange(max(1, math.floor(share * n + 0.5))) for n, _ in shapes]
-    scores = GrowthScores(PositionMap(shapes, rows), getattr(torch, precision), torch.device("cpu"))
+    dtype = getattr(torch, precision)
+    where = sample_rows(
+        shapes, score_dtype(dtype).itemsize, None, torch.Generator(), torch.device("cpu"), share
+    )
+    scores = GrowthScores(where, dtype, CPU)
     planned = sparse_bytes([group], Setup(precision=precision, growth_rows=share)).growth_scores
     assert planned == (scores.bytes if group.weights > 1 else 0)
 

@@ -65,8 +65,8 @@ class _Pool:
         for block in self.where.blocks(SLOTS_PER_BLOCK):
             scores = self.score(block.first, block.last).clone()
             index, place = self.live.of(block.tensor, block.rows)
-            scores[place[~self.dropped[index]]] = 0.0
-            yield block.first, scores
+            stays = ~self.dropped.index_select(0, index)
+            yield block.first, scores.index_fill_(0, place[stays], 0.0)
 
 
 def _without_regrown(chosen: Tensor, live: LiveRows, dropped: Tensor, where: PositionMap) -> Tensor:
@@ -80,9 +80,14 @@ def _without_regrown(chosen: Tensor, live: LiveRows, dropped: Tensor, where: Pos
     for block, end in zip(blocks, torch.searchsorted(chosen, ends).tolist(), strict=True):
         slots, start = chosen[start:end], end
         index, place = live.of(block.tensor, block.rows)
-        was_live = torch.isin(slots, place + block.first, assume_unique=True)
-        dropped[index[torch.isin(place + block.first, slots, assume_unique=True)]] = False
-        new = where.positions(slots[~was_live])
+        local, size = slots - block.first, block.last - block.first
+        dropped[index[_marks(local, size).index_select(0, place)]] = False
+        new = where.positions(slots[~_marks(place, size).index_select(0, local)])
         chosen[count : count + new.numel()] = new  # never ahead of what is still to be read
         count += new.numel()
     return chosen[:count]
+
+
+def _marks(places: Tensor, size: int) -> Tensor:
+    """Bool, ``size`` long, true at ``places``."""
+    return torch.zeros(size, dtype=torch.bool, device=places.device).index_fill_(0, places, True)
