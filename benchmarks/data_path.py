@@ -73,9 +73,9 @@ class Case(NamedTuple):
 CASES = [
     Case("BPR, ml-1m", "BPR", "ml-1m", {"load_col": PAIRS}, 100, 1500),
     Case("BPR, gowalla", "BPR", "gowalla", SPLIT, 100, 1500),
-    Case("LightGCN, gowalla", "LightGCN", "gowalla", SPLIT, 6, 1500),
+    Case("LightGCN, gowalla", "LightGCN", "gowalla", SPLIT, 3, 1500),
     Case("BPR, ml-1m, uni100", "BPR", "ml-1m", SAMPLED, 100, 1500),
-    Case("SASRec, ml-1m-pos", "SASRec", "ml-1m-pos", {**ORDERED, "train_neg_sample_args": None}, 6, 4096),
+    Case("SASRec, ml-1m-pos", "SASRec", "ml-1m-pos", {**ORDERED, "train_neg_sample_args": None}, 2, 4096),
     Case("MultiVAE, ml-1m", "MultiVAE", "ml-1m", {"load_col": PAIRS, "train_neg_sample_args": None}, 3, 1500),
     Case("DeepFM, ml-1m", "DeepFM", "ml-1m", LABELED, 100, 40960),
 ]
