@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
@@ -89,10 +90,15 @@ def in_parallel(call: Callable[[int, int], Any], count: int, elements: int) -> l
     threads = min(torch.get_num_threads(), count, max(1, elements // ITEMS_PER_THREAD))
     if threads < 2:
         return [call(0, count)]
-    cuts = [count * i // threads for i in range(threads + 1)]
-    return list(_pool(torch.get_num_threads()).map(call, cuts[:-1], cuts[1:]))
+    return at_once(call, [count * i // threads for i in range(threads + 1)])
+
+
+def at_once(call: Callable[[int, int], Any], bounds: Sequence[int]) -> list[Any]:
+    """``call(start, stop)`` between neighbouring ``bounds``, each on a thread of its own."""
+    return list(_pool(os.getpid(), torch.get_num_threads()).map(call, bounds[:-1], bounds[1:]))
 
 
 @functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Of this process alone: threads do not survive a fork."""
     return ThreadPoolExecutor(threads, thread_name_prefix="recbole_dsl")

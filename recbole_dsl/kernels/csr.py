@@ -8,17 +8,15 @@ single thread, so results do not depend on the number of threads.
 from __future__ import annotations
 
 import functools
-import os
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import compiled, loop
+from . import at_once, compiled, loop
 
 SMALL_PRODUCT = 1 << 20
 """Multiplications below which threads cost more than they save."""
@@ -83,13 +81,7 @@ def _in_parts(pointers: Tensor, out: Tensor, run: Callable[[int, int], Any]) -> 
         return
     shares = torch.arange(1, threads, dtype=torch.float64) * (entries / threads)
     bounds = [0, *torch.searchsorted(pointers, shares.to(pointers.dtype)).tolist(), rows]
-    list(_pool(os.getpid(), threads).map(run, bounds[:-1], bounds[1:]))
-
-
-@functools.cache
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Of this process alone: threads do not survive a fork."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="csr")
+    at_once(run, bounds)
 
 
 @loop(reorder=True)

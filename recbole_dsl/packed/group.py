@@ -126,6 +126,7 @@ class PackedGroup(nn.Module):
         In place and block by block: an update takes no second copy of anything.
         """
         self.weight.grad = None
+        self.gradient_memory = Memory()  # which would be held beside what moves
         self.clear_caches()
         moved: list[Moved] = [(self.weight, 0.0)]
         move_state(optimizer, self.weight, lambda state, birth: moved.append((state, birth)))
