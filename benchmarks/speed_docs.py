@@ -318,17 +318,27 @@ def update_points(points: list[dict[str, Any]]) -> str:
 
 
 def other(name: str) -> str:
-    """The ``rows`` of a JSON file, as a table of whatever figures they have."""
+    """Every list of rows in a JSON file, as a table of whatever figures they have."""
     path = RESULTS / name
     if not path.exists():
         return MISSING
     told = json.loads(path.read_text(encoding="utf-8"))
-    rows = [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in told["rows"]]
+    lists = {
+        key: rows for key, rows in told.items() if isinstance(rows, list) and rows and isinstance(rows[0], dict)
+    }
+    parts = [f"On {ran_on(told)}:"]
+    for key, rows in lists.items():
+        parts += [f"**{key}**"] * (len(lists) > 1) + [_any_rows(rows)]
+    return "\n\n".join(parts)
+
+
+def _any_rows(told: list[dict[str, Any]]) -> str:
+    rows = [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in told]
     head = list(dict.fromkeys(key for row in rows for key in row))
     text = [k for k in head if any(isinstance(row.get(k), str) for row in rows)]
     head = text + [k for k in head if k not in text]
     cells = [[_cell(row.get(key)) for key in head] for row in rows]
-    return f"On {ran_on(told)}:\n\n" + table([k.replace("_", " ") for k in head], cells, words=len(text))
+    return table([k.replace("_", " ") for k in head], cells, words=len(text))
 
 
 def _cell(value: Any) -> str:
