@@ -40,6 +40,7 @@ from recbole.data.interaction import Interaction  # noqa: E402  isort: skip
 PATHS = ("recbole", "fast")
 PAIRS = {"inter": ["user_id", "item_id"]}
 SPLIT = {"benchmark_filename": ["train", "valid", "test"], "load_col": PAIRS}
+# With method dsl, as nmf, the topology of dsl_plus, needs user or item tables.
 LABELED = {
     "load_col": {
         "inter": ["user_id", "item_id", "label"],
@@ -50,6 +51,7 @@ LABELED = {
     "eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": None, "mode": "labeled"},
     "metrics": ["AUC", "LogLoss"],
     "valid_metric": "AUC",
+    "dsl_method": "dsl",
 }
 TIMED = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
 ORDERED = {**TIMED, "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"}}
@@ -71,7 +73,6 @@ class Case(NamedTuple):
 
 
 ORDERED_SMALL = {**ORDERED, "train_neg_sample_args": None, "train_batch_size": 512, "eval_batch_size": 512}
-# nmf, the topology of dsl_plus, needs user or item tables.
 USERS = {"load_col": PAIRS, "train_neg_sample_args": None, "dsl_method": "dsl"}
 CASES = [
     Case("BPR, ml-1m", "BPR", "ml-1m", {"load_col": PAIRS}, 100, 600),
@@ -213,7 +214,8 @@ def measure(case: Case, data_path: str, checkpoints: str, rounds: int) -> dict[s
             parts = runs[path].measure(what)
             if round_:  # the first round fills caches
                 taken.setdefault((what, path), []).append(parts)
-    row: dict[str, Any] = {"case": case.name, "batches": runs["fast"].batches, "users": runs["fast"].users}
+    row: dict[str, Any] = {"case": case.name, **provenance(), "rounds": rounds}
+    row |= {"batches": runs["fast"].batches, "users": runs["fast"].users}
     for what in ("epoch", "evaluation"):
         times = {}
         for path in PATHS:
@@ -234,6 +236,14 @@ def line(row: dict[str, Any], what: str) -> str:
         for measured in (row[f"{what} {path}"] for path in PATHS)
     ]
     return f"| {row['case']} | {what} | {row[f'{what} times_faster']} | {told[0]} | {told[1]} |"
+
+
+def save(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write the rows as JSON; rows of other cases that are there stay."""
+    measured = {row["case"] for row in rows}
+    earlier = json.loads(path.read_text())["rows"] if path.exists() else []
+    kept = [row for row in earlier if row["case"] not in measured]
+    path.write_text(json.dumps({"rows": kept + rows}, indent=2) + "\n")
 
 
 def main() -> None:
@@ -258,8 +268,7 @@ def main() -> None:
             for what in ("epoch", "evaluation"):
                 print(line(row, what), flush=True)
             if chosen.out:
-                told = {**provenance(), "rounds": chosen.rounds, "rows": rows}
-                (ROOT / chosen.out).write_text(json.dumps(told, indent=2) + "\n")
+                save(rows, ROOT / chosen.out)
 
 
 if __name__ == "__main__":
