@@ -326,14 +326,16 @@ def other(name: str) -> str:
     lists = {
         key: rows for key, rows in told.items() if isinstance(rows, list) and rows and isinstance(rows[0], dict)
     }
-    parts = [f"On {ran_on(told)}:"]
+    first = told if "environment" in told else next(iter(lists.values()))[0]
+    parts = [f"On {ran_on(first)}:"]
     for key, rows in lists.items():
         parts += [f"**{key}**"] * (len(lists) > 1) + [_any_rows(rows)]
     return "\n\n".join(parts)
 
 
 def _any_rows(told: list[dict[str, Any]]) -> str:
-    rows = [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in told]
+    shown = [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in told]
+    rows = [{k: v for k, v in row.items() if k not in ("commit", "processor", "device")} for row in shown]
     head = list(dict.fromkeys(key for row in rows for key in row))
     text = [k for k in head if any(isinstance(row.get(k), str) for row in rows)]
     head = text + [k for k in head if k not in text]
