@@ -125,13 +125,7 @@ def settle_memory() -> int | None:
 
 
 def peak_of_process() -> int:
-    """Peak resident bytes since the start or the last :func:`settle_memory`.
-
-    On Linux VmHWM: what ``getrusage`` tells a process that was started by another one includes the
-    other's peak.
-    """
-    if sys.platform.startswith("linux"):
-        return _status("VmHWM")
+    """Peak resident bytes since the start or, on Linux, the last :func:`settle_memory`."""
     return peak_memory_bytes(torch.device("cpu"))
 
 

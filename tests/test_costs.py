@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_dsl import sparsify
-from recbole_dsl.costs import MacCounter, forward_macs, held_bytes
+from recbole_dsl.costs import MacCounter, forward_macs, held_bytes, peak_memory_bytes
 
 nnz5 = torch.tensor([[1.0, 2.0, 0.0], [0.0, 3.0, 0.0], [0.0, 4.0, 5.0], [0.0, 0.0, 0.0]])  # 4 × 3
 
@@ -73,3 +75,13 @@ def test_held_bytes_by_hand() -> None:
         "gradient_bytes": 1600 * 4,
         "optimizer_bytes": 2 * 1600 * 4 + 4,
     }
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of Linux")
+def test_peak_memory_is_that_of_the_process_alone() -> None:
+    """A process does not inherit the peak of the one that started it."""
+    code = "import torch; from recbole_dsl.costs import peak_memory_bytes as p; print(p(torch.device('cpu')))"
+    ballast = torch.ones(2**28)  # 1 GiB
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    del ballast
+    assert int(done.stdout.split()[-1]) < 2**30 < peak_memory_bytes(torch.device("cpu"))
