@@ -230,7 +230,10 @@ def _scores_of(group: Group, memory: int | None, setup: Setup) -> int:
 def least_growth_memory(groups: Sequence[Group], setup: Setup) -> int:
     """The smallest growth memory that training accepts: a row of every table, or all if that is less."""
     total = sum(group.weights for group in groups)
-    least = [(least_score_memory(group.shapes, setup.score_bytes), group.weights) for group in groups]
+    least = [
+        (least_score_memory(group.shapes, setup.score_bytes, setup.growth_rows), group.weights)
+        for group in groups
+    ]
     return max(-(-memory * total // weights) for memory, weights in least)
 
 

@@ -98,10 +98,14 @@ def erdos_renyi_shares(shapes: Sequence[Sequence[int]], kernel: bool) -> list[fl
     return shares
 
 
-def least_score_memory(shapes: Sequence[tuple[int, int]], element_size: int) -> int:
-    """Bytes of the growth scores of one row of each tensor and their bookkeeping, or of all if less."""
+def least_score_memory(shapes: Sequence[tuple[int, int]], element_size: int, share: float = 1.0) -> int:
+    """The fewest bytes that growth scores can be bounded to: one row of each tensor and their bookkeeping.
+
+    Where ``share`` asks for all rows that may be more than all scores take, which need no bookkeeping.
+    """
+    one_each = sample_bytes(shapes, [1] * len(shapes), element_size)
     everything = sum(rows * cols for rows, cols in shapes) * element_size
-    return min(everything, sample_bytes(shapes, [1] * len(shapes), element_size))
+    return one_each if _rows_of_share(shapes, share) is not None else min(everything, one_each)
 
 
 def sample_bytes(shapes: Sequence[tuple[int, int]], counts: Sequence[int], element_size: int) -> int:
@@ -121,14 +125,19 @@ def scored_row_counts(
     Raises:
         ConfigError: not even one row of each tensor fits.
     """
-    by_memory = sampled_row_counts(shapes, element_size, memory)
+    wanted = _rows_of_share(shapes, share)
+    if wanted is None:
+        return sampled_row_counts(shapes, element_size, memory)
+    if memory is None or sample_bytes(shapes, wanted, element_size) <= memory:
+        return wanted
+    within = _counts_within(shapes, element_size, memory, share)
+    return [min(pair) for pair in zip(wanted, within, strict=True)]
+
+
+def _rows_of_share(shapes: Sequence[tuple[int, int]], share: float) -> list[int] | None:
+    """Rows of each tensor that ``share`` asks for, at least one; None if that is all of them."""
     wanted = [min(rows, max(1, math.floor(share * rows + 0.5))) for rows, _ in shapes]
-    if wanted == [rows for rows, _ in shapes]:
-        return by_memory
-    if by_memory is None and memory is not None and sample_bytes(shapes, wanted, element_size) > memory:
-        # The scores of all rows fit, but not those of many rows and their bookkeeping.
-        by_memory = _counts_within(shapes, element_size, memory)
-    return wanted if by_memory is None else [min(pair) for pair in zip(wanted, by_memory, strict=True)]
+    return None if wanted == [rows for rows, _ in shapes] else wanted
 
 
 def sampled_row_counts(
@@ -145,15 +154,15 @@ def sampled_row_counts(
     return _counts_within(shapes, element_size, memory)
 
 
-def _counts_within(shapes: Sequence[tuple[int, int]], element_size: int, memory: int) -> list[int]:
-    one_each = sample_bytes(shapes, [1] * len(shapes), element_size)
-    left = memory - one_each
+def _counts_within(
+    shapes: Sequence[tuple[int, int]], element_size: int, memory: int, share: float = 1.0
+) -> list[int]:
+    left = memory - sample_bytes(shapes, [1] * len(shapes), element_size)
     if left < 0:
-        everything = sum(rows * cols for rows, cols in shapes) * element_size
         raise ConfigError(
             f"dsl_growth_memory={memory} bytes is too small to score even one row of each sparse "
             f"tensor with shapes {list(shapes)}; allowed is at least "
-            f"{min(one_each, everything) if memory < everything else one_each} bytes."
+            f"{least_score_memory(shapes, element_size, share)} bytes."
         )
     more = sum((rows - 1) * (cols * element_size + 8) for rows, cols in shapes)
     return [1 + (rows - 1) * left // max(1, more) for rows, _ in shapes]
