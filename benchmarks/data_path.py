@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.provenance import provenance  # noqa: E402
+from benchmarks.speed_cell import DATASETS, MODELS  # noqa: E402
 from recbole_dsl.config import RecBoleDSLConfig  # noqa: E402
 from recbole_dsl.experiment import build_model, load_data  # noqa: E402
 from recbole_dsl.training.trainer import sparse_trainer  # noqa: E402
@@ -38,23 +39,11 @@ from recbole_dsl.training.trainer import sparse_trainer  # noqa: E402
 from recbole.data.interaction import Interaction  # noqa: E402  isort: skip
 
 PATHS = ("recbole", "fast")
-PAIRS = {"inter": ["user_id", "item_id"]}
-SPLIT = {"benchmark_filename": ["train", "valid", "test"], "load_col": PAIRS}
+PAIRS = DATASETS["ml-1m"]["load_col"]
+SPLIT = DATASETS["gowalla"]
 # With method dsl, as nmf, the topology of dsl_plus, needs user or item tables.
-LABELED = {
-    "load_col": {
-        "inter": ["user_id", "item_id", "label"],
-        "user": "*",
-        "item": ["item_id", "release_year", "genre"],
-    },
-    "train_neg_sample_args": None,
-    "eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": None, "mode": "labeled"},
-    "metrics": ["AUC", "LogLoss"],
-    "valid_metric": "AUC",
-    "dsl_method": "dsl",
-}
-TIMED = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
-ORDERED = {**TIMED, "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"}}
+LABELED = {**MODELS["DeepFM"], "dsl_method": "dsl"}
+ORDERED = {**DATASETS["ml-1m-pos"], **MODELS["SASRec"]}
 SAMPLED = {
     "load_col": PAIRS,
     "eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": "user", "mode": "uni100"},
@@ -72,7 +61,7 @@ class Case(NamedTuple):
     users: int
 
 
-ORDERED_SMALL = {**ORDERED, "train_neg_sample_args": None, "train_batch_size": 512, "eval_batch_size": 512}
+ORDERED_SMALL = {**ORDERED, "train_batch_size": 512, "eval_batch_size": 512}
 USERS = {"load_col": PAIRS, "train_neg_sample_args": None, "dsl_method": "dsl"}
 CASES = [
     Case("BPR, ml-1m", "BPR", "ml-1m", {"load_col": PAIRS}, 100, 600),

@@ -226,6 +226,11 @@ class PackedGroup(nn.Module):
             self._step = (key, gradient, gradient.connect())
         return self._step[2]
 
+    @property
+    def step_gradient(self) -> StepGradient | None:
+        """Where the lookups of the current step add their gradients; None before its first."""
+        return self._step[1] if self._step else None
+
     def collect_rows(self, tensor: int, ids: Tensor, gradient: Tensor) -> None:
         """Add the gradient of looked-up rows to the growth scores, inside a growth window."""
         if self.collects and self.growth_scores is not None:

@@ -90,7 +90,7 @@ class PackedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, token: Tensor, input: Tensor, group: PackedGroup, tensor: int) -> Tensor:
         ctx.group, ctx.tensor = group, tensor
-        ctx.step = group._step[1] if group._step else None
+        ctx.step = group.step_gradient
         ctx.save_for_backward(input)
         return multiply(group, tensor, input)
 

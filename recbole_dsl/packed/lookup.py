@@ -110,7 +110,7 @@ class RowLookup(torch.autograd.Function):
             raise TypeError(f"row indices of type {ids.dtype}; allowed are torch.int64 and torch.int32")
         ids = ids.long()
         ctx.group, ctx.tensor, ctx.padding_idx = group, tensor, padding_idx
-        ctx.step = group._step[1] if group._step else None
+        ctx.step = group.step_gradient
         ctx.save_for_backward(ids)
         return read_rows(group, tensor, ids)
 
@@ -179,7 +179,7 @@ class Materialise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, token: Tensor, group: PackedGroup, tensor: int) -> Tensor:
         ctx.group, ctx.tensor = group, tensor
-        ctx.step = group._step[1] if group._step else None
+        ctx.step = group.step_gradient
         return read_table(group, tensor).view(group.slices[tensor].shape)
 
     @staticmethod

@@ -42,7 +42,7 @@ class LinearOfNonzeros(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, token: Tensor, input: Tensor, group: PackedGroup, tensor: int) -> Tensor:
         ctx.group, ctx.tensor = group, tensor
-        ctx.step = group._step[1] if group._step else None
+        ctx.step = group.step_gradient
         ctx.save_for_backward(input)
         matrix = read_table(group, tensor).t().contiguous()
         out = matrix.new_empty(input.shape[0], matrix.shape[1])
