@@ -244,8 +244,7 @@ def insert(
     for name, tensors, storage in plans:  # which frees the positions of each once they are stored
         groups.append(_store(module, name, tensors, storage, topologies.pop(0).live, values.pop(0)))
     for group in groups:
-        if isinstance(group, PackedGroup):
-            group.kernels = config.kernels
+        group.kernels = config.kernels
     settings = functools.partial(
         ExplorationSettings,
         update_ratio=config.update_ratio,

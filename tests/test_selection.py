@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_dsl.sparsity.selection import highest_k, highest_positive_k, lowest_k
+from recbole_dsl.sparsity.selection import ScoredBlock, highest_k, highest_positive_k, lowest_k
 
 TIED_SCORES = st.lists(st.integers(-2, 2).map(float), max_size=30)
 
@@ -39,8 +39,13 @@ def test_highest_positive_never_takes_zero_or_less(scores: list[float], k: int) 
 
 def highest_positive(scores: torch.Tensor, k: int, size: int = 2) -> torch.Tensor:
     """The choice from scores that come in blocks of ``size``."""
-    blocks = [(first, scores[first : first + size]) for first in range(0, scores.numel(), size)]
-    return highest_positive_k(blocks, k, scores.device)
+    return highest_positive_k(pieces(scores, size), k, scores.device)
+
+
+def pieces(scores: torch.Tensor, size: int) -> list[ScoredBlock]:
+    """Scores in blocks, all of which may be chosen."""
+    parts = scores.split(size) if scores.numel() else ()
+    return [(i * size, part, torch.ones_like(part, dtype=torch.bool)) for i, part in enumerate(parts)]
 
 
 def test_scores_that_are_no_numbers_are_never_grown() -> None:

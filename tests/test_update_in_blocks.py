@@ -14,9 +14,11 @@ from recbole_dsl.sparsity import rows, selection, update
 from recbole_dsl.sparsity.names import GROWTH_NAMES
 from recbole_dsl.sparsity.rows import LiveRows
 from recbole_dsl.sparsity.selection import highest_positive_k, keep_lowest, lowest_k
+from tests.test_selection import pieces
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SHAPES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 6)), min_size=1, max_size=3)
+KERNELS = st.sampled_from(["auto", "torch"])
 ODD = [0.0, 1.0, 1.5, 3e-6, float("inf"), float("nan"), 6e4]
 
 
@@ -27,8 +29,9 @@ ODD = [0.0, 1.0, 1.5, 3e-6, float("inf"), float("nan"), 6e4]
     k=st.integers(0, 45),
     block=st.sampled_from([1, 3, 100]),
     dtype=st.sampled_from(DTYPES),
+    kernels=KERNELS,
 )
-def test_lowest_of_blocks_equals_lowest_of_all(scores, marked, k, block, dtype) -> None:
+def test_lowest_of_blocks_equals_lowest_of_all(scores, marked, k, block, dtype, kernels) -> None:
     """Whatever the marks and the type of the scores."""
     tensor = torch.tensor(scores, dtype=dtype)
     flags = st.lists(st.booleans(), min_size=len(scores), max_size=len(scores))
@@ -37,20 +40,20 @@ def test_lowest_of_blocks_equals_lowest_of_all(scores, marked, k, block, dtype) 
     expected = candidates[lowest_k(tensor[candidates], k)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selection, "SCORES_PER_BLOCK", block)
-        keep_lowest(marks, lambda first, last: tensor[first:last], k)
+        keep_lowest(marks, lambda first, last: tensor[first:last], k, kernels)
     assert torch.equal(marks.nonzero().flatten(), expected)
 
 
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_close_scores_are_told_apart(dtype: torch.dtype) -> None:
+def test_close_scores_are_told_apart(dtype: torch.dtype, kernels: str) -> None:
     """Many random scores: the choice is that of a sort, to the last bit."""
     draw = torch.Generator().manual_seed(0)
     scores = torch.rand(20_000, generator=draw, dtype=torch.float64).to(dtype)
     marks = torch.ones(20_000, dtype=torch.bool)
-    keep_lowest(marks, lambda first, last: scores[first:last], 7_777)
+    keep_lowest(marks, lambda first, last: scores[first:last], 7_777, kernels)
     assert torch.equal(marks.nonzero().flatten(), lowest_k(scores, 7_777))
-    blocks = [(first, scores[first : first + 999]) for first in range(0, 20_000, 999)]
-    highest = highest_positive_k(blocks, 7_777, scores.device)
+    highest = highest_positive_k(pieces(scores, 999), 7_777, scores.device, kernels)
     order = scores.argsort(descending=True, stable=True)[:7_777]
     assert torch.equal(highest, order.sort().values)
 
@@ -70,8 +73,8 @@ def changes(draw) -> tuple[list[tuple[int, int]], list[int], list[int], list[int
 
 
 @settings(max_examples=200, deadline=None)
-@given(change=changes(), block=st.sampled_from([1, 4, 1000]))
-def test_rebuilding_in_place_equals_building_anew(change, block: int) -> None:
+@given(change=changes(), block=st.sampled_from([1, 4, 1000]), kernels=KERNELS)
+def test_rebuilding_in_place_equals_building_anew(change, block: int, kernels: str) -> None:
     """Index, values and state after the change are those of the new topology."""
     shapes, live, leaving, arriving = change
     slices = slices_of([f"t{i}" for i in range(len(shapes))], shapes)
@@ -87,7 +90,7 @@ def test_rebuilding_in_place_equals_building_anew(change, block: int) -> None:
         pointers, columns = build_index(torch.tensor(live), slices)
         assert LiveRows(shapes, pointers, columns).positions().tolist() == live
         moved = [(values, 0.0), (state, 0.25)]
-        rebuild(slices, pointers, columns, marks, torch.tensor(arriving, dtype=torch.int64), moved)
+        rebuild(slices, pointers, columns, marks, torch.tensor(arriving, dtype=torch.int64), moved, kernels)
         assert LiveRows(shapes, pointers, columns).positions().tolist() == after
         assert is_index(pointers, columns, slices)
         anew = build_index(torch.tensor(after), slices)
@@ -161,3 +164,32 @@ def test_growth_memory_limits_the_share() -> None:
     """The smaller of both."""
     _, scored = train(growth_rows=0.9, growth_memory=3_000)
     assert all(len(sample[0]) < 20 for sample in scored)
+
+
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+@pytest.mark.parametrize("growth_rows", [1.0, 0.3])
+@pytest.mark.parametrize("grow", GROWTH_NAMES)
+def test_compiled_updates_are_those_of_plain_torch(grow: str, growth_rows: float, storage: str) -> None:
+    """The same topology, values and exploration record; what an update writes counts as written."""
+    loops, plain = (
+        train(storage, grow=grow, growth_rows=growth_rows, kernels=kernels)[0] for kernels in ("auto", "torch")
+    )
+    ours, twin = loops.groups[0], plain.groups[0]
+    assert torch.equal(ours.live_positions(), twin.live_positions())
+    torch.testing.assert_close(ours.live_values(), twin.live_values())
+    assert [p.record.count for p in loops.explorer.progress if p.record] == [
+        p.record.count for p in plain.explorer.progress if p.record
+    ]
+
+
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_what_an_update_moves_counts_as_written(kernels: str) -> None:
+    """Version counters tell caches and autograd that values, state and index are others now."""
+    slices = slices_of(["t"], [(3, 2)])
+    pointers, columns = build_index(torch.tensor([0, 3]), slices)
+    values, state = torch.ones(2), torch.ones(2)
+    before = [t._version for t in (columns, values, state)]
+    leaving = torch.tensor([True, False])
+    rebuild(slices, pointers, columns, leaving, torch.tensor([5]), [(values, 0.0), (state, 0.0)], kernels)
+    assert all(t._version > old for t, old in zip((columns, values, state), before, strict=True))
+    assert values.tolist() == [1.0, 0.0]

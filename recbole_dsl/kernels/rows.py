@@ -11,7 +11,7 @@ import numpy as np
 
 from . import loop
 
-AHEAD: Final = 16
+AHEAD: Final = 32
 """Rows whose memory is asked for together, before any of them is worked on.
 
 Rows lie anywhere in memory, and a row waits first for its pointers and then for its values. Asked for
@@ -38,7 +38,7 @@ def read_rows(values: Any, pointers: Any, columns: Any, first: int, last: int, i
             starts[i], stops[i] = pointers[first + row], pointers[first + row + 1]
         for i in range(many):
             if starts[i] < stops[i]:
-                touched += values[starts[i]] + columns[starts[i]]
+                touched += values[starts[i]] + values[stops[i] - 1] + columns[starts[i]]
         for i in range(many):
             for c in range(out.shape[1]):
                 out[chunk + i, c] = 0
@@ -68,7 +68,7 @@ def add_rows(
                 stops[i] = starts[i]
         for i in range(many):
             if starts[i] < stops[i]:
-                touched += total[starts[i]] + columns[starts[i]]
+                touched += total[starts[i]] + total[stops[i] - 1] + columns[starts[i]]
         for i in range(many):
             for k in range(starts[i], stops[i]):
                 total[k] += gradient[chunk + i, columns[k]]

@@ -102,7 +102,7 @@ class PackedGroup(nn.Module):
 
     def live_rows(self) -> LiveRows:
         """The index of the live weights itself, which changes with the topology."""
-        return LiveRows(self.table_shapes, self.row_pointers, self.column_ids)
+        return LiveRows(self.table_shapes, self.row_pointers, self.column_ids, self.kernels)
 
     def live_values(self) -> Tensor:
         """The live weights in the order of :meth:`live_positions`."""
@@ -130,7 +130,8 @@ class PackedGroup(nn.Module):
         self.clear_caches()
         moved: list[Moved] = [(self.weight, 0.0)]
         move_state(optimizer, self.weight, lambda state, birth: moved.append((state, birth)))
-        rebuild(self.slices, self.row_pointers, self.column_ids, plan.leaving, plan.arriving, moved)
+        index = (self.slices, self.row_pointers, self.column_ids)
+        rebuild(*index, plan.leaving, plan.arriving, moved, self.kernels)
 
     # --- what the layers ask ---------------------------------------------------------------------
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels import compiled
+from ..kernels import update as loops
 from ..sparsity.budget import index_type_bytes, pointer_type_bytes
 from ..sparsity.rows import row_blocks
 
@@ -118,6 +120,7 @@ def rebuild(
     leaving: Tensor,
     arriving: Tensor,
     moved: Sequence[Moved],
+    kernels: str = "auto",
 ) -> None:
     """Change the topology in place: first the gaps are closed, then room is made for the arrivals.
 
@@ -126,15 +129,28 @@ def rebuild(
     Args:
         leaving: bool, per live weight. arriving: as many dead positions, flat, int64, ascending.
         moved: values, optimizer state and the like; their entries stay with their positions.
+        kernels: the setting ``dsl_kernels``.
     """
-    _close_gaps(slices, row_pointers, leaving, [column_ids, *(tensor for tensor, _ in moved)])
-    _make_room(slices, row_pointers, column_ids, arriving, moved)
+    all_moved = [column_ids, *(tensor for tensor, _ in moved)]
+    _close_gaps(slices, row_pointers, leaving, all_moved, compiled(kernels, row_pointers, leaving, *all_moved))
+    _make_room(slices, row_pointers, column_ids, arriving, moved, kernels)
+    for tensor in all_moved:
+        tensor[:0].zero_()  # counts as a write, which compiled loops do unseen
 
 
 def _close_gaps(
-    slices: Sequence[TensorSlice], row_pointers: Tensor, leaving: Tensor, moved: Sequence[Tensor]
+    slices: Sequence[TensorSlice],
+    row_pointers: Tensor,
+    leaving: Tensor,
+    moved: Sequence[Tensor],
+    in_loops: bool,
 ) -> None:
     """Move what stays to the front, in ascending order, so nothing is overwritten before it was read."""
+    if in_loops:
+        loops.close_gaps(leaving, row_pointers)
+        for tensor in moved:
+            loops.pack_front(leaving, tensor)
+        return
     low = written = 0
     for block in _blocks(slices):
         ends = row_pointers[block.first + 1 : block.last + 1]
@@ -154,6 +170,7 @@ def _make_room(
     column_ids: Tensor,
     arriving: Tensor,
     moved: Sequence[Moved],
+    kernels: str,
 ) -> None:
     """Put the arrivals in their places, in descending order, so that all move to where was read before."""
     end = arriving.numel()
@@ -163,23 +180,43 @@ def _make_room(
         start = int(torch.searchsorted(arriving, block.start))
         pointers = row_pointers[block.first : block.last + 1].long()
         low, high = int(pointers[0]), int(pointers[-1])
-        rows = torch.repeat_interleave(pointers.diff())
-        stay = rows.mul_(block.cols).add_(column_ids[low:high])
         new = arriving[start:end] - block.start
         room = slice(low + start, high + end)
-        to = torch.searchsorted(stay, new).add_(torch.arange(new.numel(), device=new.device))
-        is_old = torch.ones(stay.numel() + new.numel(), dtype=torch.bool, device=new.device)
-        old = is_old.index_fill_(0, to, False).nonzero().flatten()
-        for tensor, birth in moved:
-            part = tensor[low:high].clone()
-            tensor[room].index_copy_(0, old, part).index_fill_(0, to, birth)
-        part = column_ids[low:high].clone()
-        column_ids[room].index_copy_(0, old, part)
-        column_ids[room].index_copy_(0, to, (new % block.cols).to(column_ids.dtype))
+        to, columns = _find_room(row_pointers, column_ids, block, new, kernels)
+        for tensor, birth in [*moved, (column_ids, 0)]:
+            _spread(tensor, slice(low, high), room, to, birth, kernels)
+        column_ids[room].index_copy_(0, to, columns)
         row_ends = torch.arange(1, block.rows + 1, device=new.device).mul_(block.cols)
         pointers[1:] += torch.searchsorted(new, row_ends).add_(start)
         row_pointers[block.first + 1 : block.last + 1] = pointers[1:]
         end = start
+
+
+def _find_room(
+    row_pointers: Tensor, column_ids: Tensor, block: _Block, new: Tensor, kernels: str
+) -> tuple[Tensor, Tensor]:
+    """Where the ``new`` places (of the block, ascending) go among its live weights, and their columns."""
+    columns = torch.empty_like(new, dtype=column_ids.dtype)
+    if compiled(kernels, row_pointers, column_ids, new):
+        targets = torch.empty_like(new)
+        loops.find_room(new, row_pointers, column_ids, block.first, block.cols, targets, columns)
+        return targets, columns
+    pointers = row_pointers[block.first : block.last + 1].long()
+    stay = torch.repeat_interleave(pointers.diff()).mul_(block.cols)
+    stay += column_ids[int(pointers[0]) : int(pointers[-1])]
+    targets = torch.searchsorted(stay, new).add_(torch.arange(new.numel(), device=new.device))
+    return targets, columns.copy_(new % block.cols)
+
+
+def _spread(tensor: Tensor, part: slice, room: slice, births: Tensor, birth: float, kernels: str) -> None:
+    """Spread a ``part`` of a tensor over ``room``, whose places ``births`` get the value ``birth``."""
+    if compiled(kernels, tensor, births):
+        loops.make_room(tensor, part.start, part.stop, room.start, births, birth)
+        return
+    entries = tensor[part].clone()
+    is_old = torch.ones(room.stop - room.start, dtype=torch.bool, device=tensor.device)
+    old = is_old.index_fill_(0, births, False).nonzero().flatten()
+    tensor[room].index_copy_(0, old, entries).index_fill_(0, births, birth)
 
 
 def is_index(row_pointers: Tensor, column_ids: Tensor, slices: Sequence[TensorSlice]) -> bool:

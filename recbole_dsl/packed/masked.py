@@ -35,6 +35,7 @@ class MaskedGroup(nn.Module):
     def __init__(self, name: str, tensors: Sequence[TensorInfo], live: Tensor) -> None:
         super().__init__()
         self.name = name
+        self.kernels = "auto"  # dsl_kernels
         self.slices = slices_of([t.name for t in tensors], [t.shape for t in tensors])
         # A plain list keeps the modules out of this one's children.
         self._places = [t.places[0] for t in tensors]
@@ -105,7 +106,7 @@ class MaskedGroup(nn.Module):
 
     def live_rows(self) -> LiveRows:
         """The index of the live weights, built anew."""
-        return LiveRows(self.table_shapes, *build_index(self.live_positions(), self.slices))
+        return LiveRows(self.table_shapes, *build_index(self.live_positions(), self.slices), self.kernels)
 
     def live_values(self) -> Tensor:
         """The live weights in the order of :meth:`live_positions`."""

@@ -19,13 +19,15 @@ class DropContext:
     """What a drop criterion may look at, all 1-D and in the order of the live positions.
 
     ``values`` and ``gradients`` have one entry per live weight (``gradients`` may be None when no
-    backward pass reached the group); ``k`` is the number to drop, ``threshold`` a magnitude > 0.
+    backward pass reached the group); ``k`` is the number to drop, ``threshold`` a magnitude > 0,
+    ``kernels`` the setting ``dsl_kernels``.
     """
 
     values: Tensor
     gradients: Tensor | None
     k: int
     threshold: float | None = None
+    kernels: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,15 @@ def _magnitude(values: Tensor) -> BlockScore:
     return lambda first, last: values[first:last].abs()
 
 
-def _lowest(values: Tensor, strength: BlockScore, k: int) -> Drop:
-    marks = torch.ones(values.numel(), dtype=torch.bool, device=values.device)
-    keep_lowest(marks, strength, k)
+def _lowest(context: DropContext, strength: BlockScore, k: int) -> Drop:
+    marks = torch.ones_like(context.values, dtype=torch.bool)
+    keep_lowest(marks, strength, k, context.kernels)
     return Drop(marks, strength)
 
 
 def drop_magnitude(context: DropContext) -> Drop:
     """The k live weights of smallest |w| (DSL §3.3; SET and RigL use the same score)."""
-    return _lowest(context.values, _magnitude(context.values), context.k)
+    return _lowest(context, _magnitude(context.values), context.k)
 
 
 def drop_set(context: DropContext) -> Drop:
@@ -66,8 +68,8 @@ def drop_set(context: DropContext) -> Drop:
     positive = ~negative
     from_negative = min(k // 2, int(negative.count_nonzero()))
     from_positive = min(k - from_negative, int(positive.count_nonzero()))
-    keep_lowest(negative, strength, k - from_positive)
-    keep_lowest(positive, strength, from_positive)
+    keep_lowest(negative, strength, k - from_positive, context.kernels)
+    keep_lowest(positive, strength, from_positive, context.kernels)
     return Drop(positive.logical_or_(negative), strength)
 
 
@@ -80,7 +82,7 @@ def drop_taylor(context: DropContext) -> Drop:
     def strength(first: int, last: int) -> Tensor:
         return (values[first:last] * gradients[first:last]).abs()
 
-    return _lowest(values, strength, context.k)
+    return _lowest(context, strength, context.k)
 
 
 def drop_threshold(context: DropContext) -> Drop:
@@ -91,7 +93,7 @@ def drop_threshold(context: DropContext) -> Drop:
         int((strength(first, first + SCORES_PER_BLOCK) < context.threshold).count_nonzero())
         for first in range(0, n, SCORES_PER_BLOCK)
     )
-    return _lowest(context.values, strength, min(context.k, below))
+    return _lowest(context, strength, min(context.k, below))
 
 
 DROP_CRITERIA: dict[str, Callable[[DropContext], Drop]] = {

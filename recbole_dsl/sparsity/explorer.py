@@ -292,7 +292,11 @@ class Explorer:
         if record is not None:
             record.add_live(live)  # a topology that was loaded lived as well
         context = DropContext(
-            group.live_values().detach(), group.live_gradients(), k, self.settings.drop_threshold
+            group.live_values().detach(),
+            group.live_gradients(),
+            k,
+            self.settings.drop_threshold,
+            live.kernels,
         )
         drop = DROP_CRITERIA[self.settings.drop](context)
         where, score = self._growth_scores(progress)

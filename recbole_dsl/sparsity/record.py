@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..kernels import compiled
+from ..kernels import update as loops
 from .rows import LiveRows
 from .storage import SparseGroup
 
@@ -24,8 +26,15 @@ class ExplorationRecord:
 
     def add_live(self, live: LiveRows) -> None:
         """Mark all live positions, block by block."""
-        for _, positions in live.blocks():
-            self.add(positions)
+        if not compiled(live.kernels, self.bits, live.row_pointers, live.column_ids):
+            for _, positions in live.blocks():
+                self.add(positions)
+            return
+        row = start = 0
+        for rows, columns in live.shapes:
+            index = (live.row_pointers, live.column_ids, row, rows, columns)
+            self.count += loops.set_bits(self.bits, *index, start)
+            row, start = row + rows, start + rows * columns
 
     def contains(self, positions: Tensor) -> Tensor:
         """Whether each of the positions (int64) was live before; bool."""

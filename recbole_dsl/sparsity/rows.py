@@ -10,6 +10,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from ..kernels import compiled
+from ..kernels import update as loops
+
 POSITIONS_PER_BLOCK: Final = 2**22
 """Positions, live and dead, that are looked at together."""
 
@@ -31,11 +34,13 @@ class LiveRows:
 
     ``shapes``: (rows, columns) of each tensor; ``row_pointers`` (rows of all tensors + 1,): where each
     row's live weights start in the order of positions; ``column_ids`` (budget,): their columns.
+    ``kernels``: the setting ``dsl_kernels``.
     """
 
     shapes: Sequence[tuple[int, int]]
     row_pointers: Tensor
     column_ids: Tensor
+    kernels: str = "auto"
 
     @property
     def first_rows(self) -> list[int]:
@@ -56,6 +61,33 @@ class LiveRows:
         index += torch.arange(index.numel(), device=index.device)
         return index, row.mul_(self.shapes[tensor][1]).add_(self.column_ids.index_select(0, index))
 
+    def copy_marks(self, tensor: int, rows: Tensor, marks: Tensor, out: Tensor) -> None:
+        """Write ``marks`` (bool, per live weight) of some ``rows`` to their places in ``out``.
+
+        ``rows`` (int64, ascending) of a tensor; ``out``: bool, (rows × columns,).
+        """
+        if compiled(self.kernels, marks, self.row_pointers, self.column_ids, rows, out):
+            first, columns = self.first_rows[tensor], self.shapes[tensor][1]
+            loops.copy_marks(marks, self.row_pointers, self.column_ids, first, rows, columns, out)
+            return
+        index, place = self.of(tensor, rows)
+        out.index_copy_(0, place, marks.index_select(0, index))
+
+    def separate(self, tensor: int, rows: Tensor, places: Tensor, marks: Tensor) -> Tensor:
+        """Clear the ``marks`` (bool, per live weight) of the live weights at ``places``.
+
+        ``rows`` as in :meth:`of`; ``places`` (int64, ascending) in their matrix, overwritten.
+
+        Returns the places that are not live, ascending.
+        """
+        if compiled(self.kernels, marks, self.row_pointers, self.column_ids, rows, places):
+            csr, columns = (self.row_pointers, self.column_ids, self.first_rows[tensor]), self.shapes[tensor][1]
+            return places[: loops.separate(places, marks, *csr, rows, columns)]
+        index, live = self.of(tensor, rows)
+        size = rows.numel() * self.shapes[tensor][1]
+        marks[index[_marks(places, size).index_select(0, live)]] = False
+        return places[~_marks(live, size).index_select(0, places)]
+
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """All live positions block by block: (index of the first, flat positions int64), ascending."""
         first_rows = self.first_rows
@@ -74,3 +106,8 @@ class LiveRows:
         for first, positions in self.blocks():
             result[first : first + positions.numel()] = positions
         return result
+
+
+def _marks(places: Tensor, size: int) -> Tensor:
+    """Bool, ``size`` long, true at ``places``."""
+    return torch.zeros(size, dtype=torch.bool, device=places.device).index_fill_(0, places, True)

@@ -8,12 +8,15 @@ of the k-th score are found by counting, so neither a sorted copy nor a list of 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
+
+from ..kernels import compiled
+from ..kernels import selection as loops
 
 SCORES_PER_BLOCK: Final = 2**20
 """Scores of live weights looked at together."""
@@ -52,53 +55,49 @@ def highest_k(scores: Tensor, k: int) -> Tensor:
     return lowest_k(-scores, k)
 
 
-def keep_lowest(marks: Tensor, scores: BlockScore, k: int) -> None:
+def keep_lowest(marks: Tensor, scores: BlockScore, k: int, kernels: str = "auto") -> None:
     """Clear all ``marks`` (n,) bool but those of the ``k`` lowest scores; ties: lowest index first.
 
     ``scores``: of the indices below n, each ≥ 0 or NaN, which counts as higher than every number; asked
-    for several times. Needs memory for a block only.
+    for several times. ``kernels``: the setting ``dsl_kernels``. Needs memory for a block only.
     """
     n = marks.numel()
     blocks = [slice(i, min(i + SCORES_PER_BLOCK, n)) for i in range(0, n, SCORES_PER_BLOCK)]
-
-    def order(block: slice) -> Tensor:
-        return _order(scores(block.start, block.stop))
-
-    def marked() -> Iterator[Tensor]:
-        for b in blocks:
-            yield order(b) if bool(marks[b].all()) else order(b)[marks[b]]
-
-    choose = _Cut.of(marked, 8 * scores(0, 0).element_size(), k).chooser()
+    ranks = _Ranks(scores(0, 0).dtype, False, kernels)
+    cut = _Cut.of(lambda: ((scores(b.start, b.stop), marks[b]) for b in blocks), ranks, k)
+    left = cut.ties
     for b in blocks:
-        marks[b] = choose(order(b), marks[b])
+        left = ranks.choose(scores(b.start, b.stop), marks[b], cut.value, left)
 
 
-def highest_positive_k(blocks: Iterable[tuple[int, Tensor]], k: int, device: torch.device) -> Tensor:
+ScoredBlock = tuple[int, Tensor, Tensor]
+"""A piece of many scores: the index of its first, the scores (1-D), and which may be chosen (bool)."""
+
+
+def highest_positive_k(
+    blocks: Iterable[ScoredBlock], k: int, device: torch.device, kernels: str = "auto"
+) -> Tensor:
     """Indices (int64, ascending) of the ``k`` highest of the scores in (0, ∞); ties: lowest index first.
 
-    Fewer than ``k`` indices if fewer scores are in that range.
+    Fewer than ``k`` indices if fewer scores are in that range and may be chosen.
 
     Args:
-        blocks: the scores in pieces, each (index of its first score, 1-D scores), in ascending order;
-            gone through several times, so no more than a block and the result is held at a time.
+        blocks: the scores in pieces in ascending order; gone through several times, so no more than a
+            block and the result is held at a time. What may be chosen is overwritten.
         k: how many to choose, ≥ 0.
         device: where the scores are.
+        kernels: the setting ``dsl_kernels``.
     """
-    dtype = next((scores.dtype for _, scores in blocks), None)
+    dtype = next((scores.dtype for _, scores, _ in blocks), None)
     if dtype is None:
         return torch.empty(0, dtype=torch.int64, device=device)
-    infinity = _infinity(dtype)
-
-    def ordered() -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Blocks as (first index, integers that are the lower the higher the score is, those in range)."""
-        for first, scores in blocks:
-            yield first, infinity - _order(scores), (scores > 0) & (scores < torch.inf)
-
-    cut = _Cut.of(lambda: (order[inside] for _, order, inside in ordered()), 8 * dtype.itemsize, k)
+    ranks = _Ranks(dtype, True, kernels)
+    cut = _Cut.of(lambda: ((scores, marks) for _, scores, marks in blocks), ranks, k)
     result = torch.empty(cut.chosen, dtype=torch.int64, device=device)
-    count, choose = 0, cut.chooser()
-    for first, order, inside in ordered():
-        found = choose(order, inside).nonzero().flatten()
+    count, left = 0, cut.ties
+    for first, scores, marks in blocks:
+        left = ranks.choose(scores, marks, cut.value, left)
+        found = marks.nonzero().flatten()
         result[count : count + found.numel()] = found.add_(first)
         count += found.numel()
     return result
@@ -114,19 +113,63 @@ def _infinity(dtype: torch.dtype) -> int:
     return int(torch.tensor(torch.inf, dtype=dtype).view(_BITS[dtype.itemsize]))
 
 
-def _order(scores: Tensor) -> Tensor:
-    """Integers in the order of ``scores``, which are ≥ 0 or NaN; all NaN have the highest.
+@dataclass(frozen=True)
+class _Ranks:
+    """Scores as integers that are the lower the earlier a score is chosen (see kernels/selection.py).
 
-    The bits of floating-point numbers of one sign are in the order of the numbers.
+    ``highest``: the highest scores in (0, ∞) are chosen, else the lowest of scores ≥ 0 or NaN.
     """
-    bits = scores.view(_BITS[scores.dtype.itemsize])
-    without_sign = bits & torch.iinfo(bits.dtype).max  # of -0.0 and of NaN
-    return without_sign.clamp_(max=_infinity(scores.dtype) + 1)
+
+    dtype: torch.dtype
+    highest: bool
+    kernels: str
+
+    @property
+    def bits(self) -> int:
+        return 8 * self.dtype.itemsize
+
+    @property
+    def infinity(self) -> int:
+        return _infinity(self.dtype)
+
+    def count(self, scores: Tensor, marks: Tensor, shift: int, value: int, counts: Tensor) -> None:
+        """Add to ``counts`` how often each digit follows ``value`` at ``shift`` in the marked ranks."""
+        bits = scores.view(_BITS[self.dtype.itemsize])
+        if compiled(self.kernels, bits, marks):
+            loops.count_digits(bits, marks, self.highest, self.infinity, shift, value, counts)
+            return
+        ranks, marks = self._of(bits, marks)
+        if not bool(marks.all()):
+            ranks = ranks[marks]
+        if shift + DIGIT < self.bits:  # only those whose higher digits are the k-th's
+            ranks = ranks[ranks >> (shift + DIGIT) == value]
+        digits = (ranks >> shift) - (value << DIGIT)
+        counts += torch.bincount(digits, minlength=counts.numel())
+
+    def choose(self, scores: Tensor, marks: Tensor, value: int, ties: int) -> int:
+        """Clear all ``marks`` but those of ranks below ``value`` and the first ``ties`` equal to it.
+
+        Returns how many ties are left.
+        """
+        bits = scores.view(_BITS[self.dtype.itemsize])
+        if compiled(self.kernels, bits, marks):
+            return loops.choose(bits, marks, self.highest, self.infinity, value, ties)
+        ranks, candidates = self._of(bits, marks)
+        equal = (candidates & (ranks == value)).nonzero().flatten()[:ties]
+        marks.copy_(candidates & (ranks < value)).index_fill_(0, equal, True)
+        return ties - equal.numel()
+
+    def _of(self, bits: Tensor, marks: Tensor) -> tuple[Tensor, Tensor]:
+        """The ranks, and which of the marked scores have one."""
+        if self.highest:
+            return self.infinity - bits, marks & (bits > 0) & (bits < self.infinity)
+        without_sign = bits & torch.iinfo(bits.dtype).max  # of -0.0 and of NaN
+        return without_sign.clamp_(max=self.infinity + 1), marks
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """Which of many integers are chosen: those below ``value`` and the first ``ties`` equal to it.
+    """Which of many scores are chosen: those of ranks below ``value`` and the first ``ties`` equal to it.
 
     ``chosen``: how many that are.
     """
@@ -136,43 +179,24 @@ class _Cut:
     chosen: int
 
     @classmethod
-    def of(cls, blocks: Callable[[], Iterable[Tensor]], bits: int, k: int) -> _Cut:
-        """The ``k`` lowest, or all if there are fewer, of integers of type int16, 32 or 64.
+    def of(cls, blocks: Callable[[], Iterable[tuple[Tensor, Tensor]]], ranks: _Ranks, k: int) -> _Cut:
+        """The ``k`` marked scores of lowest rank, or all if there are fewer.
 
-        ``blocks()`` gives them anew at every pass, each in [0, 2^(``bits`` - 1) - 1).
+        ``blocks()`` gives scores and marks anew at every pass.
         """
         value, rest = 0, k
-        for shift in range(bits - DIGIT, -1, -DIGIT):
+        for shift in range(ranks.bits - DIGIT, -1, -DIGIT):
             counts: Tensor | None = None
-            for block in blocks():
-                if shift < bits - DIGIT:  # only those whose higher digits are the k-th's
-                    block = block[block >> (shift + DIGIT) == value]
-                digits = (block >> shift) - (value << DIGIT)
-                found = torch.bincount(digits, minlength=2**DIGIT)
-                counts = found if counts is None else counts.add_(found)
+            for scores, marks in blocks():
+                if counts is None:
+                    counts = torch.zeros(2**DIGIT, dtype=torch.int64, device=scores.device)
+                ranks.count(scores, marks, shift, value, counts)
             if counts is None:  # nothing to choose from
                 return cls(0, 0, 0)
             up_to = counts.cumsum(0)
             if rest > int(up_to[-1]):  # in the first pass only
-                return cls(2 ** (bits - 1) - 1, 0, int(up_to[-1]))
+                return cls(2 ** (ranks.bits - 1) - 1, 0, int(up_to[-1]))
             digit = int(torch.searchsorted(up_to, rest))
             rest -= int(up_to[digit - 1]) if digit > 0 else 0
             value = (value << DIGIT) | digit
         return cls(value, rest, k)
-
-    def chooser(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """A function that chooses from the blocks one after the other.
-
-        It maps the integers of a block, and which of them there are to choose from (bool), to those
-        that are chosen (bool).
-        """
-        left = self.ties
-
-        def choose(block: Tensor, candidates: Tensor) -> Tensor:
-            nonlocal left
-            chosen = candidates & (block < self.value)
-            ties = (candidates & (block == self.value)).nonzero().flatten()[:left]
-            left -= ties.numel()
-            return chosen.index_fill_(0, ties, True)
-
-        return choose

@@ -16,9 +16,9 @@ from torch import Tensor
 from .criteria import Drop
 from .rows import LiveRows
 from .scores import PositionMap
-from .selection import BlockScore, highest_positive_k, keep_lowest
+from .selection import BlockScore, ScoredBlock, highest_positive_k, keep_lowest
 
-SLOTS_PER_BLOCK: Final = 2**20
+SLOTS_PER_BLOCK: Final = 2**18
 """Growth scores looked at together, rounded to whole rows."""
 
 
@@ -48,25 +48,24 @@ def plan_update(live: LiveRows, drop: Drop, score: BlockScore, where: PositionMa
     not scored, NaN and infinite scores are never grown. Ties: lowest position first.
     """
     k = int(drop.marks.count_nonzero())  # a sum would make int64 of every mark
-    chosen = highest_positive_k(_Pool(live, drop.marks, score, where), k, drop.marks.device)
+    chosen = highest_positive_k(_Pool(live, drop.marks, score, where), k, drop.marks.device, live.kernels)
     grown = chosen.numel()
     arriving = _without_regrown(chosen, live, drop.marks, where)
-    keep_lowest(drop.marks, drop.strength, arriving.numel())
+    keep_lowest(drop.marks, drop.strength, arriving.numel(), live.kernels)
     return UpdatePlan(drop.marks, arriving, k, grown, grown - arriving.numel())
 
 
 class _Pool:
-    """The scores of all slots in blocks, zero at the slots of weights that stay; can be read again."""
+    """The scores of all slots in blocks, of which weights that stay are no candidates; can be read again."""
 
     def __init__(self, live: LiveRows, dropped: Tensor, score: BlockScore, where: PositionMap) -> None:
         self.live, self.dropped, self.score, self.where = live, dropped, score, where
 
-    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+    def __iter__(self) -> Iterator[ScoredBlock]:
         for block in self.where.blocks(SLOTS_PER_BLOCK):
-            scores = self.score(block.first, block.last).clone()
-            index, place = self.live.of(block.tensor, block.rows)
-            stays = ~self.dropped.index_select(0, index)
-            yield block.first, scores.index_fill_(0, place[stays], 0.0)
+            candidates = self.dropped.new_ones(block.last - block.first)
+            self.live.copy_marks(block.tensor, block.rows, self.dropped, candidates)
+            yield block.first, self.score(block.first, block.last), candidates
 
 
 def _without_regrown(chosen: Tensor, live: LiveRows, dropped: Tensor, where: PositionMap) -> Tensor:
@@ -78,16 +77,8 @@ def _without_regrown(chosen: Tensor, live: LiveRows, dropped: Tensor, where: Pos
     ends = torch.tensor([block.last for block in blocks], device=chosen.device)
     start, count = 0, 0
     for block, end in zip(blocks, torch.searchsorted(chosen, ends).tolist(), strict=True):
-        slots, start = chosen[start:end], end
-        index, place = live.of(block.tensor, block.rows)
-        local, size = slots - block.first, block.last - block.first
-        dropped[index[_marks(local, size).index_select(0, place)]] = False
-        new = where.positions(slots[~_marks(place, size).index_select(0, local)])
+        places, start = chosen[start:end] - block.first, end
+        new = where.positions(live.separate(block.tensor, block.rows, places, dropped).add_(block.first))
         chosen[count : count + new.numel()] = new  # never ahead of what is still to be read
         count += new.numel()
     return chosen[:count]
-
-
-def _marks(places: Tensor, size: int) -> Tensor:
-    """Bool, ``size`` long, true at ``places``."""
-    return torch.zeros(size, dtype=torch.bool, device=places.device).index_fill_(0, places, True)
