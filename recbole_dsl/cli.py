@@ -35,6 +35,13 @@ def parser() -> argparse.ArgumentParser:
         "--dataset", "-d", help="name of the dataset (default: of the config files, or ml-100k)"
     )
     result.add_argument("--config_files", default=None, help="YAML files, separated by spaces")
+    result.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        metavar="FILE",
+        help="go on from the newest checkpoint of this run (--resume), or from a file (--resume=FILE)",
+    )
     result.add_argument("--nproc", default="1", help="number of processes; allowed is 1")
     result.add_argument("--ip", default="localhost", help="ip of the master node")
     result.add_argument("--port", default="5678", help="port of the master node")
@@ -51,6 +58,7 @@ def run(argv: Sequence[str]) -> None:
     if "--version" in argv:
         print(f"recbole-dsl {__version__}")
         return
+    argv = [_resume_key(argument) for argument in argv]
     check_command_line(argv, RECBOLE_OPTIONS)
     options, flags = parser().parse_known_args(list(argv))
     for name, allowed in (("nproc", ("1",)), ("world_size", ("1", "-1"))):
@@ -71,6 +79,13 @@ def run(argv: Sequence[str]) -> None:
     model = options.model or last_set("model", contents) or "BPR"
     dataset = options.dataset or last_set("dataset", contents) or "ml-100k"
     run_recbole_dsl(model, dataset, files)
+
+
+def _resume_key(argument: str) -> str:
+    """``--resume`` and ``--resume=FILE`` as the setting they stand for."""
+    if argument == "--resume":
+        return "--dsl_resume=True"
+    return argument.replace("--resume=", "--dsl_resume=", 1) if argument.startswith("--resume=") else argument
 
 
 def list_models(argv: Sequence[str]) -> None:
@@ -117,7 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DSLError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("error: interrupted; the best checkpoint so far, if there is one, is kept.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        told = str(stop) or "interrupted; checkpoints that were written are kept."
+        print(f"error: {told}", file=sys.stderr)
+        return int(getattr(stop, "exit_status", 130))
     return 0

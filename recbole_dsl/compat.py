@@ -35,6 +35,7 @@ import torch
 
 from recbole_dsl.errors import DSLError, on_one_line
 from recbole_dsl.packed.layout import dense_state_dict
+from recbole_dsl.tensor_file import CHECKPOINT, is_tensor_file, read_tensor_file
 
 RECBOLE_VERSION = "1.2.1"
 
@@ -309,9 +310,9 @@ def _load(f: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _load_dense(f: Any, *args: Any, **kwargs: Any) -> Any:
     """What a model's constructor reads: RecBole's checkpoint, or one of ours with dense tensors."""
-    state = _load(f, *args, **kwargs)
-    if not isinstance(state, dict) or state.get("format") != "recbole_dsl":
-        return state
+    if not is_tensor_file(f):
+        return _load(f, *args, **kwargs)
+    state = read_tensor_file(f, *CHECKPOINT)
     return {**state, "state_dict": dense_state_dict(state["state_dict"], state["layout"])}
 
 

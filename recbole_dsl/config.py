@@ -21,6 +21,7 @@ from recbole.utils import EvaluatorType, ModelType
 from recbole_dsl import compat, property_files, recbole_names
 from recbole_dsl.command_line import RECBOLE_OPTIONS, warn_unknown_flags
 from recbole_dsl.errors import ConfigError, nearest, on_one_line
+from recbole_dsl.plain import plain
 from recbole_dsl.property_files import METHOD_KEY, PREFIX, Settings
 from recbole_dsl.settings import (
     KEYS,
@@ -107,6 +108,7 @@ class RecBoleDSLConfig(Config):
         compat.apply()
         self.dense_sizes: dict[str, int] | None = None  # weights per tensor without dsl_width, where it is set
         super().__init__(model, dataset, config_file_list, config_dict)
+        self.at_start: Settings = plain(self.final_config_dict)  # before RecBole adds what it finds in the data
 
     @property
     def dsl(self) -> DSLConfig:

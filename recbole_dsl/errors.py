@@ -22,6 +22,14 @@ class DataError(DSLError):
     """A dataset cannot be read, downloaded or split as the settings say."""
 
 
+class CheckpointError(DSLError):
+    """A checkpoint is missing, damaged, of another kind, or cannot be written."""
+
+
+class NumberError(DSLError):
+    """A loss or a gradient is no finite number."""
+
+
 class TargetError(DSLError):
     """No tensor, or the wrong one, was selected for sparsity."""
 

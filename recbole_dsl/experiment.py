@@ -34,8 +34,9 @@ from recbole.utils import (  # noqa: E402
 )
 
 from .config import RecBoleDSLConfig  # noqa: E402
+from .plain import plain  # noqa: E402
+from .training import resuming  # noqa: E402
 from .training.adaptations import clear_model_caches, loss_of_interactions  # noqa: E402
-from .training.checkpoint import plain  # noqa: E402
 from .training.loading import accelerate  # noqa: E402
 from .training.trainer import sparse_trainer  # noqa: E402
 
@@ -63,12 +64,15 @@ def run_recbole_dsl(
         DSLError: a setting, the model or the data is not usable; raised before training starts.
     """
     config = RecBoleDSLConfig(model, dataset, config_file_list, config_dict)
+    resumed = resuming.find(config.dsl.resume, config.at_start)
     data, train_data, valid_data, test_data = load_data(config)
     logger = getLogger()
     network = build_model(config, train_data)
     logger.info(network)
     log_dense_flops(config, network, data)
     trainer = sparse_trainer(config["MODEL_TYPE"], *config.lineage)(config, network, train_data)
+    if resumed is not None:
+        trainer.resume_checkpoint(resumed)
 
     _, best_valid = trainer.fit(train_data, valid_data, saved=saved, show_progress=config["show_progress"])
     test = trainer.evaluate(test_data, load_best_model=saved, show_progress=config["show_progress"])

@@ -25,9 +25,21 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.chmod(temporary, _usual_mode())
         os.replace(temporary, target)
+        _flush_folder(target.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _flush_folder(folder: Path) -> None:
+    """Put a new name on disk as well, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _usual_mode() -> int:
@@ -35,6 +47,27 @@ def _usual_mode() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
+
+
+def claim_pair(path: str | os.PathLike[str], ending: str) -> tuple[Path, Path]:
+    """``path``, and beside it a file whose name has ``ending`` in place of the suffix, neither of which exists.
+
+    If one does, the first of ``-1``, ``-2`` … before the suffix is taken that is free. The second file is
+    created, empty, so that of several processes that ask for one path each gets another.
+    """
+    first = Path(path)
+    number = 0
+    while True:
+        stem = first.stem + (f"-{number}" if number else "")
+        one, other = first.with_name(stem + first.suffix), first.with_name(stem + ending)
+        number += 1
+        if one.exists():
+            continue
+        try:
+            os.close(os.open(other, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            return one, other
+        except FileExistsError:
+            continue
 
 
 def claim(path: str | os.PathLike[str]) -> Path:

@@ -136,3 +136,48 @@ def parse_span(text: str, minimum: int = 0) -> Span:
             f"{text!r} is no stretch of training; allowed is text such as '4000 steps', '60 epochs' or '30%'."
         )
     return Span(amount, unit, minimum)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often something happens: every ``amount`` > 0 of ``unit``."""
+
+    amount: float
+    unit: Literal["steps", "epochs", "minutes"]
+
+    def is_due(self, event: str, count: int, seconds: float) -> bool:
+        """Whether it is time, when ``event`` ("steps" or "epochs") has come for the ``count``-th time.
+
+        ``seconds``: since the last time it was due.
+        """
+        if self.unit == "minutes":
+            return seconds >= 60 * self.amount
+        return self.unit == event and count % int(self.amount) == 0
+
+    def __str__(self) -> str:
+        return f"{Decimal(str(self.amount)):f}".removesuffix(".0") + f" {self.unit}"
+
+
+PACES_ALLOWED: Final = "text such as '10 minutes', '2 epochs' or '500 steps'"
+_PACE_UNITS: Final[dict[str, Literal["steps", "epochs", "minutes"]]] = {
+    "step": "steps",
+    "steps": "steps",
+    "epoch": "epochs",
+    "epochs": "epochs",
+    "minute": "minutes",
+    "minutes": "minutes",
+}
+
+
+def parse_pace(text: str) -> Pace:
+    """Read ``'10 minutes'``, ``'2 epochs'`` or ``'500 steps'``.
+
+    Raises:
+        ConfigError: no such text, zero, or a fraction of an epoch or a step.
+    """
+    match = _QUANTITY.fullmatch(text)
+    unit = _PACE_UNITS.get(match[2].lower()) if match else None
+    amount = float(match[1]) if match else math.nan
+    if unit is None or not 0 < amount <= LARGEST or (unit != "minutes" and not amount.is_integer()):
+        raise ConfigError(f"{text!r} is no pace; allowed is {PACES_ALLOWED}.")
+    return Pace(amount, unit)

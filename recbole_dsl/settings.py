@@ -23,10 +23,13 @@ from recbole_dsl.errors import ConfigError, nearest
 from recbole_dsl.quantities import (
     BYTES_ALLOWED,
     LARGEST,
+    PACES_ALLOWED,
     Budget,
+    Pace,
     Span,
     SpanUnit,
     parse_bytes,
+    parse_pace,
     parse_span,
 )
 from recbole_dsl.sparsity.names import (
@@ -252,6 +255,28 @@ def _path() -> Setting:
     return Setting(parse, "the path of a file", text=True)
 
 
+def _pace() -> Setting:
+    def parse(value: object) -> Pace:
+        if not isinstance(value, str):
+            raise Refused
+        return parse_pace(value)
+
+    return Setting(parse, PACES_ALLOWED, text=True)
+
+
+def _resume() -> Setting:
+    def parse(value: object) -> bool | str:
+        if value is None or isinstance(value, bool):
+            return bool(value)
+        if str(value).lower() in ("true", "false"):
+            return str(value).lower() == "true"
+        if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+            raise Refused
+        return os.path.expanduser(os.fspath(value))
+
+    return Setting(parse, "True (the newest checkpoint of this run), False, or the path of one", text=True)
+
+
 def _method() -> Setting:
     def parse(value: object) -> str:
         if not isinstance(value, str):
@@ -302,6 +327,8 @@ SETTINGS: Final[dict[str, Setting]] = {
     "kernels": _word(KERNEL_NAMES),
     "graph": _word(GRAPH_NAMES),
     "data_path": _word(DATA_PATH_NAMES),
+    "save_every": _optional(_pace(), "only the start, the end and a stop"),
+    "resume": _resume(),
     "result": _optional(_path(), "no result file"),
     "exploration_record": _flag(),
 }
@@ -405,6 +432,8 @@ class DSLConfig:
     kernels: str
     graph: str
     data_path: str
+    save_every: Pace | None
+    resume: bool | str
     result: str | None
     exploration_record: bool
 

@@ -14,7 +14,7 @@ import recbole_dsl
 PACKAGE = Path(recbole_dsl.__file__).parent
 # A part may import parts of its own or a lower level.
 LEVELS: list[set[str]] = [
-    {"errors", "files", "resources", "kernels"},
+    {"errors", "files", "resources", "kernels", "plain", "tensor_file"},
     {"quantities", "graph", "sparsity", "property_files", "recbole_names", "stages"},
     {"packed", "settings", "command_line", "planning"},
     {"handle", "compat", "config", "plan_command"},

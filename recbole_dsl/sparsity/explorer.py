@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DSLError
+from ..errors import CheckpointError, ConfigError, DSLError
 from .criteria import DROP_CRITERIA, GROWTH_CRITERIA, DropContext, GrowthContext
 from .randomness import generator_for
 from .record import ExplorationRecord
@@ -204,6 +204,27 @@ class Explorer:
         """Bytes of the exploration record."""
         return sum(p.record.bytes for p in self.progress if p.record is not None)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the next steps depend on besides weights, topology and optimizer: plain values and tensors.
+
+        By the group's name; taken between two steps.
+        """
+        return {p.group.name: _state_of(p) for p in self.progress}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the explorer that gave ``state``, with its schedule.
+
+        Raises:
+            CheckpointError: the state is not of these groups.
+        """
+        if sorted(state) != sorted(p.group.name for p in self.progress):
+            raise CheckpointError(
+                f"the checkpoint is of an exploration of groups {', '.join(map(repr, state))}; allowed are "
+                f"those of this run: {', '.join(repr(p.group.name) for p in self.progress)}."
+            )
+        for progress in self.progress:
+            _load_state(progress, state[progress.group.name])
+
     def current_ratio(self) -> float:
         """α of the next update of the first group; 0 when no update is to come."""
         progress = self.progress[0]
@@ -357,6 +378,39 @@ class Explorer:
             scores.sums.zero_()
         else:
             group.growth_scores = None  # the next window samples other rows
+
+
+def _state_of(progress: GroupProgress) -> dict[str, Any]:
+    scores, record = progress.group.growth_scores, progress.record
+    return {
+        "step": progress.step,
+        "updates": progress.updates,
+        "update_interval": progress.settings.update_interval,
+        "end": progress.settings.end,
+        "score_bytes": progress.score_bytes,
+        "generator": progress.generator.get_state(),
+        "collects": progress.group.collects,
+        "scores": None if scores is None else {"sums": scores.sums, "rows": scores.where.rows},
+        "record": None if record is None else {"bits": record.bits, "count": record.count},
+    }
+
+
+def _load_state(progress: GroupProgress, state: Mapping[str, Any]) -> None:
+    group = progress.group
+    progress.step, progress.updates = state["step"], state["updates"]
+    progress.score_bytes = state["score_bytes"]
+    progress.settings = replace(progress.settings, update_interval=state["update_interval"], end=state["end"])
+    progress.generator.set_state(state["generator"].cpu())
+    group.collects, group.growth_scores = state["collects"], None
+    if state["scores"] is not None:
+        rows = state["scores"]["rows"]
+        rows = None if rows is None else [r.to(group.device) for r in rows]
+        where = PositionMap(group.table_shapes, rows, device=group.device)
+        group.growth_scores = GrowthScores(where, group.dtype, group.device)
+        group.growth_scores.sums.copy_(state["scores"]["sums"])
+    if progress.record is not None and state["record"] is not None:
+        progress.record.bits = state["record"]["bits"].to(group.device).clone()
+        progress.record.count = state["record"]["count"]
 
 
 class _StepHook:

@@ -28,12 +28,26 @@ STATE = {"FwFM": ("weight",), "KGAT": ("A_in",), "NNCF": ("u_neigh", "i_neigh")}
 """Attributes besides weights that scores depend on, and that RecBole does not save, by the class's name."""
 
 
+REBUILT = {"SGL": ("sub_graph1", "sub_graph2")}
+"""Attributes that ``model.train()`` makes anew at the start of every epoch, by the class's name."""
+
+
 def clear_model_caches(model: Any) -> None:
     """Forget embeddings a model keeps between evaluations: the weights have changed."""
-    others = getattr(model, "other_parameter_name", ())
     for name in list(vars(model)):
-        if name.startswith(CACHE_PREFIX) or (name in OTHER_CACHES and name in others):
+        if is_cache(model, name):
             setattr(model, name, None)
+
+
+def is_cache(model: Any, name: str) -> bool:
+    """Whether an attribute holds embeddings that a model computes again when they are gone."""
+    others = getattr(model, "other_parameter_name", ())
+    return name.startswith(CACHE_PREFIX) or (name in OTHER_CACHES and name in others)
+
+
+def rebuilt_every_epoch(model: nn.Module) -> list[str]:
+    """Attributes that need not be kept, since every epoch makes them anew from random numbers."""
+    return [name for cls in _recbole_names(model) for name in REBUILT.get(cls, ())]
 
 
 def other_state(model: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Checkpoints of sparse training: packed tensors and plain values, loadable without running code."""
+"""Checkpoints of sparse training: packed tensors and plain values, read without running code."""
 
 from __future__ import annotations
 
@@ -9,51 +9,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..files import written_whole
+from ..errors import CheckpointError, NumberError
 from ..packed.layout import layout_of
+from ..plain import PLAIN, plain
+from ..tensor_file import CHECKPOINT, read_tensor_file, read_tree, write_tensor_file
 from .adaptations import clear_model_caches, other_state
-
-PLAIN = (bool, int, float, str, type(None))
-
-
-def plain(value: Any) -> Any:
-    """``value`` made of dicts, lists, numbers, strings and None only; anything else as its text."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if type(value) in PLAIN:
-        return value
-    item = getattr(value, "item", None)  # numpy scalars
-    if item is not None and getattr(value, "ndim", 1) == 0:
-        return plain(item())
-    return str(value)
 
 
 def plain_or_tensor(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a model's other parameters that can be stored without pickling an object.
+    """Those of a model's other parameters that are tensors, plain values, or made of such.
 
     Whole submodules among them are left out: the state dict holds their weights already.
     """
-    return {key: _plain_containers(value) for key, value in values.items() if _storable(value)}
+    return {key: value for key, value in values.items() if _storable(value)}
 
 
 def _storable(value: Any) -> bool:
-    """Whether a value is a tensor, a plain value, or made of such."""
     if isinstance(value, Mapping):
-        return all(_storable(k) and _storable(v) for k, v in value.items())
+        return all(type(k) in PLAIN for k in value) and all(map(_storable, value.values()))
     if isinstance(value, list | tuple):
         return all(map(_storable, value))
-    return isinstance(value, (torch.Tensor, *PLAIN)) and not isinstance(value, nn.Parameter)
-
-
-def _plain_containers(value: Any) -> Any:
-    """The same with plain dicts in place of ``defaultdict`` and the like."""
-    if isinstance(value, Mapping):
-        return {key: _plain_containers(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(_plain_containers, value))
-    return value
+    return type(value) in PLAIN or (isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter))
 
 
 def checkpoint_state(trainer: Any, epoch: int) -> dict[str, Any]:
@@ -65,8 +41,6 @@ def checkpoint_state(trainer: Any, epoch: int) -> dict[str, Any]:
     model = trainer.model
     clear_model_caches(model)
     return {
-        "format": "recbole_dsl",
-        "schema": 1,
         "config": plain(trainer.config.final_config_dict),
         "epoch": epoch,
         "cur_step": trainer.cur_step,
@@ -79,6 +53,57 @@ def checkpoint_state(trainer: Any, epoch: int) -> dict[str, Any]:
 
 
 def write_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """Write ``state`` to ``path`` whole or not at all: a broken write leaves the old file."""
-    with written_whole(path) as file:
-        torch.save(state, file)
+    """Write ``state`` to ``path`` whole or not at all: a broken write leaves the old file.
+
+    Raises:
+        CheckpointError: the disk is full, or the file cannot be written for another reason.
+    """
+    try:
+        write_tensor_file(path, *CHECKPOINT, state)
+    except OSError as error:
+        raise CheckpointError(
+            f"The checkpoint '{os.fspath(path)}' cannot be written ({error.strerror or error}); what was there "
+            "before is as it was. Allowed is a folder with room for it (set checkpoint_dir)."
+        ) from error
+
+
+def read_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What :func:`write_checkpoint` wrote, checked.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or no checkpoint of this package.
+    """
+    state: dict[str, Any] = read_tensor_file(path, *CHECKPOINT, device)
+    return state
+
+
+def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The same with None for tensors, from the file's header alone, without looking at the checksum."""
+    state: dict[str, Any] = read_tree(path, *CHECKPOINT)
+    return state
+
+
+def load_weights(model: Any, state: Mapping[str, Any]) -> None:
+    """Put a checkpoint's weights, topology and other parameters into the model it was written from.
+
+    Raises:
+        CheckpointError: it is of another model.
+    """
+    try:
+        model.load_state_dict(state["state_dict"])
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"The checkpoint is not of this model and budget ({' '.join(str(error).split())}); allowed is one "
+            "that was written with the same settings."
+        ) from None
+    model.load_other_parameter(state.get("other_parameter"))
+
+
+def refuse_spoilt_weights(model: nn.Module, place: str, last_good: str) -> None:
+    """Raise NumberError if a weight is not finite: no good checkpoint is replaced by a spoilt one."""
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter.detach()).all()):
+            raise NumberError(
+                f"{name} holds NaN or infinite weights before {place}; {last_good}. Allowed are finite "
+                "numbers: a lower learning_rate or clip_grad_norm may help."
+            )

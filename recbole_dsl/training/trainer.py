@@ -15,8 +15,8 @@ from recbole import trainer as trainers
 from recbole.utils import get_trainer, set_color
 
 from .. import compat
-from ..errors import DSLError
-from ..files import claim
+from ..errors import CheckpointError, DSLError
+from ..files import claim_pair
 from ..graph import GraphProducts
 from ..handle import SparseHandle, insert
 from ..settings import DSLConfig
@@ -24,11 +24,15 @@ from ..sparsity.explorer import ExplorationSettings, UpdateEvent
 from ..sparsity.interactions import Interactions
 from ..sparsity.targets import TensorInfo
 from .adaptations import adapt, clear_model_caches
-from .checkpoint import checkpoint_state, write_checkpoint
+from .attributes import ChangedAttributes
+from .checkpoint import checkpoint_state, load_weights, read_checkpoint, write_checkpoint
 from .evaluation import FastCollector, UserScores
 from .fused import fused_twin
+from .keeper import Keeper
 from .passes import Plan
 from .pretraining import SparsePretrainingMixin
+from .resuming import LAST, fingerprint, refuse_changes, refuse_other_data
+from .steps import stepwise
 
 
 class SparseTrainerMixin:
@@ -53,6 +57,11 @@ class SparseTrainerMixin:
     saved_model_file: str
     cur_step: int
     best_valid_score: float
+    best_valid_result: Any
+    train_loss_dict: dict[int, float]
+    start_epoch: int
+    epochs: int
+    device: torch.device
     test_batch_size: int
     tot_item_num: int
 
@@ -82,8 +91,11 @@ class SparseTrainerMixin:
                 f"No optimizer of {type(self).__name__} trains sparse group {', '.join(map(repr, idle))}; "
                 "allowed are tensors that the model trains (set dsl_include or dsl_exclude)."
             )
-        self.saved_model_file = str(Path(self.saved_model_file).with_suffix(".dsl"))
+        self.saved_model_file = self._name = str(Path(self.saved_model_file).with_suffix(".dsl"))
         self._owns_file = False
+        self.changed_attributes = ChangedAttributes(self.model)
+        self.keeper: Keeper | None = None
+        self._to_resume: tuple[dict[str, Any], Path] | None = None
         self._user_scores = UserScores(model)
         if self.dsl.data_path == "fast":
             self.eval_collector = FastCollector(config)
@@ -102,22 +114,110 @@ class SparseTrainerMixin:
         self.sparse.explorer.attach(optimizer)
         return optimizer
 
-    def _train_epoch(self, *args: Any, **kwargs: Any) -> Any:
+    # --- a run that can be stopped anywhere ------------------------------------------------------
+
+    def fit(
+        self,
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Any = None,
+    ) -> tuple[float, Any]:
+        """RecBole's ``fit``, which a signal ends after a step and :meth:`resume_checkpoint` continues.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM came; the run is saved if ``saved``.
+            NumberError: a loss, a gradient or a weight is no finite number.
+            CheckpointError: a checkpoint cannot be written.
+        """
+        identity = {"settings": self.config.at_start, "data": fingerprint(train_data)}
+        keeper = self.keeper = Keeper(self, [train_data, valid_data], self.dsl.save_every, identity)
+        if self._to_resume is not None:
+            self._take_up(keeper, *self._to_resume)
+            if keeper.is_finished(self.last_epoch):
+                self.logger.info(f"There is nothing left to train: the run is at {keeper.position}.")
+                return self.best_valid_score, self.best_valid_result
+        with keeper.signals:
+            keeper.begin(saved)
+            result: tuple[float, Any] = super().fit(  # type: ignore[misc]
+                train_data, valid_data, verbose, saved, show_progress, callback_fn
+            )
+            stopped = len(self.train_loss_dict) < self.last_epoch
+            keeper.end("early stopping" if stopped else "all epochs")
+        return result
+
+    def resume_checkpoint(self, resume_file: Any) -> None:
+        """Let the next :meth:`fit` go on from a file ``…-last.dsl`` that an earlier one has saved.
+
+        Raises:
+            CheckpointError: it cannot be read, or holds the best weights only.
+        """
+        state = read_checkpoint(resume_file, self.device)
+        if "run" not in state:
+            raise CheckpointError(
+                f"'{resume_file}' holds the weights of the best epoch only; allowed is a file whose name ends "
+                f"in '{LAST}'."
+            )
+        self._to_resume = (state, Path(resume_file))
+
+    def _take_up(self, keeper: Keeper, state: dict[str, Any], file: Path) -> None:
+        identity = state["run"]["identity"]
+        refuse_changes(file, identity["settings"], keeper.identity["settings"])
+        refuse_other_data(file, identity["data"], keeper.identity["data"])
+        self._to_resume = None
+        writes_there = file.parent.resolve() == Path(self._name).parent.resolve()
+        keeper.resume(state, file, writes_there)
+        self._owns_file = writes_there
+        self.logger.info(set_color("Resuming", "blue") + f" {file} at {keeper.position}")
+
+    @property
+    def last_epoch(self) -> int:
+        """Epochs that a whole run has, those of its stage if it pre-trains."""
+        pretrains = self.config["train_stage"] in ("pretrain", "actor_pretrain", "critic_pretrain")
+        return int(self.config["pretrain_epochs"] if pretrains else self.epochs)
+
+    def stateful_parts(self) -> dict[str, Any]:
+        """Optimizers and learning-rate schedulers of the trainer by its attributes, each once."""
+        kinds = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
+        found = {name: part for name, part in sorted(vars(self).items()) if isinstance(part, kinds)}
+        others = {id(part) for name, part in found.items() if name != "optimizer"}
+        return {name: part for name, part in found.items() if name != "optimizer" or id(part) not in others}
+
+    @property
+    def writes_files(self) -> bool:
+        """Whether this process is the one of its run that writes checkpoints."""
+        return bool(self.config["single_spec"]) or self.config["local_rank"] == 0
+
+    def claim_files(self) -> Path:
+        """Names for this run's checkpoints that no other run has; returns that of the last one."""
+        # RecBole names the file by the second; another run may have the same.
+        best, last = claim_pair(self._name, LAST)
+        self.saved_model_file, self._owns_file = str(best), True
+        return last
+
+    def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
+        keeper = self.keeper
+        assert keeper is not None, "fit makes the keeper"
+        if (loss := keeper.begin_epoch(epoch_idx)) is not None:
+            return loss
         started = perf_counter()
         with compat.described_progress(self._progress_text), self._graph_products():
-            loss = super()._train_epoch(*args, **kwargs)  # type: ignore[misc]
+            loss = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)  # type: ignore[misc]
         self.epoch_seconds.append(perf_counter() - started)
         if len(self.epoch_seconds) == 1:
             self._warn_untrained()
+        keeper.end_epoch(loss)
         return loss
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        if not self.config["single_spec"] and self.config["local_rank"] != 0:
+        if not self.writes_files:
             return
         if "saved_model_file" not in kwargs and not self._owns_file:
-            # RecBole names the file by the second; another run may have the same.
-            self.saved_model_file = str(claim(self.saved_model_file))
-            self._owns_file = True
+            last = self.claim_files()
+            if self.keeper is not None:
+                self.keeper.file = last
         path = kwargs.pop("saved_model_file", self.saved_model_file)
         write_checkpoint(path, checkpoint_state(self, epoch))
         if verbose:
@@ -134,6 +234,7 @@ class SparseTrainerMixin:
 
         Raises:
             DSLError: there is no checkpoint to load.
+            CheckpointError: it is damaged, or of another model.
         """
         path = model_file or self.saved_model_file
         if eval_data and load_best_model and not Path(path).is_file():
@@ -142,16 +243,24 @@ class SparseTrainerMixin:
                 f"({self.config['valid_metric']}) is a number and better than those before, and at the end of "
                 "a pre-training."
             )
+        if eval_data and load_best_model:
+            load_weights(self.model, read_checkpoint(path, self.device))
+            self.logger.info(f"Loading model structure and parameters from {path}")
         with self._graph_products():
-            return super().evaluate(  # type: ignore[misc]
-                eval_data, load_best_model, model_file, show_progress
-            )
+            return super().evaluate(eval_data, False, None, show_progress)  # type: ignore[misc]
 
     def _graph_products(self) -> AbstractContextManager[None]:
         """While it lasts, products with the model's sparse matrices are ours, unless ``dsl_graph: recbole``."""
         return nullcontext() if self.graph is None else self.graph.active(self.model)
 
+    def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
+        if self.keeper is not None:
+            self.keeper.in_evaluation()
+        return super()._neg_sample_batch_eval(batched_data)  # type: ignore[misc]
+
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
+        if self.keeper is not None:
+            self.keeper.in_evaluation()
         users = max(self.test_batch_size // self.tot_item_num, 1)
         return self._user_scores(super()._full_sort_batch_eval, batched_data, users)  # type: ignore[misc]
 
@@ -266,7 +375,7 @@ def make_sparse(base: type) -> type:
     mixins: tuple[type, ...] = (SparseTrainerMixin,)
     if issubclass(base, trainers.PretrainTrainer):
         mixins = (SparsePretrainingMixin, *mixins)
-    return type(f"Sparse{base.__name__}", (*mixins, base), {"__module__": __name__})
+    return type(f"Sparse{base.__name__}", (*mixins, *stepwise(base)), {"__module__": __name__})
 
 
 def interactions_of(train_data: Any) -> Interactions | None:

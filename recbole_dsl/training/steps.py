@@ -1,0 +1,173 @@
+"""RecBole's pass over the training batches, step by step: it can be stopped, saved and taken up anywhere.
+
+The same computations in the same order as ``Trainer._train_epoch`` (trainer.py:178). RecBole's trainers
+with epochs of several passes, and one's own, call it through ``super()``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from recbole import trainer as trainers
+from recbole.data.interaction import Interaction
+from recbole.utils import get_gpu_usage, set_color
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
+
+from ..errors import NumberError
+from .keeper import Keeper
+
+Total = float | tuple[float, ...]
+"""The sum of a pass's losses, or of each part of them."""
+
+
+class StepwiseTrainer(trainers.Trainer):
+    """RecBole's ``Trainer`` with a keeper, which is told of every step."""
+
+    keeper: Keeper
+
+    def _train_epoch(
+        self,
+        train_data: Any,
+        epoch_idx: int,
+        loss_func: Callable[[Any], Any] | None = None,
+        show_progress: bool = False,
+    ) -> Any:
+        """One pass; returns the sum of the losses, None if there is no batch."""
+        finished, total = self.keeper.begin_pass(epoch_idx)
+        if finished:
+            return total
+        self.model.train()
+        loss_func = loss_func or self.model.calculate_loss
+        if not self.config["single_spec"] and train_data.shuffle:
+            train_data.sampler.set_epoch(epoch_idx)
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
+        with self._batches(train_data, epoch_idx, scaler, show_progress) as batches:
+            for batch in batches:
+                losses = self._step(batch.to(self.device), loss_func, scaler)
+                total = losses if total is None else _added(total, losses)
+                if self.gpu_available and show_progress:
+                    batches.set_postfix_str(set_color("GPU RAM: " + get_gpu_usage(self.device), "yellow"))
+                self.keeper.after_step(total, scaler)
+        self.keeper.end_pass(total)
+        return total
+
+    @contextmanager
+    def _batches(
+        self, train_data: Any, epoch: int, scaler: torch.amp.GradScaler, show_progress: bool
+    ) -> Iterator[Any]:
+        """The batches of a pass from the step on at which it is taken up, with a bar if asked for."""
+        skipped = self.keeper.steps_to_skip
+        with _unbuilt(train_data, skipped) as rest:
+            if skipped:
+                self.keeper.restore_inside_pass(scaler)
+            bar = dict(
+                total=len(train_data), initial=skipped, ncols=100, desc=set_color(f"Train {epoch:>5}", "pink")
+            )
+            yield tqdm(rest, **bar) if show_progress else rest
+
+    def _step(self, batch: Any, loss_func: Callable[[Any], Any], scaler: torch.amp.GradScaler) -> Total:
+        """One optimizer step; returns the loss, or its parts."""
+        self.optimizer.zero_grad()
+        sync_loss = 0
+        if not self.config["single_spec"]:
+            self.set_reduce_hook()
+            sync_loss = self.sync_grad_loss()
+        with torch.autocast(device_type=self.device.type, enabled=self.enable_amp):
+            losses = loss_func(batch)
+        parts = losses if isinstance(losses, tuple) else (losses,)
+        loss: Any = sum(parts) if isinstance(losses, tuple) else losses
+        told = tuple(part.item() for part in parts)
+        if not math.isfinite(sum(told)):
+            self._refuse_numbers("loss", loss.item())
+        scaler.scale(loss + sync_loss).backward()
+        if self.clip_grad_norm:
+            scaler.unscale_(self.optimizer)
+            clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+        if not scaler.is_enabled():  # a scaler leaves out steps whose gradients are too large for it
+            self._check_gradients()
+        scaler.step(self.optimizer)
+        scaler.update()
+        return told if isinstance(losses, tuple) else told[0]
+
+    def _check_gradients(self) -> None:
+        """Refuse a gradient that would spoil the weights."""
+        gradients = [
+            p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        if not gradients or math.isfinite(sum(g.sum() for g in gradients)):
+            return
+        for gradient in gradients:  # a sum of finite numbers may be too large for its type
+            if not bool(torch.isfinite(gradient).all()):
+                self._refuse_numbers("gradient", float(gradient[~torch.isfinite(gradient)].flatten()[0]))
+
+    def _refuse_numbers(self, what: str, value: float) -> None:
+        raise NumberError(
+            f"The {what} is {value} at {self.keeper.place}; {self.keeper.last_good}. "
+            "Allowed are finite numbers: a lower learning_rate, clip_grad_norm, or data without NaN may help."
+        )
+
+
+def _added(total: Total, losses: Total) -> Total:
+    if isinstance(total, tuple) and isinstance(losses, tuple):
+        return tuple(a + b for a, b in zip(total, losses, strict=True))
+    return total + losses  # type: ignore[operator]
+
+
+@contextmanager
+def _unbuilt(loader: Any, count: int) -> Iterator[Any]:
+    """The batches of a loader after the first ``count``, which are drawn but not built."""
+    if count == 0:
+        yield loader
+        return
+    parts = [getattr(loader, name, None) for name in ("general_dataloader", "kg_dataloader")]
+    owners = [part for part in (loader, *parts) if isinstance(part, torch.utils.data.DataLoader)]
+    builders = [(owner, owner.collate_fn) for owner in owners]
+    skips = True
+    for owner, build in builders:
+        owner.collate_fn = lambda index, build=build: Interaction({}) if skips else build(index)
+    try:
+        batches = iter(loader)
+        for _ in range(count):
+            next(batches)
+        skips = False
+        yield batches
+    finally:
+        for owner, build in builders:
+            owner.collate_fn = build
+
+
+class NCLPass:
+    """RecBole's NCL: the last part of the loss counts after some epochs only (trainer.py:1443)."""
+
+    config: Any
+    model: Any
+
+    def _train_epoch(
+        self,
+        train_data: Any,
+        epoch_idx: int,
+        loss_func: Callable[[Any], Any] | None = None,
+        show_progress: bool = False,
+    ) -> Any:
+        loss_func = loss_func or self.model.calculate_loss
+
+        def parts(batch: Any) -> Any:
+            losses = loss_func(batch)
+            warms_up = isinstance(losses, tuple) and epoch_idx < self.config["warm_up_step"]
+            return losses[:-1] if warms_up else losses
+
+        return StepwiseTrainer._train_epoch(self, train_data, epoch_idx, parts, show_progress)  # type: ignore[arg-type]
+
+
+def stepwise(base: type) -> tuple[type, ...]:
+    """The classes with which a trainer class makes its passes step by step, in the order to derive from."""
+    if base is trainers.Trainer:
+        return (StepwiseTrainer,)
+    if issubclass(base, trainers.NCLTrainer):
+        return (NCLPass, base, StepwiseTrainer)
+    return (base, StepwiseTrainer)

@@ -1,0 +1,134 @@
+"""A resumed run equals the uninterrupted one bit for bit: losses, weights, topology, random states, metrics."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_dsl import support
+from recbole_dsl.training.keeper import Keeper
+from recbole_dsl.training.signals import Interrupted
+from tests.model_runs import dense_weights, settings_of, sparse_trainer_of
+from tests.test_every_model import IN_MAKE_TEST
+
+TRAINED = [row.model for row in support.rows() if row.status != support.REFUSED]
+DSL = {"method": "dsl", "density": 0.2, "update_interval": 3, "grow": "accumulated_gradient"}
+
+pytestmark = pytest.mark.usefixtures("in_folder")
+
+
+def state_of(trainer: Any, test_data: Any) -> dict[str, Any]:
+    """Everything that a run ends with."""
+    drawn = [torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()]
+    test = trainer.evaluate(test_data, load_best_model=False) if test_data is not None else None
+    return {
+        "losses": trainer.train_loss_dict,
+        "best": (trainer.best_valid_score, trainer.best_valid_result, trainer.cur_step),
+        "test": dict(test or {}),
+        "weights": {name: t.tolist() for name, t in dense_weights(trainer.model).items()},
+        "live": [group.live_positions().tolist() for group in trainer.sparse.groups],
+        "updates": [p.updates for p in trainer.sparse.explorer.progress],
+        "record": [p.record.bits.tolist() for p in trainer.sparse.explorer.progress if p.record],
+        "optimizers": {k: repr(v.state_dict()) for k, v in trainer.stateful_parts().items()},
+        "drawn": drawn,
+    }
+
+
+def finish(trainer: Any, data: list[Any]) -> dict[str, Any]:
+    """Train to the end."""
+    trainer.fit(data[0], data[1], show_progress=False)
+    return state_of(trainer, data[2])
+
+
+def stopped(trainer: Any, data: list[Any], when: Callable[[Keeper, str], bool]) -> Path:
+    """Train until ``when(keeper, event)`` and let a signal come then; returns the checkpoint."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted, match="--resume="):
+        for event in ("after_step", "in_evaluation", "end_epoch"):
+            patch.setattr(Keeper, event, _signalled(getattr(Keeper, event), event, when))
+        trainer.fit(data[0], data[1], show_progress=False)
+    return trainer.keeper.file
+
+
+def _signalled(method: Any, event: str, when: Callable[[Keeper, str], bool]) -> Any:
+    def call(keeper: Keeper, *args: Any) -> Any:
+        if event == "after_step":
+            keeper.position.steps += 1
+            now = when(keeper, event)
+            keeper.position.steps -= 1
+        else:
+            now = when(keeper, event)
+        if now:
+            keeper.signals.caught = 15
+        return method(keeper, *args)
+
+    return call
+
+
+def check_resume(name: str, settings: dict[str, Any], when: Callable[[Keeper, str], bool], **dsl: Any) -> None:
+    """Stop a run, and go on from its checkpoint with a model that was built from other random numbers."""
+    dsl = {**DSL, **dsl}
+    expected = finish(*sparse_trainer_of(name, settings, **dsl))
+    file = stopped(*sparse_trainer_of(name, settings, **dsl), when)
+    trainer, data = sparse_trainer_of(name, settings, model_seed=99, **dsl)
+    random.seed(5), np.random.seed(5)
+    trainer.resume_checkpoint(file)
+    found = finish(trainer, data)
+    for part in expected:
+        assert found[part] == expected[part], part
+
+
+def settings(name: str, data: Path, tmp_path: Path, **more: Any) -> dict[str, Any]:
+    """Two epochs of a model."""
+    return {**settings_of(name, data), "epochs": 2, "checkpoint_dir": str(tmp_path / "saved"), **more}
+
+
+def at_step(number: int) -> Callable[[Keeper, str], bool]:
+    """After the run's ``number``-th step."""
+    return lambda keeper, event: event == "after_step" and keeper.position.steps == number
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in IN_MAKE_TEST else pytest.mark.slow) for n in TRAINED]
+)
+def test_every_model_resumes_in_the_middle_of_an_epoch(name: str, data: Path, tmp_path: Path) -> None:
+    """Stopped at the second step of the second epoch."""
+    seen = [0]
+
+    def second_epoch(keeper: Keeper, event: str) -> bool:
+        seen[0] += event == "after_step" and keeper.position.epoch == 1
+        return event == "after_step" and seen[0] == 2
+
+    check_resume(name, settings(name, data, tmp_path), second_epoch)
+
+
+POSITIONS: dict[str, Callable[[Keeper, str], bool]] = {
+    "first step": at_step(1),
+    "last step of an epoch": at_step(4),
+    "end of an epoch": lambda keeper, event: event == "end_epoch" and keeper.position.epoch == 0,
+    "validation": lambda keeper, event: event == "in_evaluation" and keeper.position.epoch == 1,
+}
+
+
+@pytest.mark.parametrize("grow", ["accumulated_gradient", "momentum", "random_never_live"])
+@pytest.mark.parametrize("position", POSITIONS)
+def test_a_run_resumes_wherever_it_was_stopped(position: str, grow: str, data: Path, tmp_path: Path) -> None:
+    """With growth windows open and closed, sampled rows, and negatives drawn in validation."""
+    uni = {"eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "mode": "uni5"}}
+    check_resume(
+        "BPR", settings("BPR", data, tmp_path, **uni), POSITIONS[position], grow=grow, growth_rows=0.5
+    )
+
+
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+@pytest.mark.parametrize("learner", ["adam", "sgd", "adagrad", "rmsprop"])
+def test_the_state_of_every_optimizer_and_storage_is_kept(
+    learner: str, storage: str, data: Path, tmp_path: Path
+) -> None:
+    """Per-weight state goes with its weight through the file."""
+    check_resume("LightGCN", settings("LightGCN", data, tmp_path, learner=learner), at_step(5), storage=storage)
