@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from recbole_dsl import RunResult
 from recbole_dsl.handle import masks
+from recbole_dsl.training.checkpoint import read_checkpoint
 from tests.recbole_runs import command_line, sparse_run
 
 EXPLORING = {"dsl_update_interval": 10, "dsl_end": "100%"}
@@ -77,10 +79,11 @@ def test_budget_in_weights_and_bytes(budget: int | str, live: int | None, tmp_pa
 
 
 def test_checkpoint_holds_the_best_epoch_and_no_pickle(tmp_path: Path) -> None:
-    """It loads with weights_only=True, is about as large as the live weights, and is the tested one."""
+    """It is a safetensors file, about as large as the live weights, and the tested one; another is the last."""
     result = sparse_run("LightGCN", tmp_path, epochs=3, **EXPLORING)
-    (path,) = tmp_path.glob("LightGCN-*.dsl")
-    state = torch.load(path, weights_only=True)
+    path, last = checkpoints(tmp_path, "LightGCN")
+    state = read_checkpoint(path)
+    assert load_file(path) and read_checkpoint(last)["run"]["position"]["finished"] == "all epochs"
     assert state["config"]["dsl_method"] == "dsl_plus" and state["epoch"] in range(3)
     assert state["other_parameter"] == {"restore_user_e": None, "restore_item_e": None}
     assert set(state["state_dict"]) == {
@@ -126,10 +129,18 @@ def test_runs_of_one_second_keep_their_own_checkpoints(tmp_path: Path, monkeypat
     monkeypatch.setattr("recbole.trainer.trainer.get_local_time", lambda: "now")
     for _ in range(2):
         sparse_run("BPR", tmp_path, epochs=1)
-    one, two = sorted(tmp_path.glob("BPR-*.dsl"))
-    assert (one.name, two.name) == ("BPR-now-1.dsl", "BPR-now.dsl")
+    names = {"BPR-now.dsl", "BPR-now-last.dsl", "BPR-now-1.dsl", "BPR-now-1-last.dsl"}
+    assert {path.name for path in tmp_path.iterdir()} >= names
+    one, two = tmp_path / "BPR-now-1.dsl", tmp_path / "BPR-now.dsl"
     assert one.stat().st_size == two.stat().st_size > 0
     assert one.stat().st_mode & 0o777 == 0o666 & ~current_umask()
+
+
+def checkpoints(folder: Path, model: str) -> tuple[Path, Path]:
+    """The best and the last checkpoint of the only run."""
+    (last,) = folder.glob(f"{model}-*-last.dsl")
+    (best,) = set(folder.glob(f"{model}-*.dsl")) - {last}
+    return best, last
 
 
 def current_umask() -> int:

@@ -280,14 +280,16 @@ def test_what_is_left_to_torch(name: str, calls: list[Tensor]) -> None:
     assert not calls
 
 
-def test_autocast_is_left_to_torch(calls: list[Tensor]) -> None:
-    """Which chooses the type of the product."""
-    with (
-        GraphProducts().active(Holder(BY_HAND.to_sparse())),
-        torch.autocast("cpu", torch.bfloat16, enabled=True),
-    ):
-        assert GraphProducts().times(BY_HAND.to_sparse(), torch.rand(3, 2)) is None
-    assert not calls
+def test_autocast_multiplies_in_the_matrix_s_own_precision(calls: list[Tensor]) -> None:
+    """Forward and backward, at first sight; torch's product in half precision has no gradient on a CPU."""
+    sparse = BY_HAND.to_sparse()
+    dense = torch.rand(3, 2, dtype=torch.bfloat16, requires_grad=True)
+    with GraphProducts().active(Holder(sparse)), torch.autocast("cpu", torch.bfloat16, enabled=True):
+        product = torch.sparse.mm(sparse, dense)
+        product.sum().backward()
+    assert product.dtype == torch.float32 and calls
+    torch.testing.assert_close(product, BY_HAND @ dense.float())
+    torch.testing.assert_close(dense.grad, BY_HAND.sum(0)[:, None].expand(3, 2).bfloat16())
 
 
 def test_macs_are_entries_times_columns() -> None:

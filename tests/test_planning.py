@@ -43,6 +43,7 @@ from recbole_dsl.planning import (
 from recbole_dsl.quantities import LARGEST, parse_count
 from recbole_dsl.sparsity.scores import GrowthScores, sample_rows, score_dtype
 from tests.recbole_runs import QUIET, sparse_run
+from tests.test_experiment import checkpoints
 
 CPU = torch.device("cpu")
 Shapes = Sequence[tuple[int, int]]
@@ -227,7 +228,7 @@ def test_what_runs_hold_and_save(tmp_path: Path) -> None:
     run_recbole_itself("BPR", "ml-100k", {**QUIET, **how, "checkpoint_dir": str(tmp_path / "dense")})
     (dense,) = (tmp_path / "dense").glob("*.pth")
     result = sparse_run("BPR", tmp_path / "sparse", dsl_density=0.25, dsl_method="dsl", **how)
-    (sparse,) = (tmp_path / "sparse").glob("*.dsl")
+    sparse, _ = checkpoints(tmp_path / "sparse", "BPR")
     planned = sparse_bytes(groups, setup)
     assert 0 <= dense.stat().st_size - dense_bytes(groups, setup).checkpoint < 20_000
     assert 0 <= sparse.stat().st_size - planned.checkpoint < 20_000 < 0.01 * planned.checkpoint

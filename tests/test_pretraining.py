@@ -10,6 +10,7 @@ import torch
 
 from recbole_dsl.errors import ConfigError, DSLError
 from recbole_dsl.stages import STAGES
+from recbole_dsl.training.checkpoint import read_checkpoint, write_checkpoint
 from tests.model_runs import (
     Run,
     dense_run,
@@ -82,7 +83,7 @@ def test_pretraining_files_are_kept_apart_and_the_last_epoch_is_among_them(data:
     """RecBole writes over files of that name, and none for epochs that ``save_step`` does not divide."""
     given = settings("RaCT", data, tmp_path, pretrain_epochs=3, save_step=2)
     sparse_run("RaCT", given, **SPARSE)
-    files = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+    files = {path.name: path.read_bytes() for path in (tmp_path / "saved").glob("RaCT-tiny-*")}
     assert sorted(files) == ["RaCT-tiny-actor_pretrain-2.dsl", "RaCT-tiny-actor_pretrain-3.dsl"]
     again = sparse_run("RaCT", {**given, "seed": 1}, **SPARSE)
     assert Path(again.trainer.saved_model_file).name == "RaCT-tiny-actor_pretrain-3-1.dsl"
@@ -124,7 +125,7 @@ def test_a_model_starts_from_a_sparse_checkpoint_of_another(chain: Any, data: Pa
     first, its, then, more, pairs = chain
     run = sparse_run(first, settings(first, data, tmp_path, **its), **SPARSE, init="random")
     paths = {PATH_KEYS[then]: run.trainer.saved_model_file}
-    saved = torch.load(run.trainer.saved_model_file, weights_only=True)
+    saved = read_checkpoint(run.trainer.saved_model_file)
     assert not any(name in saved["state_dict"] for name in pairs.values())  # it holds live weights only
     trainer, loaders = sparse_trainer_of(then, settings(then, data, tmp_path, **more, **paths), **SPARSE)
     assert kept(trainer, run, pairs) and trainer.sparse.inherited
@@ -197,10 +198,10 @@ def test_a_checkpoint_with_a_broken_index_is_refused(data: Path, tmp_path: Path)
     """The weights would land in wrong places without a word."""
     given = settings("RaCT", data, tmp_path)
     file = Path(sparse_run("RaCT", given, **SPARSE).trainer.saved_model_file)
-    state = torch.load(file, weights_only=True)
+    state = read_checkpoint(file)
     key = next(key for key in state["state_dict"] if key.endswith("column_ids"))
     state["state_dict"][key] = state["state_dict"][key].flip(0)
-    torch.save(state, file)
+    write_checkpoint(file, state)
     with pytest.raises(ConfigError, match="do not fit its index"):
         sparse_trainer_of(
             "RaCT", {**given, "train_stage": "critic_pretrain", "pre_model_path": str(file)}, **SPARSE

@@ -120,9 +120,7 @@ POSITIONS: dict[str, Callable[[Keeper, str], bool]] = {
 def test_a_run_resumes_wherever_it_was_stopped(position: str, grow: str, data: Path, tmp_path: Path) -> None:
     """With growth windows open and closed, sampled rows, and negatives drawn in validation."""
     uni = {"eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "mode": "uni5"}}
-    check_resume(
-        "BPR", settings("BPR", data, tmp_path, **uni), POSITIONS[position], grow=grow, growth_rows=0.5
-    )
+    check_resume("BPR", settings("BPR", data, tmp_path, **uni), POSITIONS[position], grow=grow, growth_rows=0.5)
 
 
 @pytest.mark.parametrize("storage", ["packed", "masked"])

@@ -75,20 +75,29 @@ class GraphProducts:
         with torch._C.DisableTorchFunctionSubclass():
             if not _can_take(sparse, dense):
                 return None
-            matrix = self.matrix(sparse)
+            mixed = _is_mixed(sparse)
+            matrix = self.matrix(sparse, at_once=mixed)
             if matrix is None:
                 return None
             plain = dense if type(dense) is Tensor else dense.as_subclass(Tensor)
-            return matrix.times(plain, self.kernels)
+            if not mixed:
+                return matrix.times(plain, self.kernels)
+            with torch.autocast(
+                sparse.device.type, enabled=False
+            ):  # torch has no gradient of a product in half precision
+                return matrix.times(plain.to(sparse.dtype), self.kernels)
 
-    def matrix(self, sparse: Tensor) -> Matrix | None:
-        """A COO or CSR tensor in compressed rows; None at first sight if it has to be sorted."""
+    def matrix(self, sparse: Tensor, at_once: bool = False) -> Matrix | None:
+        """A COO or CSR tensor in compressed rows; None at first sight if it has to be sorted.
+
+        ``at_once``: sort it at first sight, too.
+        """
         key = (sparse._version, sparse._nnz())
         known = self._known.get(sparse)
         if known is not None and known[0] == key and known[1] is not None:
             return known[1]
         seen = known is not None and known[0] == key
-        matrix = compress(sparse, sort=seen)
+        matrix = compress(sparse, sort=seen or at_once)
         self._known[sparse] = (key, matrix)
         return matrix
 
@@ -127,13 +136,16 @@ def _can_take(sparse: Any, dense: Any) -> bool:
         and sparse.dim() == dense.dim() == 2
         and (sparse.layout == torch.sparse_csr or sparse.sparse_dim() == 2)
         and not sparse.requires_grad
-        and sparse.dtype == dense.dtype
         and sparse.dtype in TYPES
+        and (sparse.dtype == dense.dtype or (dense.is_floating_point() and _is_mixed(sparse)))
         and sparse.device == dense.device
         and sparse.shape[1] == dense.shape[0]
-        and not torch.is_autocast_enabled(sparse.device.type)
         and not sparse.is_inference()
     )
+
+
+def _is_mixed(tensor: Tensor) -> bool:
+    return torch.is_autocast_enabled(tensor.device.type)
 
 
 def holds_sparse(model: nn.Module) -> bool:

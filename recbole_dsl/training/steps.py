@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from recbole import trainer as trainers
 from recbole.data.interaction import Interaction
+from recbole.trainer import trainer as trainer_module
 from recbole.utils import get_gpu_usage, set_color
 from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
 
 from ..errors import NumberError
 from .keeper import Keeper
@@ -68,7 +68,7 @@ class StepwiseTrainer(trainers.Trainer):
             bar = dict(
                 total=len(train_data), initial=skipped, ncols=100, desc=set_color(f"Train {epoch:>5}", "pink")
             )
-            yield tqdm(rest, **bar) if show_progress else rest
+            yield trainer_module.tqdm(rest, **bar) if show_progress else rest
 
     def _step(self, batch: Any, loss_func: Callable[[Any], Any], scaler: torch.amp.GradScaler) -> Total:
         """One optimizer step; returns the loss, or its parts."""
