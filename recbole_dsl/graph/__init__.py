@@ -60,6 +60,7 @@ class GraphProducts:
     def __init__(self, kernels: str = "auto", layers_of: str = "recbole.model") -> None:
         self.kernels, self.layers_of = kernels, f"{layers_of}."
         self._known: Any = WeakIdKeyDictionary()
+        self._model: nn.Module | None = None
 
     @contextlib.contextmanager
     def active(self, model: nn.Module) -> Iterator[None]:
@@ -67,8 +68,12 @@ class GraphProducts:
         if not holds_sparse(model):
             yield
             return
-        with _Interception(self):
-            yield
+        self._model = model
+        try:
+            with _Interception(self):
+                yield
+        finally:
+            self._model = None
 
     def times(self, sparse: Any, dense: Any) -> Tensor | None:
         """The product, or None if it is left to torch."""
@@ -88,18 +93,23 @@ class GraphProducts:
                 return matrix.times(plain.to(sparse.dtype), self.kernels)
 
     def matrix(self, sparse: Tensor, at_once: bool = False) -> Matrix | None:
-        """A COO or CSR tensor in compressed rows; None at first sight if it has to be sorted.
+        """A COO or CSR tensor in compressed rows; None at first sight if it has to be sorted for one product.
 
-        ``at_once``: sort it at first sight, too.
+        One that the model keeps is sorted at first sight, so that a run that is taken up uses the same
+        products as one that was not stopped. ``at_once``: so is any other.
         """
         key = (sparse._version, sparse._nnz())
         known = self._known.get(sparse)
         if known is not None and known[0] == key and known[1] is not None:
             return known[1]
         seen = known is not None and known[0] == key
-        matrix = compress(sparse, sort=seen or at_once)
+        matrix = compress(sparse, sort=seen or at_once or self._is_kept(sparse))
         self._known[sparse] = (key, matrix)
         return matrix
+
+    def _is_kept(self, sparse: Tensor) -> bool:
+        """Whether the model holds this very tensor."""
+        return self._model is not None and _holds(self._model, lambda value: value is sparse)
 
 
 class _Interception(TorchFunctionMode):
@@ -149,17 +159,26 @@ def _is_mixed(tensor: Tensor) -> bool:
 
 
 def holds_sparse(model: nn.Module) -> bool:
-    """Whether a module has a sparse matrix among its attributes: torch's, or scipy's to make one from.
+    """Whether a module has a sparse matrix among its attributes: torch's, or scipy's to make one from."""
+    return _holds(model, _is_sparse)
+
+
+def _holds(model: nn.Module, wanted: Callable[[Any], bool]) -> bool:
+    """Whether an attribute is wanted.
 
     Containers are looked into two deep, at their first entries: models keep whole histories in lists.
     """
-    return any(_is_sparse(value) for module in model.modules() for value in vars(module).values())
+    return any(_has(value, wanted) for module in model.modules() for value in vars(module).values())
 
 
-def _is_sparse(value: Any, depth: int = 2) -> bool:
-    if isinstance(value, Tensor):
-        return value.layout != torch.strided
+def _has(value: Any, wanted: Callable[[Any], bool], depth: int = 2) -> bool:
     if isinstance(value, dict | list | tuple):
         inside = value.values() if isinstance(value, dict) else value
-        return depth > 0 and any(_is_sparse(v, depth - 1) for v in itertools.islice(inside, FIRST_ENTRIES))
+        return depth > 0 and any(_has(v, wanted, depth - 1) for v in itertools.islice(inside, FIRST_ENTRIES))
+    return wanted(value)
+
+
+def _is_sparse(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.layout != torch.strided
     return not isinstance(value, nn.Module) and hasattr(value, "tocoo")

@@ -135,10 +135,16 @@ def _unbuilt(loader: Any, count: int) -> Iterator[Any]:
         for _ in range(count):
             next(batches)
         skips = False
-        yield batches
+        yield _going_on(batches)
     finally:
         for owner, build in builders:
             owner.collate_fn = build
+
+
+def _going_on(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same: RecBole's loader of interactions and triples would begin anew when asked for an iterator."""
+    while (batch := next(batches, None)) is not None:
+        yield batch
 
 
 class NCLPass:
