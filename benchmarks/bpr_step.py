@@ -123,12 +123,14 @@ def dense(rows: int, columns: int, device: torch.device, fused: bool, masked: fl
 def packed(
     rows: int, columns: int, device: torch.device, density: float, kernels: str = "auto", window: int = WINDOW
 ) -> Variant:
-    """Ours, exploring, with Adam over all live weights."""
-    model = BPR(rows, columns).to(device)
+    """Ours, exploring, with Adam over all live weights; a dense table is never there."""
+    with torch.device("meta"):
+        model = BPR(rows, columns)
     handle = sparsify(
         model, density, groups="joint", kernels=kernels, update_interval=INTERVAL, grow_window=window,
         end=1_000_000,
     )  # fmt: skip
+    model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     handle.attach(optimizer)
     return Variant(plain_step(model, optimizer), model, optimizer, handle)

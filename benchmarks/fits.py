@@ -45,9 +45,13 @@ class AffineFit:
     slope: float
     fixed: float
 
+    def at(self, size: float) -> float:
+        """The cost at ``size``."""
+        return self.slope * size + self.fixed
+
     def grows(self, size: float) -> float:
         """Share of the cost at ``size`` that grows with it."""
-        total = self.slope * size + self.fixed
+        total = self.at(size)
         return self.slope * size / total if total else 0.0
 
 

@@ -76,7 +76,7 @@ def bytes_needed(cell: Cell) -> int:
     live = int(weights * cell["density"])
     if cell["variant"] != "packed":
         return 40 * weights  # state, and what an optimizer that is not fused makes in between
-    return 10 * weights + 60 * live
+    return 60 * live + min(4 * weights, 256_000_000) + weights // 8
 
 
 def bytes_free(device: torch.device) -> int:
@@ -184,8 +184,9 @@ def middle(results: list[dict[str, Any]]) -> dict[str, Any]:
 def fits(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Exponents in the live weights, by series and cost.
 
-    A step's cost is also fitted as ``slope · live + fixed``; the live part dominates at points where the
-    first is more than half of it. The limit's exponent is the machine's own: caches make it exceed 1.
+    A step's cost is also fitted as ``slope · live + fixed``; ``off_the_line`` is the largest relative error of
+    that, and the live part dominates at points where the first is more than half of it. The limit's exponent
+    is the machine's own: caches make it exceed 1.
     """
     told = []
     for series, belongs in SERIES.items():
@@ -206,6 +207,7 @@ def fits(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "where_the_live_part_dominates": part and part.as_dict(),
                     "per_live_weight": line.slope,
                     "fixed": line.fixed,
+                    "off_the_line": max(abs(line.at(live) / found - 1) for live, found in pairs),
                 }
             )
     return told
@@ -234,6 +236,10 @@ def report(out: Path) -> None:
                 where = f"{found['points']} points over {found['decades']:.1f} decades"
                 name = f"{fit['series']}: {fit['cost']}, {part.replace('_', ' ')}"
                 print(f"{name}: exponent {found['exponent']:.3f} (r² {found['r2']:.3f}, {where})")
+        print(
+            f"{fit['series']}: {fit['cost']} = {fit['per_live_weight']:.3g} · live + {fit['fixed']:.3g}, "
+            f"at most {fit['off_the_line']:.0%} off"
+        )
     source = {key: mine[-1][key] for key in ("commit", "processor", "device", "environment")}
     out.with_name(f"{out.stem}_fits.json").write_text(json.dumps({**source, "fits": told}, indent=1) + "\n")
 

@@ -274,8 +274,14 @@ def exponents(points: list[dict[str, Any]]) -> str:
         grow = fit["where_the_live_part_dominates"]
         cells = [fit["whole_range"], grow]
         told = [f"{p['exponent']:.2f} ({p['decades']:.1f} decades, {p['points']})" if p else "–" for p in cells]
-        rows.append([fit["series"], fit["cost"], *told])
-    head = ["series", "cost", "exponent, whole range", "exponent where the live part is most of it"]
+        rows.append([fit["series"], fit["cost"], *told, f"{fit['off_the_line']:.0%}"])
+    head = [
+        "series",
+        "cost",
+        "exponent, whole range",
+        "exponent where the live part is most of it",
+        "off the line",
+    ]
     return table(head, rows, words=2)
 
 

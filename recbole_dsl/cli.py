@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> None:
     if "--version" in argv:
         print(f"recbole-dsl {__version__}")
         return
-    argv = [_resume_key(argument) for argument in argv]
+    argv = _with_resume_as_key(argv)
     check_command_line(argv, RECBOLE_OPTIONS)
     options, flags = parser().parse_known_args(list(argv))
     for name, allowed in (("nproc", ("1",)), ("world_size", ("1", "-1"))):
@@ -81,11 +81,15 @@ def run(argv: Sequence[str]) -> None:
     run_recbole_dsl(model, dataset, files)
 
 
-def _resume_key(argument: str) -> str:
-    """``--resume`` and ``--resume=FILE`` as the setting they stand for."""
-    if argument == "--resume":
-        return "--dsl_resume=True"
-    return argument.replace("--resume=", "--dsl_resume=", 1) if argument.startswith("--resume=") else argument
+def _with_resume_as_key(argv: Sequence[str]) -> list[str]:
+    """The arguments with ``--resume`` and ``--resume=FILE`` as the setting they stand for."""
+    result = []
+    for argument, following in zip(argv, [*argv[1:], "-"], strict=True):
+        if argument == "--resume" and not following.startswith("-"):
+            raise ConfigError(f"Argument '--resume {following}' is refused: allowed is --resume={following}.")
+        key, equals, file = argument.partition("=")
+        result.append(f"--dsl_resume={file if equals else True}" if key == "--resume" else argument)
+    return result
 
 
 def list_models(argv: Sequence[str]) -> None:

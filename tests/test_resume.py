@@ -109,6 +109,32 @@ def test_every_model_resumes_in_the_middle_of_an_epoch(name: str, data: Path, tm
     check_resume(name, settings(name, data, tmp_path), second_epoch)
 
 
+def test_a_signal_in_the_last_moment_is_obeyed(data: Path, tmp_path: Path) -> None:
+    """Nothing is left to stop, but the process was asked to end."""
+    trainer, loaders = sparse_trainer_of("BPR", settings("BPR", data, tmp_path), **DSL)
+    plain = Keeper.end
+
+    def end(keeper: Keeper, reason: str) -> None:
+        keeper.signals.caught = 2
+        plain(keeper, reason)
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(Interrupted, match="SIGINT: stopped at the end of"),
+    ):
+        patch.setattr(Keeper, "end", end)
+        trainer.fit(*loaders[:2], show_progress=False)
+
+
+def test_a_run_of_no_epochs_can_be_given_some(data: Path, tmp_path: Path) -> None:
+    """It begins with the first; when updates are due was settled before."""
+    none, loaders = sparse_trainer_of("BPR", settings("BPR", data, tmp_path, epochs=0), **DSL)
+    none.fit(*loaders[:2], show_progress=False)
+    trainer, loaders = sparse_trainer_of("BPR", settings("BPR", data, tmp_path), **DSL)
+    trainer.resume_checkpoint(none.keeper.file)
+    assert sorted(finish(trainer, loaders)["losses"]) == [0, 1]
+
+
 POSITIONS: dict[str, Callable[[Keeper, str], bool]] = {
     "first step": at_step(1),
     "last step of an epoch": at_step(4),

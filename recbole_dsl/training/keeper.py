@@ -160,10 +160,13 @@ class Keeper:
             self.stop()
 
     def end(self, reason: str) -> None:
-        """Training is over."""
-        self.position = Position(self.position.epoch + 1, steps=self.position.steps, finished=reason)
+        """Training is over; a signal that has come since the last step is obeyed now."""
+        trained = self.position.epoch + (self.position.loss is not None)
+        self.position = Position(trained, steps=self.position.steps, finished=reason)
         self.save()
         self._resumed = None
+        if self.signals.caught:
+            self.stop()
 
     def is_finished(self, epochs: int) -> bool:
         """Whether nothing is left to train of a run of so many epochs that was taken up."""
