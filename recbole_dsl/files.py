@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import platform
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +20,9 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     A write that breaks off, even by a crash, leaves the old file as it was.
     """
     target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    _remove_abandoned(target)
+    mark = f".{target.name}.{_here()}-{os.getpid()}-"
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=mark)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -29,6 +34,32 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _here() -> str:
+    """This machine's name, as part of the name of a file."""
+    return re.sub(r"\W", "_", platform.node())
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove temporary files for ``target`` that processes of this machine have left when they were killed."""
+    if os.name != "posix":
+        return
+    mark = f".{target.name}.{_here()}-"
+    for file in target.parent.glob(f"{glob.escape(mark)}*"):
+        writer = file.name.removeprefix(mark).partition("-")[0]
+        if writer.isdigit() and not _is_alive(int(writer)):
+            file.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _flush_folder(folder: Path) -> None:

@@ -147,7 +147,7 @@ def read_tensor_file(
         with safe_open(os.fspath(path), framework="pt", device=str(device)) as opened:
             return _decode(json.loads(metadata["tree"]), opened.get_tensor)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
-        raise _refusal(path, f"it cannot be decoded ({on_one_line(error)})") from None
+        raise _refusal(path, f"it cannot be decoded ({on_one_line(error)[:150]})") from None
 
 
 def read_tree(path: str | os.PathLike[str], kind: str, schema: int) -> Any:
@@ -157,7 +157,7 @@ def read_tree(path: str | os.PathLike[str], kind: str, schema: int) -> Any:
     try:
         return _decode(json.loads(metadata["tree"]), lambda name: None)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _refusal(path, f"it cannot be decoded ({on_one_line(error)})") from None
+        raise _refusal(path, f"it cannot be decoded ({on_one_line(error)[:150]})") from None
 
 
 def is_tensor_file(path: Any) -> bool:
