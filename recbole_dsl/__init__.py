@@ -6,11 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["DSLConfig", "RunResult", "SparseHandle", "masks", "run_recbole_dsl", "sparsify"]
+__all__ = [
+    "DSLConfig",
+    "RunResult",
+    "SparseHandle",
+    "load_data_and_model",
+    "masks",
+    "run_recbole_dsl",
+    "sparsify",
+]
 
 if TYPE_CHECKING:
     from .experiment import run_recbole_dsl
     from .handle import SparseHandle, masks, sparsify
+    from .loading import load_data_and_model
     from .results import RunResult
     from .settings import DSLConfig
 
@@ -18,6 +27,7 @@ _HOMES = {
     "DSLConfig": "settings",
     "RunResult": "results",
     "SparseHandle": "handle",
+    "load_data_and_model": "loading",
     "masks": "handle",
     "run_recbole_dsl": "experiment",
     "sparsify": "handle",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, plan_command
+from . import __version__, plan_command, to_recbole
 from .command_line import RECBOLE_OPTIONS, check_command_line
 from .errors import ConfigError, DSLError
 from .property_files import read_mapping
@@ -20,7 +20,8 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         description="Train a RecBole model sparse from scratch.",
         epilog="'recbole-dsl models' lists which models can be trained, and what is sparse in them; "
-        "'recbole-dsl plan' says what bytes a training of any size would hold (plan --help). Every "
+        "'recbole-dsl plan' says what bytes a training of any size would hold (plan --help); "
+        "'recbole-dsl to-recbole' writes a checkpoint for RecBole's own tools. Every "
         "RecBole setting and every dsl_ setting is a flag: --learning_rate=0.01 --dsl_density=0.1 (with '='). "
         "The most used: --dsl_method (dense, dsl, dsl_plus, static, set, rigl), --dsl_density, --dsl_budget, "
         "--dsl_width, --dsl_update_interval, --dsl_end, --dsl_result=FILE. All are in docs/configuration.md.",
@@ -117,6 +118,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": run,
     "models": list_models,
     "plan": plan_command.run,
+    "to-recbole": to_recbole.run,
 }
 """The first word of the command line; without one it is ``train``."""
 

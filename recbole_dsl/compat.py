@@ -328,6 +328,8 @@ class _CheckpointUnpickler(pickle.Unpickler):
             ("torch", "device"),
             ("torch", "Size"),
             ("torch._utils", "_rebuild_parameter"),
+            ("torch._utils", "_rebuild_sparse_tensor"),
+            ("torch.serialization", "_get_layout"),
             ("torch._utils", "_rebuild_tensor_v2"),
             # The loader class of RecBole's Config, stored by name.
             ("yaml.loader", "FullLoader"),

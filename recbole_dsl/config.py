@@ -90,6 +90,8 @@ class RecBoleDSLConfig(Config):
         dataset: a dataset's name; None takes it from the user's settings.
         config_file_list: YAML files, of which later ones win.
         config_dict: settings that win over files; command-line flags win over both.
+        evaluates: read text values of RecBole's keys as RecBole does, by ``eval``; False takes literals only,
+            for settings from a file that somebody else may have made.
 
     Raises:
         ConfigError: something is unknown, missing, not allowed or contradictory.
@@ -104,10 +106,13 @@ class RecBoleDSLConfig(Config):
         dataset: str | None = None,
         config_file_list: Sequence[str | os.PathLike[str]] | None = None,
         config_dict: dict[str, Any] | None = None,
+        evaluates: bool = True,
     ) -> None:
         compat.apply()
+        self._evaluates = evaluates
         self.dense_sizes: dict[str, int] | None = None  # weights per tensor without dsl_width, where it is set
         super().__init__(model, dataset, config_file_list, config_dict)
+        self.given: Settings = plain(self.external_config_dict)
         self.at_start: Settings = plain(self.final_config_dict)  # before RecBole adds what it finds in the data
 
     @property
@@ -169,7 +174,7 @@ class RecBoleDSLConfig(Config):
     def _convert_config_dict(self, config_dict: Settings) -> Settings:
         """Read text values: our keys as literals only, others as RecBole does, by ``eval``."""
         for key, value in config_dict.items():
-            if str(key).startswith(PREFIX):
+            if str(key).startswith(PREFIX) or not self._evaluates:
                 config_dict[key] = value if key in _TEXT_KEYS else literal(value)
                 continue
             try:

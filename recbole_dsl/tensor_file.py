@@ -207,8 +207,7 @@ def _header(
     if size > _LARGEST_HEADER and (start[:2] == b"PK" or start[:1] == b"\x80"):
         raise _refusal(
             path,
-            "it is a pickle, as RecBole and torch.save write them, which could run any code when read "
-            "(a dense checkpoint of RecBole can be a start: see dsl_start_from)",
+            "it is a pickle, as RecBole and torch.save write them, which could run any code when read",
         )
     text = file.read(size) if size <= _LARGEST_HEADER else b""
     foreign = _refusal(path, "it is no file of recbole_dsl, or cut off")

@@ -42,6 +42,7 @@ def checkpoint_state(trainer: Any, epoch: int) -> dict[str, Any]:
     clear_model_caches(model)
     return {
         "config": plain(trainer.config.final_config_dict),
+        "given": trainer.config.given,
         "epoch": epoch,
         "cur_step": trainer.cur_step,
         "best_valid_score": float(trainer.best_valid_score),

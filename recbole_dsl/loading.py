@@ -1,0 +1,83 @@
+"""A trained run, loaded from its checkpoint: settings, data and sparse model."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from . import recbole_names
+from .config import RecBoleDSLConfig
+from .errors import CheckpointError
+from .experiment import build_model, load_data
+from .sparsity.names import TOPOLOGIES_OF_SHAPES
+from .training.checkpoint import load_weights, read_checkpoint
+from .training.trainer import sparse_trainer
+
+LEFT_OUT: Final = (
+    *("dsl_resume", "dsl_result", "dsl_save_every", "config_files"),
+    *("log_wandb", "wandb_project", "save_dataset", "save_dataloaders"),
+    *("dataset_save_path", "dataloaders_save_path"),  # pickles
+)
+"""Settings that have no meaning for a trained run, or would open files that could run code."""
+
+
+def load_data_and_model(
+    model_file: str | os.PathLike[str], model_class: type | None = None, **settings: Any
+) -> tuple[Any, Any, Any, Any, Any, Any]:
+    """The counterpart of RecBole's ``load_data_and_model`` for checkpoints of sparse training.
+
+    Nothing in the file is run: its settings are read as literals.
+
+    Args:
+        model_file: a best or a last checkpoint (``….dsl``, ``…-last.dsl``).
+        model_class: the class of a model that is not RecBole's own.
+        settings: those to change, such as ``data_path`` or ``gpu_id``.
+
+    Returns:
+        (config, model, dataset, train_data, valid_data, test_data); the model is sparse, in evaluation mode,
+        and can be given to RecBole's tools that call ``predict`` or ``full_sort_predict``.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its model is not RecBole's and ``model_class`` not given.
+        ConfigError: the settings do not suit this installation.
+        DataError: the dataset is not there.
+    """
+    state = read_checkpoint(model_file)
+    config = _config_of(state, model_file, model_class, settings)
+    dataset, train_data, valid_data, test_data = load_data(config)
+    model = build_model(config, train_data)
+    # The trainer makes the model sparse; its optimizer has no state before the first step.
+    sparse_trainer(config["MODEL_TYPE"], *config.lineage)(config, model, train_data)
+    load_weights(model, state)
+    model.eval()
+    return config, model, dataset, train_data, valid_data, test_data
+
+
+def _config_of(
+    state: dict[str, Any], file: str | os.PathLike[str], model_class: type | None, settings: dict[str, Any]
+) -> RecBoleDSLConfig:
+    kept, name = state["config"], str(state["config"]["model"])
+    given = {key: value for key, value in state["given"].items() if key not in LEFT_OUT}
+    if model_class is None and name.lower() not in recbole_names.model_files():
+        raise CheckpointError(
+            f"'{os.fspath(file)}' is of model {name!r}, which is not RecBole's own; allowed is to give its "
+            "class as model_class."
+        )
+    if kept["dsl_init"] not in TOPOLOGIES_OF_SHAPES:  # the topology is in the file
+        given |= {"dsl_init": "random", "dsl_init_values": "model"}
+    given = {key: value for key, value in given.items() if key not in ("model", "dataset")} | settings
+    with no_flags():
+        return RecBoleDSLConfig(model_class or name, str(kept["dataset"]), None, given, evaluates=False)
+
+
+@contextmanager
+def no_flags() -> Iterator[None]:
+    """Hide this process's arguments from RecBole, which reads the command line."""
+    argv, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        yield
+    finally:
+        sys.argv = argv

@@ -1,0 +1,99 @@
+"""``recbole-dsl to-recbole``: a checkpoint of sparse training as a dense one that RecBole's own tools read."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .errors import ConfigError
+from .settings import check_writable
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells mistakes as all of this package does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"recbole-dsl to-recbole: {message}; see 'recbole-dsl to-recbole --help'.")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    result = _Parser(
+        prog="recbole-dsl to-recbole",
+        description="Write a checkpoint as a dense one of RecBole's own (a pickle, as RecBole needs it), which "
+        "its load_data_and_model, case studies and trainers read. The dataset has to be there.",
+        allow_abbrev=False,
+    )
+    result.add_argument("checkpoint", type=Path, help="a file ….dsl or …-last.dsl")
+    result.add_argument("--out", type=Path, required=True, help="the file to write, usually ….pth")
+    result.add_argument("--data_path", help="folder of the datasets, if it is not that of the training")
+    result.add_argument("--force", action="store_true", help="write over a file that exists")
+    return result
+
+
+def run(argv: Sequence[str]) -> None:
+    """The command."""
+    if {"-h", "--help"} & set(argv):
+        parser().print_help()
+        return
+    options = parser().parse_args(list(argv))
+    if options.out.exists() and not options.force:
+        raise ConfigError(f"--out={options.out} exists; allowed is another name, or --force.")
+    check_writable(options.out, "--out")
+    settings = {} if options.data_path is None else {"data_path": options.data_path}
+    write_recbole_checkpoint(options.checkpoint, options.out, **settings)
+    print(f"{options.out}: dense, {options.out.stat().st_size:,} bytes")
+
+
+def write_recbole_checkpoint(
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    model_class: type | None = None,
+    **settings: Any,
+) -> None:
+    """Write a checkpoint as a dense one of RecBole's.
+
+    Dead weights are zeros. The optimizer's state is that before the first step: a dense optimizer
+    would need moments of weights that never existed.
+
+    Args:
+        checkpoint: a best or a last one. out: the file, a pickle; an older one is replaced.
+        model_class, settings: as in :func:`recbole_dsl.loading.load_data_and_model`.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: as there.
+    """
+    import torch
+    from recbole.config import Config
+    from recbole.utils import get_trainer
+
+    from .files import written_whole
+    from .loading import load_data_and_model, no_flags
+    from .packed.surgery import unpack
+    from .training.adaptations import other_state
+    from .training.checkpoint import read_description
+
+    described = read_description(checkpoint)
+    config, model, *_ = load_data_and_model(checkpoint, model_class, **settings)
+    unpack(model, [module for module in model.modules() if getattr(module, "is_sparse_group", False)])
+    theirs = {key: value for key, value in config.given.items() if not key.startswith("dsl_")}
+    if config["train_neg_sample_args"]["distribution"] == "none":
+        theirs["train_neg_sample_args"] = None  # which is RecBole's own answer to its default
+    with no_flags(), config.under_recbole_name():
+        dense = Config(model=model_class or config["model"], dataset=config["dataset"], config_dict=theirs)
+    optimizer = get_trainer(dense["MODEL_TYPE"], dense["model"])(dense, model).optimizer
+    state = {
+        "config": dense,
+        "epoch": described["epoch"],
+        "cur_step": described["cur_step"],
+        "best_valid_score": described["best_valid_score"],
+        "state_dict": model.state_dict(),
+        "other_parameter": other_state(model),
+        "optimizer": optimizer.state_dict(),
+    }
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(out) as file:
+        torch.save(state, file, pickle_protocol=4)
