@@ -308,6 +308,20 @@ def _load(f: Any, *args: Any, **kwargs: Any) -> Any:
         raise DSLError(f"Cannot read the checkpoint {str(f)!r}: {on_one_line(error)}.") from error
 
 
+def read_dense_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A checkpoint of RecBole's, or one of ours with dense tensors: state dict, other parameters, settings.
+
+    A pickle is read by what builds only tensors, settings and names of models; anything else in it is refused.
+
+    Raises:
+        DSLError: the file cannot be read, or holds something else.
+    """
+    state = _load_dense(path, map_location="cpu")
+    if not isinstance(state, dict) or not isinstance(state.get("state_dict"), dict):
+        raise DSLError(f"'{os.fspath(path)}' is no checkpoint: it holds no 'state_dict'.")
+    return state
+
+
 def _load_dense(f: Any, *args: Any, **kwargs: Any) -> Any:
     """What a model's constructor reads: RecBole's checkpoint, or one of ours with dense tensors."""
     if not is_tensor_file(f):

@@ -291,6 +291,8 @@ class RecBoleDSLConfig(Config):
             layers["dsl_budget"] = None  # a property file's budget must not beat the user's density
         if user.get("dsl_init", layers["dsl_init"]) not in TOPOLOGIES_WITH_VALUES:
             layers["dsl_init_values"] = "model"  # nor values that the user's topology does not have
+        if "dsl_start_from" in user:
+            layers["dsl_init_values"] = "model"  # nor any but those of the file
         if "dsl_include" in user:
             layers["dsl_exclude"] = []  # a file's exceptions are from its own scope
         self.internal_config_dict.update(layers)

@@ -38,6 +38,7 @@ from .plain import plain  # noqa: E402
 from .training import resuming  # noqa: E402
 from .training.adaptations import clear_model_caches, loss_of_interactions  # noqa: E402
 from .training.loading import accelerate  # noqa: E402
+from .training.starting import check_start, start_from  # noqa: E402
 from .training.trainer import sparse_trainer  # noqa: E402
 
 
@@ -65,9 +66,13 @@ def run_recbole_dsl(
     """
     config = RecBoleDSLConfig(model, dataset, config_file_list, config_dict)
     resumed = resuming.find(config.dsl.resume, config.at_start)
+    if config.dsl.start_from is not None and resumed is None:
+        check_start(config.dsl.start_from)
     data, train_data, valid_data, test_data = load_data(config)
     logger = getLogger()
     network = build_model(config, train_data)
+    if config.dsl.start_from is not None and resumed is None:
+        start_from(network, config.dsl.start_from)
     logger.info(network)
     log_dense_flops(config, network, data)
     trainer = sparse_trainer(config["MODEL_TYPE"], *config.lineage)(config, network, train_data)

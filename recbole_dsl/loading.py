@@ -17,7 +17,7 @@ from .training.checkpoint import load_weights, read_checkpoint
 from .training.trainer import sparse_trainer
 
 LEFT_OUT: Final = (
-    *("dsl_resume", "dsl_result", "dsl_save_every", "config_files"),
+    *("dsl_resume", "dsl_result", "dsl_save_every", "dsl_start_from", "config_files"),
     *("log_wandb", "wandb_project", "save_dataset", "save_dataloaders"),
     *("dataset_save_path", "dataloaders_save_path"),  # pickles
 )

@@ -327,6 +327,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "kernels": _word(KERNEL_NAMES),
     "graph": _word(GRAPH_NAMES),
     "data_path": _word(DATA_PATH_NAMES),
+    "start_from": _optional(_path(), "the model's own initial values"),
     "save_every": _optional(_pace(), "only the start, the end and a stop"),
     "resume": _resume(),
     "result": _optional(_path(), "no result file"),
@@ -432,6 +433,7 @@ class DSLConfig:
     kernels: str
     graph: str
     data_path: str
+    start_from: str | None
     save_every: Pace | None
     resume: bool | str
     result: str | None
@@ -470,6 +472,11 @@ class DSLConfig:
                 f"dsl_update_ratio_min={self.update_ratio_min} contradicts "
                 f"dsl_update_ratio={self.update_ratio}: allowed is at most that much."
             )
+        if self.start_from is not None and self.init_values != "model":
+            raise ConfigError(
+                f"dsl_start_from={self.start_from!r} contradicts dsl_init_values={self.init_values!r}: "
+                "allowed with it is only 'model', as the values come from the file."
+            )
         if self.drop == "threshold" and self.drop_threshold is None:
             raise ConfigError(
                 "dsl_drop='threshold' needs dsl_drop_threshold, which is None: allowed is a number above 0."
@@ -504,4 +511,4 @@ def _jsonable(value: object) -> object:
         return list(value)
     if isinstance(value, Budget) and value.unit == "weights":
         return value.count
-    return str(value) if isinstance(value, Budget | Span) else value
+    return str(value) if isinstance(value, Budget | Pace | Span) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from recbole.utils.case_study import full_sort_topk
 from benchmarks.baseline import recbole_trainer
 from recbole_dsl import load_data_and_model, support
 from recbole_dsl.cli import main
-from recbole_dsl.errors import CheckpointError
+from recbole_dsl.errors import CheckpointError, ConfigError, DSLError
+from recbole_dsl.experiment import run_recbole_dsl
 from recbole_dsl.packed.group import PackedGroup
+from recbole_dsl.packed.layout import dense_state_dict
 from recbole_dsl.training.checkpoint import read_checkpoint, write_checkpoint
 from tests.model_runs import no_flags, settings_of, sparse_run
 from tests.test_every_model import IN_MAKE_TEST
@@ -168,3 +171,79 @@ def test_mistakes_are_one_sentence(
     assert status == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and says in last and there.read_text() == "mine"
+
+
+# --- starting from trained weights ----------------------------------------------------------------
+
+
+@pytest.fixture
+def dense_file(data: Path, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """RecBole's own checkpoint of a trained BPR, and the weights in it."""
+    trainer, train_data, valid_data, _ = recbole_trainer("BPR", NAME, settings_of("BPR", data))
+    trainer.fit(train_data, valid_data, show_progress=False)
+    return Path(trainer.saved_model_file), torch.load(trainer.saved_model_file, weights_only=False)[
+        "state_dict"
+    ]
+
+
+def started(data: Path, tmp_path: Path, file: Path, **more: Any) -> Any:
+    """The result and the last checkpoint of a run of no epochs that starts from a file."""
+    given = {
+        **settings_of("BPR", data), "epochs": 0, "checkpoint_dir": str(tmp_path / "ours"),
+        "dsl_start_from": str(file), "dsl_method": "dsl", **more,
+    }  # fmt: skip
+    with no_flags():
+        result = run_recbole_dsl(more.pop("model", "BPR"), NAME, config_dict=given)
+    (last,) = (tmp_path / "ours").glob("*-last.dsl")
+    return result, read_checkpoint(last)
+
+
+def test_at_density_one_a_dense_checkpoint_is_what_it_was(dense_file: Any, data: Path, tmp_path: Path) -> None:
+    """RecBole's metrics of its own file."""
+    file, _ = dense_file
+    trainer, *_, test_data = recbole_trainer("BPR", NAME, settings_of("BPR", data))
+    result, _ = started(data, tmp_path, file, dsl_density=1.0)
+    assert result.test_result == metrics(trainer, test_data, file)
+
+
+def test_the_largest_weights_of_a_dense_checkpoint_live(dense_file: Any, data: Path, tmp_path: Path) -> None:
+    """With their values, under a budget of a tenth in both tables together."""
+    file, weights = dense_file
+    _, last = started(data, tmp_path, file, dsl_density=0.1, dsl_init="magnitude", dsl_groups="joint")
+    flat = torch.cat([weights[f"{side}_embedding.weight"].flatten() for side in ("user", "item")])
+    values = last["state_dict"]["packed_joint.weight"]
+    largest = flat.abs().topk(values.numel()).values
+    assert torch.equal(values.abs().sort().values, largest.sort().values)
+
+
+def test_ours_keeps_its_topology(trained: Any, data: Path, tmp_path: Path) -> None:
+    """A sparse checkpoint is a start as well."""
+    _, file = trained("BPR")
+    _, last = started(data, tmp_path, file, dsl_density=0.2)
+    now, was = (dense_state_dict(s["state_dict"], s["layout"]) for s in (last, read_checkpoint(file)))
+    assert now.keys() == was.keys() and all(torch.equal(now[key], was[key]) for key in was)
+
+
+def test_what_does_not_fit_is_refused(dense_file: Any, trained: Any, data: Path, tmp_path: Path) -> None:
+    """Another size, another model, no file, a contradiction, a file with code."""
+    file, _ = dense_file
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"embedding_size": 4}, r"item_embedding.weight is of shape .* there and of shape"),
+        ({"dsl_start_from": "nowhere.pth"}, "is no file"),
+        ({"dsl_init": "nmf", "dsl_init_values": "topology"}, "contradicts dsl_init_values"),
+    ]
+    for more, says in cases:
+        with pytest.raises(ConfigError, match=says):
+            started(data, tmp_path, file, **more)
+    with no_flags(), pytest.raises(ConfigError, match="is of model 'BPR'; allowed is a checkpoint of LightGCN"):
+        given = {**settings_of("LightGCN", data), "dsl_start_from": str(file)}
+        run_recbole_dsl("LightGCN", NAME, config_dict=given)
+
+    class Harm:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    torch.save({"state_dict": Harm()}, tmp_path / "evil.pth")
+    with pytest.raises(DSLError, match="mkdir"):
+        started(data, tmp_path, tmp_path / "evil.pth")
+    assert not (tmp_path / "harm").exists()

@@ -1,0 +1,51 @@
+"""Training that starts from the weights of a trained model of the same class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..compat import read_dense_checkpoint
+from ..errors import ConfigError
+
+
+def check_start(path: str) -> None:
+    """Refuse a file that is not there, before any data are loaded.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(
+            f"dsl_start_from={path!r} is no file; allowed is a checkpoint of RecBole's or of ours."
+        )
+
+
+def start_from(model: Any, path: str) -> None:
+    """Give a dense model the weights and other parameters of a checkpoint.
+
+    Raises:
+        ConfigError: it is of another model, or its tensors have other names or shapes.
+        DSLError: it cannot be read, or holds more than a checkpoint does.
+    """
+    state = read_dense_checkpoint(path)
+    theirs = state["config"]["model"] if state.get("config") is not None else None
+    if theirs is not None and str(theirs) != type(model).__name__:
+        raise ConfigError(
+            f"dsl_start_from={path!r} is of model {theirs!r}; allowed is a checkpoint of "
+            f"{type(model).__name__}."
+        )
+    own, given = model.state_dict(), state["state_dict"]
+    for name in sorted(own.keys() | given.keys()):
+        there, here = (_shape(tensors.get(name)) for tensors in (given, own))
+        if there != here:
+            raise ConfigError(
+                f"dsl_start_from={path!r} does not fit the model: {name} is {there} there and {here} here; "
+                "allowed is a checkpoint that was trained with the same sizes on the same dataset."
+            )
+    model.load_state_dict(given)
+    model.load_other_parameter(state.get("other_parameter"))
+
+
+def _shape(tensor: Any) -> str:
+    return "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
