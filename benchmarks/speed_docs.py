@@ -101,9 +101,14 @@ class Measured:
         return "~" + figure(statistics.median(r["epoch_s"] for r in results)) if results else "–"
 
     def times_faster(self, pair: tuple[str, str], slow: str, fast: str) -> float | None:
-        """Ratio of steps with their updates."""
-        a, b = (self.value(pair, v, "step_with_updates_s") for v in (slow, fast))
-        return a / b if a and b else None
+        """Ratio of steps with their updates: the middle of the rounds' ratios, since machines drift."""
+        a, b = (self.by_round(pair, v, "step_with_updates_s") for v in (slow, fast))
+        return statistics.median(a[r] / b[r] for r in a.keys() & b.keys()) if a.keys() & b.keys() else None
+
+    def by_round(self, pair: tuple[str, str], variant: str, name: str) -> dict[int, float]:
+        """A figure of every round."""
+        cell = {"model": pair[0], "dataset": pair[1], "variant": variant}
+        return {line["round"]: line["result"][name] for line in self.lines if line["cell"] == cell}
 
     def rows(self, cells: Callable[[tuple[str, str]], list[str]]) -> list[list[str]]:
         """A row for each model and dataset."""

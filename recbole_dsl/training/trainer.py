@@ -94,7 +94,7 @@ class SparseTrainerMixin:
         self.saved_model_file = self._name = str(Path(self.saved_model_file).with_suffix(".dsl"))
         self._owns_file = False
         self.changed_attributes = ChangedAttributes(self.model)
-        self.keeper: Keeper | None = None
+        self.keeper = Keeper(self, [train_data], None, {})  # of passes that are made without fit
         self._to_resume: tuple[dict[str, Any], Path] | None = None
         self._user_scores = UserScores(model)
         if self.dsl.data_path == "fast":
@@ -199,7 +199,6 @@ class SparseTrainerMixin:
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
         keeper = self.keeper
-        assert keeper is not None, "fit makes the keeper"
         if (loss := keeper.begin_epoch(epoch_idx)) is not None:
             return loss
         started = perf_counter()
@@ -215,9 +214,7 @@ class SparseTrainerMixin:
         if not self.writes_files:
             return
         if "saved_model_file" not in kwargs and not self._owns_file:
-            last = self.claim_files()
-            if self.keeper is not None:
-                self.keeper.file = last
+            self.keeper.file = self.claim_files()
         path = kwargs.pop("saved_model_file", self.saved_model_file)
         write_checkpoint(path, checkpoint_state(self, epoch))
         if verbose:
@@ -254,13 +251,11 @@ class SparseTrainerMixin:
         return nullcontext() if self.graph is None else self.graph.active(self.model)
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
-        if self.keeper is not None:
-            self.keeper.in_evaluation()
+        self.keeper.in_evaluation()
         return super()._neg_sample_batch_eval(batched_data)  # type: ignore[misc]
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
-        if self.keeper is not None:
-            self.keeper.in_evaluation()
+        self.keeper.in_evaluation()
         users = max(self.test_batch_size // self.tot_item_num, 1)
         return self._user_scores(super()._full_sort_batch_eval, batched_data, users)  # type: ignore[misc]
 
