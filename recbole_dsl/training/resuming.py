@@ -78,7 +78,7 @@ def _runs_like(settings: Mapping[str, Any]) -> Iterator[tuple[Path, dict[str, An
 
 def _identity(file: Path) -> dict[str, Any]:
     description = read_description(file)
-    if "run" not in description:
+    if not isinstance(description.get("run"), dict):
         raise CheckpointError(
             f"'{file}' holds the weights of the best epoch only; allowed is a file whose name ends in '{LAST}'."
         )
