@@ -85,7 +85,7 @@ def run(argv: Sequence[str]) -> None:
 def _with_resume_as_key(argv: Sequence[str]) -> list[str]:
     """The arguments with ``--resume`` and ``--resume=FILE`` as the setting they stand for."""
     result = []
-    for argument, following in zip(argv, [*argv[1:], "-"], strict=True):
+    for argument, following in zip(argv, [*argv[1:], "-"], strict=False):
         if argument == "--resume" and not following.startswith("-"):
             raise ConfigError(f"Argument '--resume {following}' is refused: allowed is --resume={following}.")
         key, equals, file = argument.partition("=")

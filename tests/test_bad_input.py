@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,19 @@ def test_an_interrupted_run_says_so(
     monkeypatch.setattr("recbole_dsl.experiment.run_recbole_dsl", interrupt)
     assert main([]) == 130
     assert capsys.readouterr().err.startswith("error: interrupted")
+
+
+def test_resume_is_a_key_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a file or without, anywhere among the flags, but with a space it is refused."""
+    seen = []
+    monkeypatch.setattr("recbole_dsl.experiment.run_recbole_dsl", lambda *_: seen.append(sys.argv[1:]))
+    for flags in (["--resume"], ["--resume", "--epochs=3"], ["--resume=a b.dsl"]):
+        assert main(flags) == 0
+    assert seen == [["--dsl_resume=True"], ["--dsl_resume=True", "--epochs=3"], ["--dsl_resume=a b.dsl"]]
+    assert main(["--resume", "a.dsl"]) == 2
+    assert "allowed is --resume=a.dsl" in capsys.readouterr().err
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
