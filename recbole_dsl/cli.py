@@ -12,6 +12,7 @@ from typing import Any
 from . import __version__, plan_command, to_recbole
 from .command_line import RECBOLE_OPTIONS, check_command_line
 from .errors import ConfigError, DSLError
+from .launching import Processes, run_all
 from .property_files import read_mapping
 
 
@@ -43,11 +44,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="go on from the newest checkpoint of this run (--resume), or from a file (--resume=FILE)",
     )
-    result.add_argument("--nproc", default="1", help="number of processes; allowed is 1")
-    result.add_argument("--ip", default="localhost", help="ip of the master node")
-    result.add_argument("--port", default="5678", help="port of the master node")
-    result.add_argument("--world_size", default="-1", help="total number of jobs; allowed are 1, -1")
-    result.add_argument("--group_offset", default="0", help="rank offset of this group")
+    result.add_argument("--nproc", default="1", help="number of processes on this machine")
+    result.add_argument("--ip", default="localhost", help="address of the machine of rank 0")
+    result.add_argument("--port", default="5678", help="a free port there")
+    result.add_argument(
+        "--world_size", default="-1", help="number of processes on all machines (default: nproc)"
+    )
+    result.add_argument("--group_offset", default="0", help="rank of the first process of this machine")
     return result
 
 
@@ -62,16 +65,9 @@ def run(argv: Sequence[str]) -> None:
     argv = _with_resume_as_key(argv)
     check_command_line(argv, RECBOLE_OPTIONS)
     options, flags = parser().parse_known_args(list(argv))
-    for name, allowed in (("nproc", ("1",)), ("world_size", ("1", "-1"))):
-        if getattr(options, name) not in allowed:
-            raise ConfigError(
-                f"--{name}={getattr(options, name)} is refused, because several processes are not "
-                f"supported: allowed is {' or '.join(allowed)}."
-            )
+    processes = Processes.of(options)
     # RecBole's Config reads sys.argv itself and warns about every option it does not know.
     sys.argv = [sys.argv[0], *flags]
-    from .experiment import run_recbole_dsl
-
     for name in ("model", "dataset"):
         if getattr(options, name) == "":
             raise ConfigError(f"--{name} has no value: allowed is --{name}=name.")
@@ -79,7 +75,7 @@ def run(argv: Sequence[str]) -> None:
     contents = [read_mapping(Path(file)) for file in files]
     model = options.model or last_set("model", contents) or "BPR"
     dataset = options.dataset or last_set("dataset", contents) or "ml-100k"
-    run_recbole_dsl(model, dataset, files)
+    run_all(processes, model, dataset, files)
 
 
 def _with_resume_as_key(argv: Sequence[str]) -> list[str]:

@@ -79,6 +79,7 @@ def apply() -> None:
     _keep_ksr_in_single_precision()
     _say_what_ract_loads()
     _wrap_streams_once()
+    _make_folders_side_by_side()
     _end_anomaly_detection()
     _applied = True
 
@@ -374,6 +375,24 @@ def _load_checkpoint_pickle(file: Any, **kwargs: Any) -> Any:
 _checkpoint_pickle = types.SimpleNamespace(
     __name__=__name__, Unpickler=_CheckpointUnpickler, load=_load_checkpoint_pickle
 )
+
+
+# several processes -------------------------------------------------------------------------------
+
+
+def _make_folders_side_by_side() -> None:
+    """Let processes that start together make the same folders.
+
+    RecBole's ``ensure_dir`` (utils/utils.py:43) looks first and makes the folder then, by when another
+    process may have made it.
+    """
+    names = ("utils.utils", "utils", "utils.logger", "trainer.trainer", "data.dataset.dataset", "data.utils")
+    for name in names:
+        vars(importlib.import_module(f"recbole.{name}"))["ensure_dir"] = _ensure_dir
+
+
+def _ensure_dir(dir_path: str) -> None:
+    os.makedirs(dir_path, exist_ok=True)
 
 
 # packages without current builds -----------------------------------------------------------------

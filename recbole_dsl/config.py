@@ -124,6 +124,39 @@ class RecBoleDSLConfig(Config):
         """
         return DSLConfig.from_config(self)
 
+    # --- several processes ---
+
+    def _init_device(self) -> None:
+        """RecBole's choice of the device; with several processes on CPUs, too, which RecBole leaves out."""
+        settings = self.final_config_dict
+        if "local_rank" not in settings:
+            super()._init_device()
+            return
+        import torch
+        import torch.distributed as dist
+
+        gpus = [gpu for gpu in str(settings["gpu_id"]).split(",") if gpu.strip()]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        local, on_gpu = int(settings["local_rank"]), bool(gpus) and torch.cuda.is_available()
+        if on_gpu and len(gpus) < int(settings["nproc"]):
+            raise ConfigError(
+                f"nproc={settings['nproc']} needs as many devices, but gpu_id={settings['gpu_id']!r}: allowed "
+                "is a device for each process of this machine, or gpu_id='' for CPUs."
+            )
+        settings["device"] = torch.device("cuda", local) if on_gpu else torch.device("cpu")
+        if on_gpu:
+            torch.cuda.set_device(local)
+        settings["single_spec"] = False
+        if not dist.is_initialized():
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo",
+                rank=local + int(settings["offset"]),
+                world_size=int(settings["world_size"]),
+                init_method=f"tcp://{settings['ip']}:{settings['port']}",
+            )
+        if dist.get_rank() != 0:
+            settings.update(state="error", show_progress=False, verbose=False, log_wandb=False)
+
     # --- what the user sets ---
 
     def _init_parameters_category(self) -> None:

@@ -30,6 +30,10 @@ class NumberError(DSLError):
     """A loss or a gradient is no finite number."""
 
 
+class RanksError(DSLError):
+    """Several processes cannot train together, or do not agree."""
+
+
 class TargetError(DSLError):
     """No tensor, or the wrong one, was selected for sparsity."""
 

@@ -37,7 +37,8 @@ from .config import RecBoleDSLConfig  # noqa: E402
 from .plain import plain  # noqa: E402
 from .training import resuming  # noqa: E402
 from .training.adaptations import clear_model_caches, loss_of_interactions  # noqa: E402
-from .training.loading import accelerate  # noqa: E402
+from .training.loading import accelerate, share_out  # noqa: E402
+from .training.ranks import Ranks  # noqa: E402
 from .training.starting import check_start, start_from  # noqa: E402
 from .training.trainer import sparse_trainer  # noqa: E402
 
@@ -65,7 +66,7 @@ def run_recbole_dsl(
         DSLError: a setting, the model or the data is not usable; raised before training starts.
     """
     config = RecBoleDSLConfig(model, dataset, config_file_list, config_dict)
-    resumed = resuming.find(config.dsl.resume, config.at_start)
+    resumed = _to_resume(config)
     if config.dsl.start_from is not None and resumed is None:
         check_start(config.dsl.start_from)
     data, train_data, valid_data, test_data = load_data(config)
@@ -73,6 +74,9 @@ def run_recbole_dsl(
     network = build_model(config, train_data)
     if config.dsl.start_from is not None and resumed is None:
         start_from(network, config.dsl.start_from)
+    ranks = Ranks(config)
+    if ranks.count > 1:  # the same model everywhere, but other negative samples, dropout and the like
+        init_seed(config["seed"] + ranks.number, config["reproducibility"])
     logger.info(network)
     log_dense_flops(config, network, data)
     trainer = sparse_trainer(config["MODEL_TYPE"], *config.lineage)(config, network, train_data)
@@ -86,10 +90,26 @@ def run_recbole_dsl(
     logger.info(set_color("test result", "yellow") + f": {test}")
 
     result = collect_result(config, trainer, best_valid, test, train_data, test_data, saved)
-    if config.dsl.result is not None:
+    if config.dsl.result is not None and ranks.is_first:
         result.save(config.dsl.result)
         logger.info(set_color("Result", "blue") + f": {config.dsl.result}")
     return result
+
+
+def _to_resume(config: RecBoleDSLConfig) -> Path | None:
+    """The file to go on from, as the first process sees it; an error is one of all."""
+    ranks = Ranks(config)
+    told: Any = None
+    if ranks.is_first:
+        try:
+            told = resuming.find(config.dsl.resume, config.at_start)
+        except DSLError as error:
+            told = error
+    told = ranks.told_by_first(told)
+    if isinstance(told, DSLError):
+        raise told
+    file: Path | None = told
+    return file
 
 
 def load_data(config: RecBoleDSLConfig) -> tuple[Any, Any, Any, Any]:
@@ -113,7 +133,10 @@ def load_data(config: RecBoleDSLConfig) -> tuple[Any, Any, Any, Any]:
     if config.dsl.data_path == "fast":
         for loader in loaders:
             accelerate(loader)
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    if not config["single_spec"]:
+        for loader in loaders[1:]:
+            share_out(loader)
+    init_seed(config["seed"], config["reproducibility"])
     return data, *loaders
 
 

@@ -20,7 +20,7 @@ LEVELS: list[set[str]] = [
     {"handle", "compat", "config", "plan_command"},
     {"training", "serving", "costs", "results", "support"},
     {"experiment"},
-    {"compare", "loading", "to_recbole"},
+    {"compare", "launching", "loading", "to_recbole"},
     {"cli"},
 ]
 WITHOUT_RECBOLE = [

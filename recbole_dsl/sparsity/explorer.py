@@ -119,6 +119,9 @@ class Explorer:
         self.settings = settings
         self.criterion = criterion
         self.on_update = on_update
+        self.add_up: Callable[[Tensor], None] | None = None
+        """With several processes: replaces growth scores by their sum over all."""
+        self.processes = 1
         self.progress = [
             GroupProgress(
                 group=group,
@@ -320,6 +323,8 @@ class Explorer:
             live.kernels,
         )
         drop = DROP_CRITERIA[self.settings.drop](context)
+        if self.add_up is not None and group.growth_scores is not None:
+            self.add_up(group.growth_scores.sums)
         where, score = self._growth_scores(progress)
         plan = plan_update(live, drop, score, where)
         del live, context, drop
@@ -373,7 +378,7 @@ class Explorer:
         if scores is None:
             return
         if self.criterion.keeps_scores:
-            scores.sums.mul_(self.settings.grow_momentum)
+            scores.sums.mul_(self.settings.grow_momentum / self.processes)  # each keeps its share of the sum
         elif scores.where.rows is None:
             scores.sums.zero_()
         else:

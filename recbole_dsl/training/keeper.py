@@ -13,6 +13,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import numpy as np
+import torch
+
 from ..errors import CheckpointError
 from ..plain import plain
 from ..quantities import Pace
@@ -137,8 +140,7 @@ class Keeper:
         self.position.steps += 1
         self.position.total = total
         self._scaler = scaler
-        if self.signals.caught:
-            self.stop()
+        self._stop_if_asked()
         self._save_if_due("steps", self.position.steps)
 
     def end_pass(self, total: Any) -> None:
@@ -151,12 +153,21 @@ class Keeper:
         """The last step of an epoch is made; its validation follows."""
         self.position.loss = loss
         self._epoch_end = randomness.states(self.generators)
-        if self.signals.caught:
-            self.stop()
+        self._stop_if_asked()
 
     def in_evaluation(self) -> None:
-        """Between two batches of an evaluation: stop if that was asked for."""
-        if self.signals.caught:
+        """Between two batches of an evaluation: stop if that was asked for.
+
+        Of several processes each has its own number of batches, so there it waits for the next step.
+        """
+        if self.trainer.ranks.count == 1:
+            self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """All processes stop when one has been asked to."""
+        (number,) = self.trainer.ranks.highest([self.signals.caught or 0])
+        if number:
+            self.signals.caught = number
             self.stop()
 
     def end(self, reason: str) -> None:
@@ -165,8 +176,7 @@ class Keeper:
         self.position = Position(trained, steps=self.position.steps, finished=reason)
         self.save()
         self._resumed = None
-        if self.signals.caught:
-            self.stop()
+        self._stop_if_asked()
 
     def is_finished(self, epochs: int) -> bool:
         """Whether nothing is left to train of a run of so many epochs that was taken up."""
@@ -203,7 +213,7 @@ class Keeper:
             CheckpointError: the file cannot be written; an older one is whole, and so is the training.
             NumberError: weights are no finite numbers.
         """
-        if path is None and not (self.saves and self.trainer.writes_files):
+        if path is None and not self.saves:
             return None
         refuse_spoilt_weights(self.trainer.model, self.place, self.last_good)
         if path is None and self.file is None:
@@ -211,13 +221,19 @@ class Keeper:
         state = {**checkpoint_state(self.trainer, self.position.epoch), "run": self._run_state()}
         target = path or self.file
         assert target is not None
-        write_checkpoint(target, state)
+        if self.trainer.writes_files:
+            write_checkpoint(target, state)
         if path is None:
             self._saved_at, self._saved_position = monotonic(), str(self.position)
         return target
 
     def _save_if_due(self, event: str, count: int) -> None:
-        if self.pace is None or not self.pace.is_due(event, count, monotonic() - self._saved_at):
+        if self.pace is None:
+            return
+        due = self.pace.is_due(event, count, monotonic() - self._saved_at)
+        if self.pace.unit == "minutes":  # clocks differ
+            due = bool(self.trainer.ranks.told_by_first(due))
+        if not due:
             return
         try:
             self.save()
@@ -243,15 +259,18 @@ class Keeper:
     def _run_state(self) -> dict[str, Any]:
         """What goes on from this position, besides weights: plain values and tensors."""
         trainer, in_validation = self.trainer, self.position.loss is not None
-        now = self._epoch_end if in_validation else randomness.states(self.generators)
-        return {
+        own = {
             "position": asdict(self.position),
-            "identity": self.identity,
-            "randomness": now,
+            "randomness": self._epoch_end if in_validation else randomness.states(self.generators),
             "pass_randomness": self._pass_randomness if self.position.step else None,
+        }
+        return {
+            **own,
+            "ranks": trainer.ranks.of_all(own) if trainer.ranks.count > 1 else [],
+            "identity": self.identity,
             "scaler": self._scaler.state_dict() if self._scaler is not None else {},
             "optimizers": {name: part.state_dict() for name, part in trainer.stateful_parts().items()},
-            "explorer": trainer.sparse.explorer.state_dict(),
+            "explorer": self._explorer_state(),
             "attributes": trainer.changed_attributes.state_dict(),
             "trainer": {
                 "best_valid_result": plain(trainer.best_valid_result),
@@ -260,6 +279,16 @@ class Keeper:
                 "best_file": Path(trainer.saved_model_file).name,
             },
         }
+
+    def _explorer_state(self) -> dict[str, Any]:
+        """The explorer's, with growth scores of all processes together."""
+        ranks = self.trainer.ranks
+        state: dict[str, Any] = self.trainer.sparse.explorer.state_dict()
+        for group in state.values():
+            if ranks.count > 1 and group["scores"] is not None:
+                group["scores"]["sums"] = group["scores"]["sums"].clone()
+                ranks.add_up(group["scores"]["sums"])
+        return state
 
     # --- taking up ------------------------------------------------------------------------------
 
@@ -270,6 +299,9 @@ class Keeper:
             state: its contents. file: where it is. writes_there: save into it and its best again.
         """
         run, trainer = state["run"], self.trainer
+        number = trainer.ranks.number
+        if number < len(run["ranks"]):
+            run |= run["ranks"][number]
         self._resumed = state
         self.position = Position(**run["position"])
         trainer.start_epoch = self.position.epoch
@@ -298,4 +330,10 @@ class Keeper:
         for name, kept in run["optimizers"].items():
             parts[name].load_state_dict(kept)
         trainer.sparse.explorer.load_state_dict(run["explorer"])
+        for group in trainer.sparse.groups:
+            if group.growth_scores is not None and not trainer.ranks.is_first:
+                group.growth_scores.sums.zero_()  # the first process has them for all
         randomness.restore(run["randomness"], self.generators)
+        if trainer.ranks.number >= max(1, len(run["ranks"])):  # a process that the run did not have
+            torch.manual_seed(trainer.config["seed"] + trainer.ranks.number)
+            np.random.seed(trainer.config["seed"] + trainer.ranks.number)

@@ -20,6 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from ..errors import NumberError
 from .keeper import Keeper
+from .ranks import RankedTrainer
 
 Total = float | tuple[float, ...]
 """The sum of a pass's losses, or of each part of them."""
@@ -82,7 +83,7 @@ class StepwiseTrainer(trainers.Trainer):
         parts = losses if isinstance(losses, tuple) else (losses,)
         loss: Any = sum(parts) if isinstance(losses, tuple) else losses
         told = tuple(part.item() for part in parts)
-        if not math.isfinite(sum(told)):
+        if not math.isfinite(sum(told)) and self.config["single_spec"]:  # else all see the gradient
             self._refuse_numbers("loss", loss.item())
         scaler.scale(loss + sync_loss).backward()
         if self.clip_grad_norm:
@@ -173,7 +174,7 @@ class NCLPass:
 def stepwise(base: type) -> tuple[type, ...]:
     """The classes with which a trainer class makes its passes step by step, in the order to derive from."""
     if base is trainers.Trainer:
-        return (StepwiseTrainer,)
+        return (StepwiseTrainer, RankedTrainer)
     if issubclass(base, trainers.NCLTrainer):
-        return (NCLPass, base, StepwiseTrainer)
-    return (base, StepwiseTrainer)
+        return (NCLPass, base, StepwiseTrainer, RankedTrainer)
+    return (base, StepwiseTrainer, RankedTrainer)

@@ -31,6 +31,7 @@ from .fused import fused_twin
 from .keeper import Keeper
 from .passes import Plan
 from .pretraining import SparsePretrainingMixin
+from .ranks import Ranks
 from .resuming import LAST, fingerprint, refuse_changes, refuse_other_data
 from .steps import stepwise
 
@@ -67,6 +68,7 @@ class SparseTrainerMixin:
 
     def __init__(self, config: Any, model: Any, train_data: Any) -> None:
         self.dsl: DSLConfig = config.dsl
+        self.ranks = Ranks(config)
         self.graph = GraphProducts(self.dsl.kernels) if self.dsl.graph == "csr" else None
         self.epoch_seconds: list[float] = []
         self.plans: dict[tuple[str, ...], Plan] = {}
@@ -93,6 +95,11 @@ class SparseTrainerMixin:
             )
         self.saved_model_file = self._name = str(Path(self.saved_model_file).with_suffix(".dsl"))
         self._owns_file = False
+        self._evaluated = 0
+        if self.ranks.count > 1:
+            self.sparse.explorer.add_up, self.sparse.explorer.processes = self.ranks.add_up, self.ranks.count
+            for group in self.sparse.groups:
+                self._require_equal(group)
         self.changed_attributes = ChangedAttributes(self.model)
         self.keeper = Keeper(self, [train_data], None, {})  # of passes that are made without fit
         self._to_resume: tuple[dict[str, Any], Path] | None = None
@@ -154,7 +161,7 @@ class SparseTrainerMixin:
         Raises:
             CheckpointError: it cannot be read, or holds the best weights only.
         """
-        state = read_checkpoint(resume_file, self.device)
+        state = self._read(resume_file)
         if "run" not in state:
             raise CheckpointError(
                 f"'{resume_file}' holds the weights of the best epoch only; allowed is a file whose name ends "
@@ -188,14 +195,15 @@ class SparseTrainerMixin:
     @property
     def writes_files(self) -> bool:
         """Whether this process is the one of its run that writes checkpoints."""
-        return bool(self.config["single_spec"]) or self.config["local_rank"] == 0
+        return self.ranks.is_first
 
     def claim_files(self) -> Path:
         """Names for this run's checkpoints that no other run has; returns that of the last one."""
-        # RecBole names the file by the second; another run may have the same.
-        best, last = claim_pair(self._name, LAST)
-        self.saved_model_file, self._owns_file = str(best), True
-        return last
+        # RecBole names the file by the second: another run may have the same, another process another.
+        names = [str(path) for path in claim_pair(self._name, LAST)] if self.ranks.is_first else []
+        best, last = self.ranks.told_by_first(names)
+        self.saved_model_file, self._owns_file = best, True
+        return Path(last)
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
         keeper = self.keeper
@@ -211,10 +219,10 @@ class SparseTrainerMixin:
         return loss
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        if not self.writes_files:
-            return
         if "saved_model_file" not in kwargs and not self._owns_file:
             self.keeper.file = self.claim_files()
+        if not self.writes_files:
+            return
         path = kwargs.pop("saved_model_file", self.saved_model_file)
         write_checkpoint(path, checkpoint_state(self, epoch))
         if verbose:
@@ -234,17 +242,47 @@ class SparseTrainerMixin:
             CheckpointError: it is damaged, or of another model.
         """
         path = model_file or self.saved_model_file
-        if eval_data and load_best_model and not Path(path).is_file():
+        self._evaluated = 0
+        if eval_data and load_best_model and self.ranks.is_first and not Path(path).is_file():
             raise DSLError(
                 f"There is no checkpoint '{path}' to test; one is written by an epoch whose valid_metric "
                 f"({self.config['valid_metric']}) is a number and better than those before, and at the end of "
                 "a pre-training."
             )
         if eval_data and load_best_model:
-            load_weights(self.model, read_checkpoint(path, self.device))
+            load_weights(self.model, self._read(path))
             self.logger.info(f"Loading model structure and parameters from {path}")
         with self._graph_products():
             return super().evaluate(eval_data, False, None, show_progress)  # type: ignore[misc]
+
+    def _read(self, path: Any) -> dict[str, Any]:
+        """A checkpoint, read by the first process, whose files the others may not see."""
+        told: Any = None
+        if self.ranks.is_first:
+            try:
+                told = read_checkpoint(path, self.device)
+            except CheckpointError as error:
+                told = error
+        told = self.ranks.told_by_first(told)
+        if isinstance(told, CheckpointError):
+            raise told
+        state: dict[str, Any] = told
+        return state
+
+    def _map_reduce(self, result: Any, _: int) -> Any:
+        """Metrics of all processes, weighed by the users (or rows) each has evaluated.
+
+        RecBole weighs by the number of batches (trainer.py:615).
+        """
+        shares = self.ranks.of_all((self._evaluated, dict(result)))
+        total, places = sum(count for count, _ in shares), self.config["metric_decimal_place"]
+        for key in result:
+            result[key] = round(sum(count * part[key] for count, part in shares) / total, places)
+        return result
+
+    def _require_equal(self, group: Any) -> None:
+        live = group.live_rows()
+        self.ranks.require_equal((live.row_pointers, live.column_ids), f"The topology of group {group.name!r}")
 
     def _graph_products(self) -> AbstractContextManager[None]:
         """While it lasts, products with the model's sparse matrices are ours, unless ``dsl_graph: recbole``."""
@@ -252,10 +290,13 @@ class SparseTrainerMixin:
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
         self.keeper.in_evaluation()
+        users = batched_data[2]  # None where rows are evaluated
+        self._evaluated += len(batched_data[0]) if users is None else int(users[-1]) + 1
         return super()._neg_sample_batch_eval(batched_data)  # type: ignore[misc]
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
         self.keeper.in_evaluation()
+        self._evaluated += len(batched_data[0])
         users = max(self.test_batch_size // self.tot_item_num, 1)
         return self._user_scores(super()._full_sort_batch_eval, batched_data, users)  # type: ignore[misc]
 
@@ -324,6 +365,8 @@ class SparseTrainerMixin:
 
     def _on_update(self, event: UpdateEvent) -> None:
         clear_model_caches(self.model)
+        if self.ranks.count > 1:
+            self._require_equal(next(g for g in self.sparse.groups if g.name == event.group))
         rate = "" if event.exploration_rate is None else f", R = {event.exploration_rate:.4f}"
         self.logger.info(
             set_color("update", "green") + f" step {event.step}, group {event.group!r}: α = {event.ratio:.4f}, "

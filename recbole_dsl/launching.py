@@ -1,0 +1,180 @@
+"""Start the processes of a run, of RecBole's flags or of torchrun, and end them all when one has gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from typing import Any, Final
+
+from .errors import ConfigError, DSLError, RanksError
+
+GRACE: Final = 20.0
+"""Seconds that processes have to end when another has gone, before they are killed."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """``nproc`` processes of this machine, of ``world_size`` on all, the first of which has rank ``offset``.
+
+    They meet at ``ip`` and ``port``. ``local_rank``: of this process, where torchrun has started it.
+    """
+
+    nproc: int = 1
+    world_size: int = 1
+    ip: str = "localhost"
+    port: int = 5678
+    offset: int = 0
+    local_rank: int | None = None
+
+    @classmethod
+    def of(cls, options: Any, environment: Mapping[str, str] = os.environ) -> Processes:
+        """What flags, or torchrun's environment, ask for.
+
+        Raises:
+            ConfigError: a flag is no number, or they contradict each other.
+        """
+        given = {name: _number(options, name) for name in ("nproc", "world_size", "port", "group_offset")}
+        nproc, offset = given["nproc"], given["group_offset"]
+        world_size = given["world_size"] if given["world_size"] > 0 else nproc
+        if {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
+            if nproc != 1 or given["world_size"] > 1 or offset:
+                raise ConfigError(
+                    "--nproc, --world_size and --group_offset are refused under torchrun: allowed are its own "
+                    "--nproc_per_node, --nnodes and --node_rank."
+                )
+            rank, local = int(environment["RANK"]), int(environment["LOCAL_RANK"])
+            here = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+            place = (environment["MASTER_ADDR"], int(environment["MASTER_PORT"]))
+            return cls(here, int(environment["WORLD_SIZE"]), *place, rank - local, local)
+        if nproc < 1 or offset < 0 or offset + nproc > world_size or not 0 < given["port"] < 65536:
+            raise ConfigError(
+                f"--nproc={nproc} --group_offset={offset} --world_size={world_size} --port={given['port']} do "
+                "not fit: allowed are at least one process, ranks from --group_offset below --world_size, and "
+                "a port from 1 to 65535."
+            )
+        return cls(nproc, world_size, options.ip, given["port"], offset)
+
+    def settings(self, local_rank: int) -> dict[str, Any]:
+        """RecBole's settings of one of them."""
+        return {
+            "nproc": self.nproc,
+            "world_size": self.world_size,
+            "ip": self.ip,
+            "port": str(self.port),
+            "offset": self.offset,
+            "local_rank": local_rank,
+        }
+
+
+def _number(options: Any, name: str) -> int:
+    try:
+        return int(getattr(options, name))
+    except ValueError:
+        raise ConfigError(f"--{name}={getattr(options, name)} is refused: allowed is a whole number.") from None
+
+
+def run_all(processes: Processes, model: str, dataset: str, files: Sequence[str]) -> None:
+    """Run one experiment in as many processes as there are to be.
+
+    Raises:
+        DSLError: what one of them has said, or that one has gone.
+        KeyboardInterrupt: a signal has stopped them.
+    """
+    from .experiment import run_recbole_dsl
+
+    if processes.world_size == 1:
+        run_recbole_dsl(model, dataset, files)
+    elif processes.local_rank is not None:
+        run_recbole_dsl(model, dataset, files, processes.settings(processes.local_rank))
+    else:
+        _run_here(processes, (model, dataset, list(files)))
+
+
+def _run_here(processes: Processes, what: tuple[str, str, list[str]]) -> None:
+    import torch.multiprocessing as multiprocessing
+
+    from .training.signals import Interrupted
+
+    context = multiprocessing.get_context("spawn")
+    messages = context.SimpleQueue()
+    workers = [
+        context.Process(target=_work, args=(local, processes, what, sys.argv, messages), daemon=False)
+        for local in range(processes.nproc)
+    ]
+    before = signal.signal(signal.SIGTERM, lambda number, _: _tell(workers, number))
+    interrupts = signal.signal(signal.SIGINT, lambda number, _: _tell(workers, number))
+    try:
+        for worker in workers:
+            worker.start()
+        _await(workers)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupts)
+    told: list[tuple[str, int, str]] = []
+    while not messages.empty():
+        told.append(messages.get())
+    _raise(processes, [worker.exitcode for worker in workers], told, Interrupted)
+
+
+def _tell(workers: Sequence[Any], number: int) -> None:
+    for worker in workers:
+        if worker.is_alive():
+            os.kill(worker.pid, number)
+
+
+def _await(workers: Sequence[Any]) -> None:
+    """Until all have ended; when one has failed the others are given some time, and killed then."""
+    failed_at = None
+    while running := [worker for worker in workers if worker.is_alive()]:
+        wait([worker.sentinel for worker in running], timeout=0.5)
+        if failed_at is None and any(worker.exitcode not in (None, 0) for worker in workers):
+            failed_at = time.monotonic()
+        if failed_at is not None and time.monotonic() - failed_at > GRACE:
+            for worker in running:
+                worker.kill()
+    for worker in workers:
+        worker.join()
+
+
+def _raise(
+    processes: Processes, statuses: Sequence[int | None], told: Sequence[tuple[str, int, str]], interrupted: Any
+) -> None:
+    """Say once what has ended the processes, if they have not ended well."""
+    if all(status == 0 for status in statuses):
+        return
+    for local, status in enumerate(statuses):
+        if status is not None and status < 0 and status not in (-signal.SIGTERM,):
+            raise RanksError(
+                f"The process of rank {processes.offset + local} was ended by {signal.Signals(-status).name}, "
+                "and the others were stopped; allowed is to go on with --resume."
+            )
+    for kind, number, text in told:
+        if kind == "signal":
+            raise interrupted(number, text)
+    texts = [text for kind, _, text in told if kind == "error"] or [
+        "a process has failed, see its messages above."
+    ]
+    raise DSLError(texts[0])
+
+
+def _work(
+    local: int, processes: Processes, what: tuple[str, str, list[str]], argv: list[str], messages: Any
+) -> None:
+    """One process: what it has to say goes to the one that started it."""
+    sys.argv = argv
+    from .experiment import run_recbole_dsl
+    from .training.signals import Interrupted
+
+    try:
+        run_recbole_dsl(*what, processes.settings(local))
+    except DSLError as error:
+        messages.put(("error", 2, str(error)))
+        sys.exit(2)
+    except Interrupted as stop:
+        messages.put(("signal", stop.number, stop.args[0]))
+        sys.exit(stop.exit_status)
