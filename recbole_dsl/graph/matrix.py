@@ -71,7 +71,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
         _ = ctx.saved_tensors
-        return ctx.matrix.transpose(ctx.kernels).times(grad, ctx.kernels), None, None, None
+        with torch.autocast(grad.device.type, enabled=False):  # a backward pass may be called under it
+            product = ctx.matrix.transpose(ctx.kernels).times(grad, ctx.kernels)
+        return product, None, None, None
 
 
 def compress(sparse: Tensor, sort: bool) -> Matrix | None:
