@@ -30,7 +30,7 @@ Value = TypeVar("Value")
 REPLICATED: Final = (
     "Data-parallel training holds all weights, gradients and optimizer state on every device, and sends "
     "each step's gradients around a ring. 'Rows shared out' is what an even split of rows and live weights "
-    "would take. recbole_dsl itself trains in one process."
+    "would take; recbole_dsl itself trains data-parallel."
 )
 ARTIFACT: Final = (
     "The artifact's format is planned and not measured yet: values, column ids, row counts. Headers of "

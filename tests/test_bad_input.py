@@ -38,7 +38,7 @@ CASES = {
     "header missing": (["--dataset=nohead", "--data_path=."], ["nohead", "user_id:token"]),
     "no rows": (["--dataset=norows", "--data_path=."], ["norows", "rows"]),
     "model of a file": (["--config_files=model.yaml"], ["LightGNC", "LightGCN"]),
-    "two processes": (["--nproc=2"], ["nproc", "1"]),
+    "no process": (["--nproc=0"], ["nproc", "at least one process"]),
     "growth memory too small": (["--dsl_growth_memory=100B"], ["dsl_growth_memory"]),
 }
 
