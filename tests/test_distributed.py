@@ -73,7 +73,7 @@ def two(folder: Path, *flags: str) -> dict[str, Any]:
     return run(folder, "--nproc=2", f"--port={free_port()}", *flags)
 
 
-@pytest.mark.parametrize("model", ["BPR", "LightGCN"])
+@pytest.mark.parametrize("model", ["BPR", pytest.param("LightGCN", marks=pytest.mark.slow)])
 def test_two_processes_train_what_one_does(model: str, tmp_path: Path) -> None:
     """Half a batch each, gradients averaged: other negative samples, so metrics agree as those of two seeds do.
 
@@ -88,6 +88,7 @@ def test_two_processes_train_what_one_does(model: str, tmp_path: Path) -> None:
     assert len(list((tmp_path / "two" / "saved").glob("*.dsl"))) == 2  # the first process's only
 
 
+@pytest.mark.slow
 def test_a_run_of_two_goes_on_bit_for_bit_and_as_one(tmp_path: Path) -> None:
     """Stopped by a signal in the middle; with last_gradient no sum is open between steps."""
     flags = ("--model=BPR", "--epochs=8", "--dsl_grow=last_gradient")
@@ -139,6 +140,7 @@ def test_a_process_that_dies_ends_the_others(tmp_path: Path) -> None:
     assert read_checkpoint(last)["run"]["position"]["epoch"] >= 2
 
 
+@pytest.mark.slow
 def test_two_machines_of_one_process_each(tmp_path: Path) -> None:
     """RecBole's --world_size, --ip, --port and --group_offset."""
     port = free_port()
