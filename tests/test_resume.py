@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 from recbole_dsl import support
 from recbole_dsl.training.keeper import Keeper
-from recbole_dsl.training.signals import Interrupted
+from recbole_dsl.training.signals import Interrupted, Signals
 from tests.model_runs import dense_weights, settings_of, sparse_trainer_of
 from tests.test_every_model import IN_MAKE_TEST
 
@@ -124,6 +125,20 @@ def test_a_signal_in_the_last_moment_is_obeyed(data: Path, tmp_path: Path) -> No
     ):
         patch.setattr(Keeper, "end", end)
         trainer.fit(*loaders[:2], show_progress=False)
+
+
+def test_a_second_signal_acts_at_once_unless_it_is_an_echo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal's Ctrl-C comes twice to processes that a command has started."""
+    with Signals() as signals:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        assert signals.caught == signal.SIGINT
+        monkeypatch.setattr("recbole_dsl.training.signals.ECHO", 0.0)
+        with pytest.raises(Interrupted, match="without saving") as stop:
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.value.exit_status == 143
+    with pytest.raises(KeyboardInterrupt):  # as before
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_run_of_no_epochs_can_be_given_some(data: Path, tmp_path: Path) -> None:

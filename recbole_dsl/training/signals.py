@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
+from time import monotonic
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 ASKED: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
 """Signals that ask a process to end; Windows knows the second, but nobody sends it there."""
+
+ECHO: Final = 1.0
+"""Seconds within which a second signal is the first one again: a terminal sends Ctrl-C to a command and to the
+processes it has started, and the command passes it on to them."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -28,13 +33,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Signals:
-    """Context manager: the first signal is noted in :attr:`caught`, a second one acts at once.
+    """Context manager: the first signal is noted in :attr:`caught`, a later one acts at once.
 
     Python delivers signals to the main thread only; elsewhere this does nothing.
     """
 
     def __init__(self) -> None:
         self.caught: int | None = None
+        self._caught_at = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -49,6 +55,7 @@ class Signals:
         self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.caught is not None:
+        if self.caught is None:
+            self.caught, self._caught_at = number, monotonic()
+        elif monotonic() - self._caught_at > ECHO:
             raise Interrupted(number, "stopped in the middle of a step, without saving.")
-        self.caught = number
