@@ -98,8 +98,6 @@ def run_all(processes: Processes, model: str, dataset: str, files: Sequence[str]
 def _run_here(processes: Processes, what: tuple[str, str, list[str]]) -> None:
     import torch.multiprocessing as multiprocessing
 
-    from .training.signals import Interrupted
-
     context = multiprocessing.get_context("spawn")
     messages = context.SimpleQueue()
     workers = [
@@ -111,14 +109,15 @@ def _run_here(processes: Processes, what: tuple[str, str, list[str]]) -> None:
     try:
         for worker in workers:
             worker.start()
-        _await(workers)
+        first = _await(workers)
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.signal(signal.SIGINT, interrupts)
     told: list[tuple[str, int, str]] = []
     while not messages.empty():
         told.append(messages.get())
-    _raise(processes, [worker.exitcode for worker in workers], told, Interrupted)
+    if first is not None:
+        _raise(processes.offset + first, workers[first].exitcode or 0, told)
 
 
 def _tell(workers: Sequence[Any], number: int) -> None:
@@ -127,39 +126,42 @@ def _tell(workers: Sequence[Any], number: int) -> None:
             os.kill(worker.pid, number)
 
 
-def _await(workers: Sequence[Any]) -> None:
-    """Until all have ended; when one has failed the others are given some time, and killed then."""
-    failed_at = None
+def _await(workers: Sequence[Any]) -> int | None:
+    """Until all have ended; when one has failed the others are given some time, and killed then.
+
+    Returns the number of the one that failed first, None if all have ended well.
+    """
+    first, failed_at = _failed(workers), time.monotonic()
     while running := [worker for worker in workers if worker.is_alive()]:
         wait([worker.sentinel for worker in running], timeout=0.5)
-        if failed_at is None and any(worker.exitcode not in (None, 0) for worker in workers):
-            failed_at = time.monotonic()
-        if failed_at is not None and time.monotonic() - failed_at > GRACE:
+        if first is None:
+            first, failed_at = _failed(workers), time.monotonic()
+        elif time.monotonic() - failed_at > GRACE:
             for worker in running:
                 worker.kill()
     for worker in workers:
         worker.join()
+    return _failed(workers) if first is None else first
 
 
-def _raise(
-    processes: Processes, statuses: Sequence[int | None], told: Sequence[tuple[str, int, str]], interrupted: Any
-) -> None:
-    """Say once what has ended the processes, if they have not ended well."""
-    if all(status == 0 for status in statuses):
-        return
-    for local, status in enumerate(statuses):
-        if status is not None and status < 0 and status not in (-signal.SIGTERM,):
-            raise RanksError(
-                f"The process of rank {processes.offset + local} was ended by {signal.Signals(-status).name}, "
-                "and the others were stopped; allowed is to go on with --resume."
-            )
+def _failed(workers: Sequence[Any]) -> int | None:
+    return next((n for n, worker in enumerate(workers) if worker.exitcode not in (None, 0)), None)
+
+
+def _raise(rank: int, status: int, told: Sequence[tuple[str, int, str]]) -> None:
+    """Say what has ended the processes: the one of ``rank`` was the first, with exit ``status``."""
+    from .training.signals import Interrupted
+
+    if status < 0 and status != -signal.SIGTERM:
+        raise RanksError(
+            f"The process of rank {rank} was ended by {signal.Signals(-status).name}, and the others were "
+            "stopped; allowed is to go on with --resume."
+        )
     for kind, number, text in told:
         if kind == "signal":
-            raise interrupted(number, text)
-    texts = [text for kind, _, text in told if kind == "error"] or [
-        "a process has failed, see its messages above."
-    ]
-    raise DSLError(texts[0])
+            raise Interrupted(number, text)
+    texts = [text for kind, _, text in told if kind == "error"]
+    raise DSLError(texts[0] if texts else f"The process of rank {rank} has failed; its messages are above.")
 
 
 def _work(
