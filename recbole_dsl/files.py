@@ -7,6 +7,7 @@ import glob
 import os
 import platform
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,6 +80,12 @@ def _usual_mode() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
+
+
+def copy_whole(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Copy a file, whole or not at all."""
+    with open(source, "rb") as contents, written_whole(target) as file:
+        shutil.copyfileobj(contents, file)
 
 
 def claim_pair(path: str | os.PathLike[str], ending: str) -> tuple[Path, Path]:

@@ -43,6 +43,9 @@ _LARGEST_HEADER: Final = 100_000_000
 _BLOCK: Final = 1 << 22
 """Bytes that are copied and hashed together."""
 
+_NOT_OURS: Final = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError)
+"""What decoding raises for values that :func:`write_tensor_file` does not write; recursion too deep is one."""
+
 _TENSOR, _TUPLE, _PAIRS, _SPARSE = "$tensor", "$tuple", "$pairs", "$sparse"
 
 
@@ -89,7 +92,9 @@ def _blocks_of(tensor: Tensor) -> Iterator[memoryview]:
     flat = tensor.detach().reshape(-1)
     step = max(1, _BLOCK // flat.element_size())
     for start in range(0, flat.numel(), step):
-        block: Any = flat[start : start + step].cpu().contiguous().view(torch.uint8).numpy()
+        piece = flat[start : start + step].cpu().contiguous()
+        piece = piece.as_strided(piece.shape, (1,))  # a single element may have any stride
+        block: Any = piece.view(torch.uint8).numpy()
         yield memoryview(block).cast("B")
 
 
@@ -146,7 +151,7 @@ def read_tensor_file(
     try:
         with safe_open(os.fspath(path), framework="pt", device=str(device)) as opened:
             return _decode(json.loads(metadata["tree"]), opened.get_tensor)
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
+    except (SafetensorError, OSError, *_NOT_OURS) as error:
         raise _refusal(path, f"it cannot be decoded ({on_one_line(error)[:150]})") from None
 
 
@@ -156,7 +161,7 @@ def read_tree(path: str | os.PathLike[str], kind: str, schema: int) -> Any:
         _, metadata = _header(file, path, kind, schema)
     try:
         return _decode(json.loads(metadata["tree"]), lambda name: None)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except _NOT_OURS as error:
         raise _refusal(path, f"it cannot be decoded ({on_one_line(error)[:150]})") from None
 
 

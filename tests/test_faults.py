@@ -437,6 +437,23 @@ def test_of_several_runs_that_of_the_same_settings_goes_on(
     assert resumed.train_loss == whole.train_loss != other.train_loss
 
 
+def test_the_best_epoch_goes_along_to_another_folder(data: Path, tmp_path: Path) -> None:
+    """A finished run with more epochs, none of which is better; and from there again."""
+    given = settings("BPR", data, tmp_path, stopping_step=100)
+    first = run("BPR", given)
+    (last,) = (tmp_path / "saved").glob("*-last.dsl")
+    for name, epochs in (("one", 7), ("two", 8)):
+        there = {**given, "checkpoint_dir": str(tmp_path / name), "epochs": epochs, "learning_rate": 0.01}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                "recbole.trainer.trainer.early_stopping", lambda _, best, *a, **k: (best, 1, False, False)
+            )
+            moved = run("BPR", {**there, "dsl_resume": str(last)})
+        assert moved.test_result == first.test_result and moved.epochs_run == epochs
+        (last,) = (tmp_path / name).glob("*-last.dsl")
+        assert len(list((tmp_path / name).glob("*.dsl"))) == 2
+
+
 def test_damaged_and_foreign_files_are_refused_or_passed_over(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -47,7 +47,8 @@ def same(one: Any, other: Any) -> bool:
 
 def bits(tensor: Tensor) -> Tensor:
     """The bytes of a tensor."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+    flat = tensor.contiguous().reshape(-1)
+    return flat.as_strided(flat.shape, (1,)).view(torch.uint8)  # a single element may have any stride
 
 
 @st.composite
@@ -80,6 +81,13 @@ def test_what_is_read_is_what_was_written(tree: Any, tmp_path: Path) -> None:
     write_tensor_file(tmp_path / "f", *KIND, tree)
     assert same(read_tensor_file(tmp_path / "f", *KIND), tree)
     assert is_tensor_file(tmp_path / "f") and [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_single_element_of_any_stride(tmp_path: Path) -> None:
+    """As a column of a matrix of one row is."""
+    tree = {"a": torch.ones(3, 5)[:1, 2], "b": torch.arange(7)[3::4]}
+    write_tensor_file(tmp_path / "f", *KIND, tree)
+    assert same(read_tensor_file(tmp_path / "f", *KIND), tree)
 
 
 def test_sparse_and_shared_tensors(tmp_path: Path) -> None:

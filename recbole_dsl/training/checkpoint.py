@@ -62,10 +62,15 @@ def write_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> Non
     try:
         write_tensor_file(path, *CHECKPOINT, state)
     except OSError as error:
-        raise CheckpointError(
-            f"The checkpoint '{os.fspath(path)}' cannot be written ({error.strerror or error}); what was there "
-            "before is as it was. Allowed is a folder with room for it (set checkpoint_dir)."
-        ) from error
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: str | os.PathLike[str], error: OSError) -> CheckpointError:
+    """What to raise when the system refuses to write a checkpoint."""
+    return CheckpointError(
+        f"The checkpoint '{os.fspath(path)}' cannot be written ({error.strerror or error}); what was there "
+        "before is as it was. Allowed is a folder with room for it (set checkpoint_dir)."
+    )
 
 
 def read_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> dict[str, Any]:

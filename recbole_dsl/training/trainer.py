@@ -16,7 +16,7 @@ from recbole.utils import get_trainer, set_color
 
 from .. import compat
 from ..errors import CheckpointError, DSLError
-from ..files import claim_pair
+from ..files import claim_pair, copy_whole
 from ..graph import GraphProducts
 from ..handle import SparseHandle, insert
 from ..settings import DSLConfig
@@ -25,7 +25,7 @@ from ..sparsity.interactions import Interactions
 from ..sparsity.targets import TensorInfo
 from .adaptations import adapt, clear_model_caches
 from .attributes import ChangedAttributes
-from .checkpoint import checkpoint_state, load_weights, read_checkpoint, write_checkpoint
+from .checkpoint import checkpoint_state, load_weights, read_checkpoint, unwritable, write_checkpoint
 from .evaluation import FastCollector, UserScores
 from .fused import fused_twin
 from .keeper import Keeper
@@ -95,6 +95,7 @@ class SparseTrainerMixin:
             )
         self.saved_model_file = self._name = str(Path(self.saved_model_file).with_suffix(".dsl"))
         self._owns_file = False
+        self._best_elsewhere: Path | None = None
         self._evaluated = 0
         if self.ranks.count > 1:
             self.sparse.explorer.add_up, self.sparse.explorer.processes = self.ranks.add_up, self.ranks.count
@@ -177,6 +178,8 @@ class SparseTrainerMixin:
         writes_there = file.parent.resolve() == Path(self._name).parent.resolve()
         keeper.resume(state, file, writes_there)
         self._owns_file = writes_there
+        best = Path(self.saved_model_file)
+        self._best_elsewhere = best if not writes_there and best.is_file() else None
         self.logger.info(set_color("Resuming", "blue") + f" {file} at {keeper.position}")
 
     @property
@@ -198,10 +201,26 @@ class SparseTrainerMixin:
         return self.ranks.is_first
 
     def claim_files(self) -> Path:
-        """Names for this run's checkpoints that no other run has; returns that of the last one."""
+        """Names for this run's checkpoints that no other run has; returns that of the last one.
+
+        The best epoch of a run that was taken up from another folder is copied.
+
+        Raises:
+            CheckpointError: the folder cannot be written to.
+        """
         # RecBole names the file by the second: another run may have the same, another process another.
-        names = [str(path) for path in claim_pair(self._name, LAST)] if self.ranks.is_first else []
-        best, last = self.ranks.told_by_first(names)
+        told: Any = None
+        if self.ranks.is_first:
+            try:
+                told = [str(path) for path in claim_pair(self._name, LAST)]
+                if self._best_elsewhere is not None:
+                    copy_whole(self._best_elsewhere, told[0])
+            except OSError as error:
+                told = unwritable(self._name, error)
+        told = self.ranks.told_by_first(told)
+        if isinstance(told, CheckpointError):
+            raise told
+        best, last = told
         self.saved_model_file, self._owns_file = best, True
         return Path(last)
 
