@@ -10,6 +10,8 @@ __all__ = [
     "DSLConfig",
     "RunResult",
     "SparseHandle",
+    "SparseRecommender",
+    "export_artifact",
     "load_data_and_model",
     "masks",
     "run_recbole_dsl",
@@ -18,15 +20,19 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .experiment import run_recbole_dsl
+    from .exporting import export_artifact
     from .handle import SparseHandle, masks, sparsify
     from .loading import load_data_and_model
     from .results import RunResult
+    from .serving.recommender import SparseRecommender
     from .settings import DSLConfig
 
 _HOMES = {
     "DSLConfig": "settings",
     "RunResult": "results",
     "SparseHandle": "handle",
+    "SparseRecommender": "serving.recommender",
+    "export_artifact": "exporting",
     "load_data_and_model": "loading",
     "masks": "handle",
     "run_recbole_dsl": "experiment",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -427,3 +428,13 @@ class RecBoleDSLConfig(Config):
             check_writable(dsl.result)
         folder = Path(str(self.final_config_dict["checkpoint_dir"]))
         check_writable(folder / "checkpoint.dsl", "checkpoint_dir")
+
+
+@contextmanager
+def no_flags() -> Iterator[None]:
+    """Hide this process's arguments from RecBole, which reads the command line."""
+    argv, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        yield
+    finally:
+        sys.argv = argv

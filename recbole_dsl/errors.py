@@ -26,6 +26,14 @@ class CheckpointError(DSLError):
     """A checkpoint is missing, damaged, of another kind, or cannot be written."""
 
 
+class ArtifactError(DSLError):
+    """A served model cannot be written, or is missing, damaged or of another version."""
+
+
+class RequestError(DSLError):
+    """A recommendation was asked for that cannot be made: an unknown user or item, a number out of range."""
+
+
 class NumberError(DSLError):
     """A loss or a gradient is no finite number."""
 

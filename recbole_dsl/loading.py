@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final
 
 from . import recbole_names
-from .config import RecBoleDSLConfig
+from .config import RecBoleDSLConfig, no_flags
 from .errors import CheckpointError
 from .experiment import build_model, load_data
 from .sparsity.names import TOPOLOGIES_OF_SHAPES
@@ -71,13 +68,3 @@ def _config_of(
     given = {key: value for key, value in given.items() if key not in ("model", "dataset")} | settings
     with no_flags():
         return RecBoleDSLConfig(model_class or name, str(kept["dataset"]), None, given, evaluates=False)
-
-
-@contextmanager
-def no_flags() -> Iterator[None]:
-    """Hide this process's arguments from RecBole, which reads the command line."""
-    argv, sys.argv = sys.argv, sys.argv[:1]
-    try:
-        yield
-    finally:
-        sys.argv = argv

@@ -71,7 +71,8 @@ def write_recbole_checkpoint(
     from recbole.utils import get_trainer
 
     from .files import written_whole
-    from .loading import load_data_and_model, no_flags
+    from .config import no_flags
+    from .loading import load_data_and_model
     from .packed.surgery import unpack
     from .training.adaptations import other_state
     from .training.checkpoint import read_description

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recbole_dsl import kernels
+from recbole_dsl import compiling
 from tests.tiny_data import write_tiny
 
 
@@ -18,7 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Hide numba before any test asks for it."""
     if config.getoption("--without-numba"):
-        kernels.numba_installed = lambda: False  # type: ignore[assignment]
+        compiling.numba_installed = lambda: False  # type: ignore[assignment]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from recbole_dsl.kernels import in_parallel
 from recbole_dsl.packed.gradient import Memory
 from recbole_dsl.packed.lookup import add_rows, add_table, read_rows, read_table
 
-needs_numba = pytest.mark.skipif(not kernels.numba_installed(), reason="needs numba")
+needs_numba = pytest.mark.skipif(not compiling.numba_installed(), reason="needs numba")
 
 
 def table(rows: int, columns: int, density: float, kernel: str, dtype: torch.dtype = torch.float32) -> Any:
@@ -93,7 +93,7 @@ def test_gradients_of_another_memory_layout() -> None:
 
 def test_without_numba_torch_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """auto falls back, numba is refused in one sentence."""
-    monkeypatch.setattr(kernels, "numba_installed", lambda: False)
+    monkeypatch.setattr(compiling, "numba_installed", lambda: False)
     assert not table(10, 8, 0.5, "auto").compiled()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs the package numba"):

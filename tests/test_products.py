@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from recbole_dsl import kernels, sparsify
+from recbole_dsl import compiling, sparsify
 from recbole_dsl.packed import linear as linear_module
 from recbole_dsl.packed import sparse_input
 from recbole_dsl.packed.linear import PackedLinear, sparse_is_faster
 from recbole_dsl.packed.sparse_input import LinearOfNonzeros, mostly_zeros
 
-needs_numba = pytest.mark.skipif(not kernels.numba_installed(), reason="needs numba")
+needs_numba = pytest.mark.skipif(not compiling.numba_installed(), reason="needs numba")
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_any_shape(outputs: int, inputs: int, batch: int, seed: int) -> None:
 )
 def test_choice(density: float, kernels_: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Dense above the crossover and without compiled loops."""
-    if expected and not kernels.numba_installed():
+    if expected and not compiling.numba_installed():
         pytest.skip("needs numba")
     packed, dense, handle = pair(30, 70, density)
     handle.groups[0].kernels = kernels_

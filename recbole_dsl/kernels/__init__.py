@@ -8,7 +8,6 @@ the types alone, never on a timing, so that equal runs use equal kernels.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,18 +16,14 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import Tensor
 
+from .. import compiling
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 TYPES: Final = frozenset(
     {torch.float32, torch.float64, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool}
 )
 """Types the compiled loops take; half precision, which numba does not know, goes to torch."""
-
-
-@functools.cache
-def numba_installed() -> bool:
-    """Whether numba can be imported."""
-    return importlib.util.find_spec("numba") is not None
 
 
 ITEMS_PER_THREAD: Final = 2**18
@@ -43,7 +38,7 @@ def compiled(choice: str, *tensors: Tensor) -> bool:
     """
     return (
         choice != "torch"
-        and numba_installed()
+        and compiling.numba_installed()
         and all(t.device.type == "cpu" and t.dtype in TYPES and t.is_contiguous() for t in tensors)
     )
 
@@ -51,24 +46,14 @@ def compiled(choice: str, *tensors: Tensor) -> bool:
 def loop(function: Function | None = None, *, reorder: bool = False) -> Any:
     """Decorator: compile a function at its first call, and run it without the interpreter's lock.
 
-    Tensors among its arguments are seen as arrays. The machine code is cached on disk, or for this
-    process only where no folder can be written.
+    Tensors among its arguments are seen as arrays.
 
     Args:
         reorder: sums may be formed in another order, the one that vector instructions ask for.
     """
     if function is None:
         return functools.partial(loop, reorder=reorder)
-    fastmath = {"reassoc", "contract"} if reorder else False  # NaN and infinity stay what they are
-
-    @functools.cache
-    def machine_code() -> Callable[..., Any]:
-        import numba
-
-        try:
-            return numba.njit(function, nogil=True, cache=True, fastmath=fastmath)
-        except RuntimeError:
-            return numba.njit(function, nogil=True, fastmath=fastmath)
+    machine_code = compiling.machine_code(function, reorder)
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from recbole import trainer as trainers
+from recbole.evaluator import Evaluator
 from recbole.evaluator.collector import Collector, DataStruct
 from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor
@@ -159,3 +161,30 @@ def same_states(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
     tensors = zip([one[0], *one[1]], [other[0], *other[1]], strict=True)
     arrays = all(np.array_equal(a, b) for a, b in zip(one[2], other[2], strict=True))
     return all(torch.equal(a, b) for a, b in tensors) and arrays and one[3] == other[3]
+
+
+class Evaluation(trainers.Trainer):
+    """RecBole's evaluation alone, by ``evaluate(data, load_best_model=False)``: no optimizer, no files, no logs.
+
+    Args:
+        model: has ``eval``, ``full_sort_predict`` and ``predict``; need not be trainable.
+    """
+
+    def __init__(self, config: Any, model: Any) -> None:
+        self.config, self.model, self.device = config, model, config["device"]
+        self.gpu_available = torch.cuda.is_available() and config["use_gpu"]
+        self.test_batch_size = config["eval_batch_size"]
+        self.item_tensor = self.tot_item_num = None
+        self.eval_collector = FastCollector(config) if config.dsl.data_path == "fast" else Collector(config)
+        self.evaluator = Evaluator(config)
+        self.wandblogger = _NoLog()
+        self._user_scores = UserScores(model)
+
+    def _full_sort_batch_eval(self, batched_data: Any) -> Any:
+        users = max(self.test_batch_size // self.tot_item_num, 1)
+        return self._user_scores(super()._full_sort_batch_eval, batched_data, users)
+
+
+class _NoLog:
+    def log_eval_metrics(self, *_: Any, **__: Any) -> None:
+        """Nothing is logged."""

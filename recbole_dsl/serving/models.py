@@ -1,0 +1,216 @@
+"""How each of RecBole's models is served: which tensors its artifact holds, and who makes scores of them.
+
+A model is a row of :data:`VECTORS`, of :data:`BY_RECBOLE` or of :data:`REFUSED`; ``tests/test_serving_models.py``
+compares the scores of every one with its ``full_sort_predict`` or ``predict``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .encoders import Graph
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an artifact of a model that scores by inner products holds.
+
+    ``tensors``: names in the artifact, and of each the module and the attribute that it is, or a tensor.
+    ``graphs``: interactions that the encoder needs. ``activation``: what makes a score of an inner product.
+    """
+
+    encoder: str
+    tensors: dict[str, Any]
+    graphs: dict[str, Graph] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    activation: str | None = None
+
+
+def _tables(users: str, items: str) -> Callable[[Any], Source]:
+    def source(model: Any) -> Source:
+        return Source("tables", {"users": (getattr(model, users), "weight"), "items": (getattr(model, items), "weight")})
+
+    return source
+
+
+def _computed(vectors: Callable[[Any], tuple[Tensor, Tensor]]) -> Callable[[Any], Source]:
+    """Vectors that the model itself computes, once, and that are written as they are: dense."""
+
+    def source(model: Any) -> Source:
+        users, items = vectors(model)
+        return Source("tables", {"users": users, "items": items})
+
+    return source
+
+
+def _enmf(model: Any) -> Source:
+    """ENMF weighs columns."""
+    source = _tables("user_embedding", "item_embedding")(model)
+    return Source("tables", {**source.tensors, "column_weights": model.H_i.weight.detach().flatten()})
+
+
+def _graph_of(matrix: Any) -> Graph:
+    """Of a scipy matrix of users × items; repeated interactions count once, as RecBole's graphs do."""
+    rows = matrix.tocsr()
+    rows.sum_duplicates()
+    rows.sort_indices()
+    return Graph(rows.indptr.astype(np.int64), rows.indices, rows.shape[1])
+
+
+def _light_graph(tables: tuple[str, str], layers: str) -> Callable[[Any], Source]:
+    def source(model: Any) -> Source:
+        plain = _tables(*tables)(model)
+        matrix = getattr(model, "interaction_matrix", None)
+        if matrix is None:  # SGL keeps two arrays
+            import scipy.sparse as sp
+
+            matrix = sp.coo_matrix(
+                (np.ones(len(model._user)), (model._user, model._item)), (model.n_users, model.n_items)
+            )
+        options = {"layers": int(getattr(model, layers))}
+        return Source("light_graph", plain.tensors, {"graph": _graph_of(matrix)}, options)
+
+    return source
+
+
+def _ngcf(model: Any) -> Source:
+    tensors = dict(_tables("user_embedding", "item_embedding")(model).tensors)
+    for number, layer in enumerate(model.GNNlayers):
+        for part, linear in (("linear", layer.linear), ("interact", layer.interActTransform)):
+            tensors[f"layer{number}.{part}.weight"] = (linear, "weight")
+            tensors[f"layer{number}.{part}.bias"] = (linear, "bias")
+    if model.node_dropout != 0:  # RecBole drops edges in evaluations as well: nothing to reproduce
+        raise Unservable("node_dropout drops edges whenever it scores; allowed is node_dropout=0")
+    options = {"layers": len(model.GNNlayers)}
+    return Source("ngcf", tensors, {"graph": _graph_of(model.interaction_matrix)}, options)
+
+
+def _simplex(model: Any) -> Source:
+    if model.aggregator != "mean":
+        return _computed(_simplex_vectors)(model)
+    tensors = dict(_tables("user_emb", "item_emb")(model).tensors) | {"map": (model.UI_map, "weight")}
+    lengths = model.history_item_len.cpu().numpy()
+    history = model.history_item_id.cpu().numpy()
+    items = history[np.arange(history.shape[1]) < lengths[:, None]]
+    graph = Graph.of_counts(lengths, items, model.n_items)
+    return Source("simplex", tensors, {"aggregated": graph}, {"gamma": float(model.gamma)})
+
+
+def _simplex_vectors(model: Any) -> tuple[Tensor, Tensor]:
+    normalize = torch.nn.functional.normalize
+    users = []
+    for ids in torch.arange(model.n_users, device=model.device).split(256):
+        items = model.item_emb(model.history_item_id[ids])
+        users.append(model.get_UI_aggregation(model.user_emb(ids), items, model.history_item_len[ids]))
+    return normalize(torch.cat(users), dim=1), normalize(model.item_emb.weight, dim=1)
+
+
+def _dmf(model: Any) -> Source:
+    if not bool((model.interaction_matrix.data == 1).all()):
+        return Source(**{**vars(_computed(_dmf_vectors)(model)), "activation": "sigmoid"})
+    tensors, options = {}, {}
+    for side in ("user", "item"):
+        tensors[f"{side}.first.weight"] = (getattr(model, f"{side}_linear"), "weight")
+        layers = [m for m in getattr(model, f"{side}_fc_layers").modules() if isinstance(m, torch.nn.Linear)]
+        options[f"{side}_layers"] = len(layers)
+        for number, layer in enumerate(layers):
+            tensors[f"{side}{number}.weight"], tensors[f"{side}{number}.bias"] = (layer, "weight"), (layer, "bias")
+    return Source("dmf", tensors, {"graph": _graph_of(model.interaction_matrix)}, options, "sigmoid")
+
+
+def _dmf_vectors(model: Any) -> tuple[Tensor, Tensor]:
+    ids = torch.arange(model.n_users, device=model.device).split(64)
+    users = torch.cat([model.user_fc_layers(model.get_user_embedding(part)) for part in ids])
+    return users, model.get_item_embedding()
+
+
+def _forward(model: Any) -> tuple[Tensor, Tensor]:
+    users, items = model.forward()[:2]
+    return users, items[: model.n_items]
+
+
+def _mcclk(model: Any) -> Source:
+    similar, light_users, light_items, users, entities = model.forward()
+    items = torch.cat((entities[: model.n_items], (similar + light_items)[: model.n_items]), dim=-1)
+    tensors = {"users": torch.cat((users, light_users), dim=-1), "items": items}
+    return Source("tables", tensors, activation="sigmoid" if model.loss_type.lower() == "bce" else None)
+
+
+def _cke(model: Any) -> tuple[Tensor, Tensor]:
+    return model.user_embedding.weight, model.item_embedding.weight + model.entity_embedding.weight[: model.n_items]
+
+
+class Unservable(Exception):
+    """Why a model of these settings cannot be served."""
+
+
+VECTORS: Final[dict[str, Callable[[Any], Source]]] = {
+    "BPR": _tables("user_embedding", "item_embedding"),
+    "LINE": _tables("user_embedding", "item_embedding"),
+    "ENMF": _enmf,
+    "LightGCN": _light_graph(("user_embedding", "item_embedding"), "n_layers"),
+    "NCL": _light_graph(("user_embedding", "item_embedding"), "n_layers"),
+    "SGL": _light_graph(("user_embedding", "item_embedding"), "n_layers"),
+    "NGCF": _ngcf,
+    "SimpleX": _simplex,
+    "DMF": _dmf,
+    "DGCF": _computed(_forward),
+    "SpectralCF": _computed(_forward),
+    "CKE": _computed(_cke),
+    "KGAT": _computed(_forward),
+    "KGIN": _computed(_forward),
+    "MCCLK": _mcclk,
+}
+"""Models whose scores are inner products: served by numpy alone. The last six hold dense vectors."""
+
+
+@dataclass(frozen=True)
+class ByRecBole:
+    """A model that RecBole itself scores, built without its dataset.
+
+    ``needs``: ``"nothing"`` besides weights, the training ``"interactions"``, or users' ``"sequences"``.
+    """
+
+    needs: str
+
+
+_INTERACTIONS = (
+    "CDAE", "ConvNCF", "FISM", "GCMC", "MacridVAE", "MultiDAE", "MultiVAE", "NAIS", "RaCT", "RecVAE",
+)  # fmt: skip
+_SEQUENCES = (
+    "BERT4Rec", "CORE", "Caser", "FEARec", "FOSSIL", "FPMC", "GCSAN", "GRU4Rec", "GRU4RecCPR", "HGN", "HRM",
+    "LightSANs", "NARM", "NPE", "NextItNet", "RepeatNet", "SASRec", "SASRecCPR", "SHAN", "SINE", "SRGNN",
+    "STAMP", "TransRec",
+)  # fmt: skip
+
+BY_RECBOLE: Final[dict[str, ByRecBole]] = {
+    "NeuMF": ByRecBole("nothing"),
+    **dict.fromkeys(_INTERACTIONS, ByRecBole("interactions")),
+    **dict.fromkeys(_SEQUENCES, ByRecBole("sequences")),
+}
+"""Models that score by a network: RecBole and torch have to be installed where they are served."""
+
+_FEATURES = "its scores need features of users or items, which an artifact does not hold"
+_KNOWLEDGE = "its scores need the knowledge graph, which an artifact does not hold"
+_RANDOM = "it draws random numbers when it scores, so it has no answer to reproduce"
+
+REFUSED: Final[dict[str, str]] = {
+    **dict.fromkeys(("DiffRec", "LDiffRec"), _RANDOM),
+    "NNCF": "its scores need the neighbours that RecBole draws when it builds the model",
+    **dict.fromkeys(("CFKG", "KGCN", "KGNNLS", "KTUP", "MKR", "RippleNet", "KSR", "GRU4RecKG"), _KNOWLEDGE),
+    **dict.fromkeys(("DIEN", "DIN", "FDSA", "GRU4RecF", "S3Rec", "SASRecF"), _FEATURES),
+}
+"""Models that are not served, and why; all context-aware ones besides, for :data:`FEATURES`."""
+
+FEATURES: Final = _FEATURES
+
+
+def refused(name: str) -> str:
+    """Why a RecBole model is not served."""
+    return REFUSED.get(name, FEATURES)

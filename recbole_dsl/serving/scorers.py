@@ -1,0 +1,103 @@
+"""What makes recommendations of numbers of users: by inner products, with numpy alone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from .encoders import ENCODERS, Graph
+from .search import Found, items_of
+from .table import Matrix, SparseTable, dense_rows, norms
+from .top import best
+
+
+class Scorer(Protocol):
+    """A model that is served. Numbers are RecBole's; item 0 is padding and never recommended."""
+
+    def top(self, users: np.ndarray, k: int, excluded: Sequence[np.ndarray]) -> list[Found]:
+        """The best ``k`` items of every user; ``excluded`` are ascending numbers, item 0 among them."""
+
+    def among(self, user: int, candidates: np.ndarray) -> np.ndarray:
+        """The scores of some items."""
+
+    def similar(self, item: int, k: int) -> Found:
+        """The ``k`` items whose vectors point most nearly the same way, by cosine; not the item itself."""
+
+    def describe(self) -> dict[str, int]:
+        """Bytes in memory by part."""
+
+
+ACTIVATIONS = {None: lambda x: x, "sigmoid": lambda x: 1 / (1 + np.exp(-x.astype(np.float64)))}
+"""What makes a score of an inner product; they grow with it, so the order is the same."""
+
+
+_PANEL = 1 << 12
+"""Rows that are made dense together."""
+
+
+class VectorScorer:
+    """Scores are inner products of vectors of users and items."""
+
+    def __init__(self, users: SparseTable | Matrix, items: SparseTable | Matrix, activation: str | None) -> None:
+        self.users, self.items = users, items_of(items)
+        self._activation = ACTIVATIONS[activation]
+        self.vectors = items
+
+    @classmethod
+    def of(cls, tensors: dict, graphs: dict[str, Graph], encoder: str, options: dict) -> VectorScorer:
+        """The scorer of an artifact's parts."""
+        users, items = ENCODERS[encoder](tensors, graphs, options)
+        return cls(users, items, options.get("activation"))
+
+    def _queries(self, users: np.ndarray) -> SparseTable | Matrix:
+        return self.users.rows(users) if isinstance(self.users, SparseTable) else self.users[users]
+
+    def top(self, users: np.ndarray, k: int, excluded: Sequence[np.ndarray]) -> list[Found]:
+        """See :class:`Scorer`."""
+        found = self.items.top(self._queries(users), k, excluded)
+        return [(numbers, self._score(products)) for numbers, products in found]
+
+    def _score(self, products: np.ndarray) -> np.ndarray:
+        return self._activation(products).astype(np.float32)
+
+    def among(self, user: int, candidates: np.ndarray) -> np.ndarray:
+        """See :class:`Scorer`."""
+        query = dense_rows(self.users, np.array([user]))[0]
+        return self._score(self.items.scores(query, candidates))
+
+    def matrix(self, users: np.ndarray) -> Matrix:
+        """Scores of all items for each of some users."""
+        queries = dense_rows(self.users, users)
+        if isinstance(self.vectors, SparseTable):
+            blocks = range(0, self.vectors.shape[0], _PANEL)
+            products = np.hstack([queries @ self.vectors.dense(b, b + _PANEL).T for b in blocks])
+        else:
+            products = queries @ self.vectors.T
+        return self._score(products)
+
+    def pairs(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """The scores of pairs of a user and an item."""
+        products = [
+            np.einsum("ij,ij->i", dense_rows(self.users, users[b : b + _PANEL]), dense_rows(self.vectors, items[b : b + _PANEL]))
+            for b in range(0, len(users), _PANEL)
+        ]
+        return self._score(np.concatenate(products))
+
+    def similar(self, item: int, k: int) -> Found:
+        """See :class:`Scorer`."""
+        cosines = self.items.all_scores(dense_rows(self.vectors, np.array([item]))[0])
+        cosines *= self._inverse_norms
+        cosines *= self._inverse_norms[item]
+        cosines[[0, item]] = -np.inf
+        return best(cosines, k)
+
+    @functools.cached_property
+    def _inverse_norms(self) -> np.ndarray:
+        return 1 / np.maximum(norms(self.vectors), np.float32(1e-12))
+
+    def describe(self) -> dict[str, int]:
+        """See :class:`Scorer`."""
+        return {"users": self.users.nbytes, "items": self.items.nbytes}

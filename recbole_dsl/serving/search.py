@@ -1,0 +1,261 @@
+"""Exact search of the items with the largest inner products.
+
+Sparse items are kept in compressed rows, which similar items, candidates and batches read, and, once a sparse
+query has been asked, by column as well: the *inverted index*, of which only the columns that live in the query are
+read. It is cut into blocks of items small enough that their scores stay in a cache and their numbers fit in 16 bits.
+Which way a query goes depends on sizes alone. Loops are numba's where it is installed (``loops.py``), else numpy's.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+
+from . import loops
+from .table import Matrix, SparseTable
+from .top import best
+
+Found = tuple[np.ndarray, np.ndarray]
+"""Numbers of items and their scores, the best first, ties by number."""
+
+BLOCK: Final = 1 << 15
+"""Items of a block of the inverted index."""
+
+_PANEL: Final = 1 << 12
+"""Items that are multiplied with a batch of queries at once."""
+
+BATCH: Final = 8
+"""Dense queries from which on a dense product of blocks is faster than a pass for each."""
+
+
+class Items(Protocol):
+    """What can be searched."""
+
+    def top(self, queries: SparseTable | Matrix, k: int, excluded: Sequence[np.ndarray]) -> list[Found]:
+        """The best ``k`` items of every query.
+
+        Args:
+            queries: a row for each.
+            excluded: for each query the numbers of items that are left out, ascending.
+        """
+
+    def scores(self, query: Matrix, numbers: np.ndarray) -> np.ndarray:
+        """Inner products of one dense query with some items."""
+
+    def all_scores(self, query: Matrix) -> np.ndarray:
+        """Inner products of one dense query with all items."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """An inverted index: for every block of items and every column the items that are live in it.
+
+    ``starts``: blocks × columns + 1. ``ids``: numbers within the block, uint16, ascending in a column.
+    """
+
+    starts: np.ndarray
+    ids: np.ndarray
+    values: np.ndarray
+    items: int
+    width: int
+
+    @classmethod
+    def of(cls, table: SparseTable) -> Columns:
+        """The index of a table."""
+        items, width = table.shape
+        blocks = -(-items // BLOCK)
+        starts = np.zeros(blocks * width + 1, np.int64)
+        ids, values = np.empty(len(table.values), np.uint16), np.empty(len(table.values), np.float32)
+        for number in range(blocks):
+            first, last = number * BLOCK, min(items, (number + 1) * BLOCK)
+            here = slice(table.pointers[first], table.pointers[last])
+            columns = table.columns[here]
+            order = np.argsort(columns, kind="stable")
+            rows = np.repeat(np.arange(last - first, dtype=np.uint16), table.counts[first:last])
+            ids[here], values[here] = rows[order], table.values[here][order]
+            counts = np.bincount(columns, minlength=width)
+            starts[number * width + 1 : (number + 1) * width + 1] = here.start + np.cumsum(counts)
+        return cls(starts.astype(np.int32) if len(ids) < 2**31 else starts, ids, values, items, width)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self.starts.nbytes + self.ids.nbytes + self.values.nbytes
+
+    def search(self, columns: np.ndarray, weights: np.ndarray, k: int, excluded: np.ndarray) -> Found:
+        """The best items of a sparse query."""
+        if loops.available():
+            scores, numbers = np.empty(k, np.float32), np.empty(k, np.int64)
+            buffer = np.empty(min(BLOCK, self.items), np.float32)
+            filled = loops.search_columns(
+                columns.astype(np.int64), weights, self.starts, self.ids, self.values, self.items, BLOCK,
+                self.width, excluded, buffer, scores, numbers,
+            )  # fmt: skip
+            return _ordered(scores[:filled], numbers[:filled])
+        scores = np.zeros(self.items, np.float32)
+        for block in range(-(-self.items // BLOCK)):
+            part = scores[block * BLOCK : (block + 1) * BLOCK]
+            for column, weight in zip(columns.astype(np.int64) + block * self.width, weights, strict=True):
+                here = slice(self.starts[column], self.starts[column + 1])
+                part[self.ids[here]] += weight * self.values[here]
+        scores[excluded] = -np.inf
+        return best(scores, k)
+
+
+def _ordered(scores: np.ndarray, numbers: np.ndarray) -> Found:
+    order = np.lexsort((numbers, -scores))
+    return numbers[order], scores[order]
+
+
+def _sums(pointers: np.ndarray, products: np.ndarray) -> np.ndarray:
+    """Sums of the products of each row, float32."""
+    result = np.zeros(len(pointers) - 1, np.float32)
+    filled = np.flatnonzero(np.diff(pointers))
+    if len(filled):
+        result[filled] = np.add.reduceat(products, pointers[filled])
+    return result
+
+
+class SparseItems:
+    """A sparse table of items."""
+
+    def __init__(self, table: SparseTable) -> None:
+        self.table = table
+        self._building = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Of the rows, and of the inverted index once it has been built."""
+        return self.table.nbytes + (self.columns.nbytes if "columns" in self.__dict__ else 0)
+
+    @functools.cached_property
+    def columns(self) -> Columns:
+        """The inverted index."""
+        with self._building:
+            return self.__dict__.get("columns") or Columns.of(self.table)
+
+    def top(self, queries: SparseTable | Matrix, k: int, excluded: Sequence[np.ndarray]) -> list[Found]:
+        """See :class:`Items`."""
+        if isinstance(queries, SparseTable):
+            return [self.columns.search(*queries.row(q), k, excluded[q]) for q in range(queries.shape[0])]
+        if len(queries) < BATCH:
+            return [self._one(query, k, excluded[q]) for q, query in enumerate(queries)]
+        return top_of_panels(self.table, queries, k, excluded)
+
+    def _one(self, query: Matrix, k: int, excluded: np.ndarray) -> Found:
+        if not loops.available():
+            columns = np.flatnonzero(query)
+            return self.columns.search(columns, query[columns], k, excluded)
+        table = self.table
+        scores, numbers = np.empty(k, np.float32), np.empty(k, np.int64)
+        buffer = np.empty(min(BLOCK, table.shape[0]), np.float32)
+        filled = loops.search_rows(
+            query, table.pointers, table.columns, table.values, excluded, buffer, scores, numbers
+        )
+        return _ordered(scores[:filled], numbers[:filled])
+
+    def scores(self, query: Matrix, numbers: np.ndarray) -> np.ndarray:
+        """See :class:`Items`."""
+        rows = self.table.rows(numbers)
+        return _sums(rows.pointers, query[rows.columns] * rows.values)
+
+    def all_scores(self, query: Matrix) -> np.ndarray:
+        """See :class:`Items`."""
+        table, result = self.table, np.empty(self.table.shape[0], np.float32)
+        for first in range(0, len(result), BLOCK):
+            pointers = table.pointers[first : first + BLOCK + 1]
+            here = slice(pointers[0], pointers[-1])
+            result[first : first + BLOCK] = _sums(pointers - pointers[0], query[table.columns[here]] * table.values[here])
+        return result
+
+
+class DenseItems:
+    """A dense matrix of items."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        self.matrix = np.ascontiguousarray(matrix)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the matrix."""
+        return self.matrix.nbytes
+
+    def top(self, queries: SparseTable | Matrix, k: int, excluded: Sequence[np.ndarray]) -> list[Found]:
+        """See :class:`Items`."""
+        dense = queries.dense() if isinstance(queries, SparseTable) else queries
+        if len(dense) >= BATCH:
+            return top_of_panels(self.matrix, dense, k, excluded)
+        found = []
+        for query, left_out in zip(dense, excluded, strict=True):
+            scores = self.matrix @ query
+            scores[left_out] = -np.inf
+            found.append(best(scores, k))
+        return found
+
+    def scores(self, query: Matrix, numbers: np.ndarray) -> np.ndarray:
+        """See :class:`Items`."""
+        return self.matrix[numbers] @ query
+
+    def all_scores(self, query: Matrix) -> np.ndarray:
+        """See :class:`Items`."""
+        return self.matrix @ query
+
+
+def items_of(rows: SparseTable | Matrix) -> SparseItems | DenseItems:
+    """What searches vectors of items."""
+    return SparseItems(rows) if isinstance(rows, SparseTable) else DenseItems(rows)
+
+
+def top_of_panels(
+    items: SparseTable | Matrix, queries: Matrix, k: int, excluded: Sequence[np.ndarray]
+) -> list[Found]:
+    """The best items of many dense queries: products with panels of items, and the best of each panel."""
+    queries = np.ascontiguousarray(queries)
+    count, total = len(queries), items.shape[0]
+    lengths = [len(part) for part in excluded]
+    flat = np.concatenate(excluded) if count else np.empty(0, np.int64)
+    ends = np.cumsum(lengths)
+    compiled = loops.available()
+    scores, numbers = np.empty((count, k), np.float32), np.empty((count, k), np.int64)
+    filled = np.zeros(count, np.int64)
+    starts = np.concatenate([ends - lengths, ends]).astype(np.int64)
+    for first in range(0, total, _PANEL):
+        last = min(total, first + _PANEL)
+        panel = items.dense(first, last) if isinstance(items, SparseTable) else items[first:last]
+        block = queries @ panel.T
+        if compiled:
+            loops.take_block(block, first, flat, starts, scores, numbers, filled)
+        else:
+            _take_block(block, first, excluded, scores, numbers, filled)
+    return [_ordered(scores[q, : filled[q]], numbers[q, : filled[q]]) for q in range(count)]
+
+
+def _take_block(
+    block: Matrix, first: int, excluded: Sequence[np.ndarray], scores: Matrix, numbers: np.ndarray, filled: np.ndarray
+) -> None:
+    """The best of what there was and of a block, for each query."""
+    k = scores.shape[1]
+    for q, row in enumerate(block):
+        left_out = excluded[q][np.searchsorted(excluded[q], first) : np.searchsorted(excluded[q], first + len(row))]
+        row[left_out - first] = -np.inf
+        had = filled[q]
+        better = np.flatnonzero(row > (scores[q, :had].min() if had == k else -np.inf))
+        if not len(better):
+            continue
+        found, among = best(row[better], k)
+        all_numbers = np.concatenate([numbers[q, :had], better[found] + first])
+        all_scores = np.concatenate([scores[q, :had], among])
+        order = np.lexsort((all_numbers, -all_scores))[:k]
+        filled[q] = len(order)
+        numbers[q, : len(order)], scores[q, : len(order)] = all_numbers[order], all_scores[order]
+
+

@@ -1,0 +1,115 @@
+"""Every RecBole model that gradients train is served with its own scores, or refused with the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_dsl import SparseRecommender, export_artifact, support
+from recbole_dsl.errors import ArtifactError
+from recbole_dsl.serving import models
+from recbole_dsl.serving.artifact import read_artifact
+from tests.model_runs import settings_of, sparse_run
+
+pytestmark = pytest.mark.usefixtures("in_folder")
+
+TRAINED = [row.model for row in support.rows() if row.status != support.REFUSED]
+SERVED = [name for name in TRAINED if name in models.VECTORS or name in models.BY_RECBOLE]
+QUICK = {"BPR", "ENMF", "LightGCN", "NGCF", "SGL", "SimpleX", "DMF", "CKE", "NeuMF", "MultiVAE", "SASRec", "BERT4Rec"}
+DSL = {"method": "dsl", "density": 0.3, "update_interval": 3}
+
+
+def exported(name: str, data: Path, folder: Path, **more: Any) -> tuple[Any, Path]:
+    """A short run of a model, and the artifact of its best checkpoint."""
+    run = sparse_run(name, {**settings_of(name, data), **more}, **DSL)
+    artifact = folder / "artifact"
+    export_artifact(run.trainer.saved_model_file, artifact, with_history=True)
+    return run, artifact
+
+
+def scores_of(model: Any, interaction: Any, items: int) -> torch.Tensor:
+    """RecBole's scores of all items, one user at a time."""
+    rows = []
+    for row in range(len(interaction)):
+        one = interaction[row : row + 1]
+        try:
+            rows.append(model.full_sort_predict(one).view(-1))
+        except NotImplementedError:
+            pairs = one.repeat_interleave(items)
+            pairs.update(Interaction({"item_id": torch.arange(items)}))
+            rows.append(model.predict(pairs).view(-1))
+    return torch.stack(rows).float()
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SERVED])
+def test_scores_are_the_model_s(name: str, data: Path, tmp_path: Path) -> None:
+    """All scores of all users, or of all test sequences, and the metrics."""
+    run, folder = exported(name, data, tmp_path)
+    model, test_data = run.trainer.model, run.data[2]
+    run.trainer.evaluate(test_data, load_best_model=True, show_progress=False)  # loads the best weights
+    recommender = SparseRecommender.load(folder)
+    items = recommender.manifest.items
+    with torch.no_grad():
+        if name in models.BY_RECBOLE and models.BY_RECBOLE[name].needs == "sequences":
+            batches = [batch[0] for batch in test_data]
+            expected = torch.cat([scores_of(model, batch, items) for batch in batches])
+            ours = torch.cat([scores_of(recommender.scorer.model, batch, items) for batch in batches]).numpy()
+        else:
+            users = torch.arange(1, recommender.manifest.users)
+            expected = scores_of(model, Interaction({"user_id": users}), items)
+            ours = recommender.scorer.matrix(users.numpy())
+            if recommender.manifest.options.get("activation") is None and name in models.VECTORS:
+                check_recommendations(recommender, expected.numpy())
+    scale = float(expected[:, 1:].abs().max())
+    assert np.abs(ours - expected.numpy())[:, 1:].max() <= 2e-5 * scale
+    assert recommender.manifest.metrics["largest_difference"] <= 1e-6
+    assert recommender.manifest.metrics["trained"]
+
+
+def check_recommendations(recommender: SparseRecommender, expected: np.ndarray) -> None:
+    """All items of every user, in the order of RecBole's scores up to rounding."""
+    tokens = list(recommender.users)
+    answers, scores = recommender.recommend(tokens, k=expected.shape[1], exclude_seen=False)
+    numbers = {token: number for number, token in enumerate(recommender.items, start=1)}
+    for row, answer, own in zip(expected, answers, scores, strict=True):
+        assert sorted(answer) == sorted(numbers)
+        theirs = row[[numbers[token] for token in answer]]
+        assert np.allclose(own, theirs, rtol=1e-4, atol=1e-5 * np.abs(row).max())
+        assert (np.diff(own) <= 0).all()
+
+
+def test_every_model_has_an_answer() -> None:
+    """Served one way, or refused; no row is of a model that does not exist."""
+    tables = [set(models.VECTORS), set(models.BY_RECBOLE), set(models.REFUSED)]
+    assert not tables[0] & tables[1] and not (tables[0] | tables[1]) & tables[2]
+    assert set().union(*tables) <= set(TRAINED)
+    others = set(TRAINED) - set().union(*tables)
+    assert {row.family for row in support.rows() if row.model in others} == {"context_aware"}
+
+
+@pytest.mark.parametrize("name, says", [("DeepFM", "features"), ("DiffRec", "random"), ("RippleNet", "knowledge")])
+def test_models_that_are_not_served(name: str, says: str, data: Path, tmp_path: Path) -> None:
+    """One sentence, and no folder."""
+    run = sparse_run(name, settings_of(name, data), **DSL)
+    with pytest.raises(ArtifactError, match=f"{name} is not served, because .*{says}.*; allowed are BERT4Rec, BPR"):
+        export_artifact(run.trainer.saved_model_file, tmp_path / "artifact")
+    assert not (tmp_path / "artifact").exists()
+
+
+@pytest.mark.parametrize("aggregator", ["user_attention", "self_attention"])
+def test_other_simplex(aggregator: str, data: Path, tmp_path: Path) -> None:
+    """With attention, vectors are computed when the artifact is written."""
+    _, folder = exported("SimpleX", data, tmp_path, aggregator=aggregator)
+    assert read_artifact(folder).manifest.encoder == "tables"
+
+
+def test_a_graph_with_dropped_edges_is_refused(data: Path, tmp_path: Path) -> None:
+    """RecBole's NGCF drops them whenever it scores."""
+    run = sparse_run("NGCF", {**settings_of("NGCF", data), "node_dropout": 0.5}, **DSL)
+    with pytest.raises(ArtifactError, match="node_dropout drops edges"):
+        export_artifact(run.trainer.saved_model_file, tmp_path / "artifact")
