@@ -109,10 +109,7 @@ class _Draft:
         graphs: dict[str, Graph] = {}
         trained, everything = _graph_of(train_data._dataset), _graph_of(dataset)
         if name in models.VECTORS:
-            try:
-                source = models.VECTORS[name](model)
-            except models.Unservable as reason:
-                raise ArtifactError(f"A {name} of these settings is not served: {reason}.") from None
+            source = models.VECTORS[name](model)
             self.form, self.encoder = "vectors", source.encoder
             self.tensors = {key: _tensor(part) for key, part in source.tensors.items()}
             self.options = {**source.options, "activation": source.activation}

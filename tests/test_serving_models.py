@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("in_folder")
 TRAINED = [row.model for row in support.rows() if row.status != support.REFUSED]
 SERVED = [name for name in TRAINED if name in models.VECTORS or name in models.BY_RECBOLE]
 QUICK = {"BPR", "ENMF", "LightGCN", "NGCF", "SGL", "SimpleX", "DMF", "CKE", "NeuMF", "MultiVAE", "SASRec", "BERT4Rec"}
+NO_DROPPED_EDGES = {"KGIN": {"node_dropout_rate": 0.0}, "MCCLK": {"node_dropout_rate": 0.0}}
 DSL = {"method": "dsl", "density": 0.3, "update_interval": 3}
 
 
@@ -49,7 +50,7 @@ def scores_of(model: Any, interaction: Any, items: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SERVED])
 def test_scores_are_the_model_s(name: str, data: Path, tmp_path: Path) -> None:
     """All scores of all users, or of all test sequences, and the metrics."""
-    run, folder = exported(name, data, tmp_path)
+    run, folder = exported(name, data, tmp_path, **NO_DROPPED_EDGES.get(name, {}))
     model, test_data = run.trainer.model, run.data[2]
     run.trainer.evaluate(test_data, load_best_model=True, show_progress=False)  # loads the best weights
     recommender = SparseRecommender.load(folder)
@@ -108,8 +109,8 @@ def test_other_simplex(aggregator: str, data: Path, tmp_path: Path) -> None:
     assert read_artifact(folder).manifest.encoder == "tables"
 
 
-def test_a_graph_with_dropped_edges_is_refused(data: Path, tmp_path: Path) -> None:
-    """RecBole's NGCF drops them whenever it scores."""
-    run = sparse_run("NGCF", {**settings_of("NGCF", data), "node_dropout": 0.5}, **DSL)
-    with pytest.raises(ArtifactError, match="node_dropout drops edges"):
-        export_artifact(run.trainer.saved_model_file, tmp_path / "artifact")
+def test_a_graph_with_dropped_edges(data: Path, tmp_path: Path) -> None:
+    """RecBole's NGCF drops them whenever it computes its vectors: one draw is served."""
+    _, folder = exported("NGCF", data, tmp_path, node_dropout=0.5)
+    manifest = read_artifact(folder).manifest
+    assert manifest.encoder == "tables" and manifest.metrics["largest_difference"] <= 1e-6

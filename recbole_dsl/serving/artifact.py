@@ -281,7 +281,7 @@ def _mask() -> int:
 def _safetensors(arrays: Arrays) -> bytes:
     from safetensors.numpy import save
 
-    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    return save({name: np.asarray(array, order="C") for name, array in arrays.items()})
 
 
 def _write(path: Path, contents: bytes) -> dict[str, Any]:

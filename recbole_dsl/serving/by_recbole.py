@@ -34,6 +34,16 @@ from .top import best  # noqa: E402
 _KEPT_OUT = ("train_stage", "pre_model_path", "dsl_start_from", "dsl_width")
 
 
+class ServedConfig(RecBoleDSLConfig):
+    """The settings of a model that is built to be asked: no dataset is needed, and no folder to write into."""
+
+    def _check_dataset(self) -> None:
+        """Nothing is read."""
+
+    def _check_dsl(self, dsl: Any) -> None:
+        """Nothing is trained."""
+
+
 class ServedData:
     """What a model's constructor may ask a dataset for: numbers of users and items, and interactions."""
 
@@ -144,6 +154,8 @@ class ModelScorer:
             # A user without a sequence is one whose only item is padding.
             lengths = torch.tensor([max(1, len(row)) for row in rows])
             columns[self._data.item_list_length_field] = lengths
+            # Models with a loss in their prediction (GRU4RecCPR, SASRecCPR) ask for a target; scores do not depend on it.
+            columns[self._data.iid_field] = torch.ones(len(rows), dtype=torch.int64)
         return self._transform(self._data, Interaction(columns))
 
     @torch.no_grad()
@@ -173,11 +185,11 @@ _USERS = 64
 """Users that are scored together."""
 
 
-def _config(kept: dict[str, Any]) -> RecBoleDSLConfig:
+def _config(kept: dict[str, Any]) -> ServedConfig:
     given = {key: value for key, value in kept["given"].items() if key not in _KEPT_OUT}
     given |= {"dsl_init": "random", "dsl_init_values": "model", "show_progress": False}
     with no_flags():
-        return RecBoleDSLConfig(str(kept["model"]), str(kept["dataset"]), None, given, evaluates=False)
+        return ServedConfig(str(kept["model"]), str(kept["dataset"]), None, given, evaluates=False)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from .encoders import Graph
@@ -80,13 +81,13 @@ def _light_graph(tables: tuple[str, str], layers: str) -> Callable[[Any], Source
 
 
 def _ngcf(model: Any) -> Source:
+    if model.node_dropout != 0:
+        return _computed(_restored)(model)
     tensors = dict(_tables("user_embedding", "item_embedding")(model).tensors)
     for number, layer in enumerate(model.GNNlayers):
         for part, linear in (("linear", layer.linear), ("interact", layer.interActTransform)):
             tensors[f"layer{number}.{part}.weight"] = (linear, "weight")
             tensors[f"layer{number}.{part}.bias"] = (linear, "bias")
-    if model.node_dropout != 0:  # RecBole drops edges in evaluations as well: nothing to reproduce
-        raise Unservable("node_dropout drops edges whenever it scores; allowed is node_dropout=0")
     options = {"layers": len(model.GNNlayers)}
     return Source("ngcf", tensors, {"graph": _graph_of(model.interaction_matrix)}, options)
 
@@ -130,24 +131,26 @@ def _dmf_vectors(model: Any) -> tuple[Tensor, Tensor]:
     return users, model.get_item_embedding()
 
 
-def _forward(model: Any) -> tuple[Tensor, Tensor]:
-    users, items = model.forward()[:2]
-    return users, items[: model.n_items]
+def _restored(model: Any) -> tuple[Tensor, Tensor]:
+    """Those that a model keeps from one evaluation to the next.
+
+    Some drop edges of their graph whenever they compute them, also in evaluations (NGCF's ``node_dropout``,
+    ``node_dropout_rate`` of KGIN and MCCLK): what is served is one draw, as an evaluation is.
+    """
+    user = torch.ones(1, dtype=torch.int64, device=model.device)
+    model.full_sort_predict(Interaction({model.USER_ID: user}))
+    kept = [getattr(model, f"restore_{name}_e", None) for name in ("item", "entity")]
+    return model.restore_user_e, next(rows for rows in kept if rows is not None)[: model.n_items]
 
 
 def _mcclk(model: Any) -> Source:
-    similar, light_users, light_items, users, entities = model.forward()
-    items = torch.cat((entities[: model.n_items], (similar + light_items)[: model.n_items]), dim=-1)
-    tensors = {"users": torch.cat((users, light_users), dim=-1), "items": items}
-    return Source("tables", tensors, activation="sigmoid" if model.loss_type.lower() == "bce" else None)
+    users, items = _restored(model)
+    activation = "sigmoid" if model.loss_type.lower() == "bce" else None
+    return Source("tables", {"users": users, "items": items}, activation=activation)
 
 
 def _cke(model: Any) -> tuple[Tensor, Tensor]:
     return model.user_embedding.weight, model.item_embedding.weight + model.entity_embedding.weight[: model.n_items]
-
-
-class Unservable(Exception):
-    """Why a model of these settings cannot be served."""
 
 
 VECTORS: Final[dict[str, Callable[[Any], Source]]] = {
@@ -160,14 +163,14 @@ VECTORS: Final[dict[str, Callable[[Any], Source]]] = {
     "NGCF": _ngcf,
     "SimpleX": _simplex,
     "DMF": _dmf,
-    "DGCF": _computed(_forward),
-    "SpectralCF": _computed(_forward),
+    "DGCF": _computed(_restored),
+    "SpectralCF": _computed(_restored),
     "CKE": _computed(_cke),
-    "KGAT": _computed(_forward),
-    "KGIN": _computed(_forward),
+    "KGAT": _computed(_restored),
+    "KGIN": _computed(_restored),
     "MCCLK": _mcclk,
 }
-"""Models whose scores are inner products: served by numpy alone. The last six hold dense vectors."""
+"""Models whose scores are inner products: served by numpy alone. The last seven hold dense vectors."""
 
 
 @dataclass(frozen=True)
