@@ -1,122 +1,29 @@
-"""The command line: RecBole's flags, our checks, one clear sentence for every mistake."""
+"""The command line: one sentence for every mistake, and a module for every command."""
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
-from . import __version__, plan_command, to_recbole
-from .command_line import RECBOLE_OPTIONS, check_command_line
 from .errors import ConfigError, DSLError
-from .launching import Processes, run_all
-from .property_files import read_mapping
 
-
-def parser() -> argparse.ArgumentParser:
-    """The options of RecBole's ``run_recbole.py``; every other flag is a configuration key."""
-    result = argparse.ArgumentParser(
-        description="Train a RecBole model sparse from scratch.",
-        epilog="'recbole-dsl models' lists which models can be trained, and what is sparse in them; "
-        "'recbole-dsl plan' says what bytes a training of any size would hold (plan --help); "
-        "'recbole-dsl to-recbole' writes a checkpoint for RecBole's own tools. Every "
-        "RecBole setting and every dsl_ setting is a flag: --learning_rate=0.01 --dsl_density=0.1 (with '='). "
-        "The most used: --dsl_method (dense, dsl, dsl_plus, static, set, rigl), --dsl_density, --dsl_budget, "
-        "--dsl_width, --dsl_update_interval, --dsl_end, --dsl_result=FILE. All are in docs/configuration.md.",
-        allow_abbrev=False,
-    )
-    result.add_argument(
-        "--model",
-        "-m",
-        help="name of the model, or package.module:Class (default: of the config files, or BPR)",
-    )
-    result.add_argument(
-        "--dataset", "-d", help="name of the dataset (default: of the config files, or ml-100k)"
-    )
-    result.add_argument("--config_files", default=None, help="YAML files, separated by spaces")
-    result.add_argument(
-        "--resume",
-        nargs="?",
-        const=True,
-        metavar="FILE",
-        help="go on from the newest checkpoint of this run (--resume), or from a file (--resume=FILE)",
-    )
-    result.add_argument("--nproc", default="1", help="number of processes on this machine")
-    result.add_argument("--ip", default="localhost", help="address of the machine of rank 0")
-    result.add_argument("--port", default="5678", help="a free port there")
-    result.add_argument(
-        "--world_size", default="-1", help="number of processes on all machines (default: nproc)"
-    )
-    result.add_argument("--group_offset", default="0", help="rank of the first process of this machine")
-    return result
-
-
-def run(argv: Sequence[str]) -> None:
-    """Run one experiment with the flags ``argv``."""
-    if {"-h", "--help"} & set(argv):
-        parser().print_help()
-        return
-    if "--version" in argv:
-        print(f"recbole-dsl {__version__}")
-        return
-    argv = _with_resume_as_key(argv)
-    check_command_line(argv, RECBOLE_OPTIONS)
-    options, flags = parser().parse_known_args(list(argv))
-    processes = Processes.of(options)
-    # RecBole's Config reads sys.argv itself and warns about every option it does not know.
-    sys.argv = [sys.argv[0], *flags]
-    for name in ("model", "dataset"):
-        if getattr(options, name) == "":
-            raise ConfigError(f"--{name} has no value: allowed is --{name}=name.")
-    files = options.config_files.split() if options.config_files else []
-    contents = [read_mapping(Path(file)) for file in files]
-    model = options.model or last_set("model", contents) or "BPR"
-    dataset = options.dataset or last_set("dataset", contents) or "ml-100k"
-    run_all(processes, model, dataset, files)
-
-
-def _with_resume_as_key(argv: Sequence[str]) -> list[str]:
-    """The arguments with ``--resume`` and ``--resume=FILE`` as the setting they stand for."""
-    result = []
-    for argument, following in zip(argv, [*argv[1:], "-"], strict=False):
-        if argument == "--resume" and not following.startswith("-"):
-            raise ConfigError(f"Argument '--resume {following}' is refused: allowed is --resume={following}.")
-        key, equals, file = argument.partition("=")
-        result.append(f"--dsl_resume={file if equals else True}" if key == "--resume" else argument)
-    return result
-
-
-def list_models(argv: Sequence[str]) -> None:
-    """``recbole-dsl models [NAME …]``: which models can be trained sparse, and what is sparse by default."""
-    if {"-h", "--help"} & set(argv):
-        print("usage: recbole-dsl models [NAME ...]\n\nWhich RecBole models can be trained sparse.")
-        return
-    from . import support
-
-    for word in argv:
-        if word.startswith("-"):
-            raise ConfigError(f"Argument {word!r} is refused: allowed after 'models' are names of models.")
-    table = support.rows(argv)
-    print(support.as_text(table))
-    if not argv:
-        print(f"\n{support.count(table)} models that gradients train are trained sparse.")
-
-
-def last_set(key: str, contents: Sequence[dict[str, Any]]) -> Any:
-    """What the last of the config files' contents that sets ``key`` says, None if none does."""
-    return next((content[key] for content in reversed(contents) if content.get(key) is not None), None)
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "train": run,
-    "models": list_models,
-    "plan": plan_command.run,
-    "to-recbole": to_recbole.run,
+COMMANDS: Final = {
+    "train": "train_command",
+    "models": "models_command",
+    "plan": "plan_command",
+    "to-recbole": "to_recbole",
+    "export": "export_command",
+    "inspect": "inspect_command",
+    "recommend": "recommend_command",
+    "serve": "serve_command",
 }
-"""The first word of the command line; without one it is ``train``."""
+"""The module whose ``run`` is given the arguments after the first word; without such a word it is ``train``.
+
+Modules are imported when they are asked for: what serves needs neither torch nor RecBole.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,12 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # RecBole's code uses what torch and pandas have deprecated; its users can do nothing about it.
         warnings.filterwarnings("ignore", module=r"recbole\.")
     arguments = list(sys.argv[1:] if argv is None else argv)
-    command = COMMANDS.get(arguments[0]) if arguments else None
+    command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "train"
     try:
-        if command is None:
-            run(arguments)
-        else:
-            command(arguments[1:])
+        _module(command).run(arguments)
     except DSLError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -139,3 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {told}", file=sys.stderr)
         return int(getattr(stop, "exit_status", 130))
     return 0
+
+
+def _module(command: str) -> Any:
+    try:
+        return importlib.import_module(f".{COMMANDS[command]}", __package__)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing == __package__:
+            raise
+        raise ConfigError(
+            f"'recbole-dsl {command}' needs the package {missing}, which is not installed; allowed after it has "
+            "been installed (README, Install)."
+        ) from None

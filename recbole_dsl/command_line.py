@@ -6,9 +6,11 @@ RecBole reads ``--key=value`` with exactly one ``=`` and ignores everything else
 
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Collection, Iterator, Sequence
-from typing import Final
+from pathlib import Path
+from typing import Final, NoReturn
 
 from recbole_dsl.errors import ConfigError, nearest
 
@@ -107,3 +109,39 @@ def warn_unknown_flags(keys: Collection[str], known: Collection[str]) -> None:
                 key,
                 nearest(key, known),
             )
+
+
+class Parser(argparse.ArgumentParser):
+    """A command's options; mistakes are told as all of this package tells them."""
+
+    def __init__(self, command: str, description: str, epilog: str | None = None) -> None:
+        super().__init__(
+            prog=f"recbole-dsl {command}", description=description, epilog=epilog, allow_abbrev=False
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError."""
+        raise ConfigError(f"{self.prog}: {message}; see '{self.prog} --help'.")
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace | None:
+        """The options given, or None after the help has been printed.
+
+        Raises:
+            ConfigError: an option is unknown, lacks its value, or has one that is not allowed.
+        """
+        if {"-h", "--help"} & set(argv):
+            self.print_help()
+            return None
+        options, unknown = self.parse_known_args(list(argv))
+        if unknown:
+            known = [word for action in self._actions for word in action.option_strings]
+            self.error(f"argument {unknown[0]!r} is unknown{nearest(unknown[0].partition('=')[0], known)}")
+        return options
+
+
+def refuse_existing(path: Path, option: str, force: bool) -> None:
+    """Raise ConfigError if a file to write exists and ``--force`` is not given, or its folder does not exist."""
+    if path.is_dir() or (path.exists() and not force):
+        raise ConfigError(f"{option}={path} exists; allowed is another name, or --force to replace a file.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{option}={path} is in a folder that does not exist; allowed is one that does.")

@@ -102,7 +102,9 @@ class _Draft:
 
     def __init__(self, config: Any, model: Any, dataset: Any, train_data: Any, with_history: bool) -> None:
         self.config, self.model = config, model
-        name = next((name for name in config.lineage if name in models.VECTORS or name in models.BY_RECBOLE), None)
+        name = next(
+            (name for name in config.lineage if name in models.VECTORS or name in models.BY_RECBOLE), None
+        )
         if name is None or (name != config.lineage[0] and name in models.BY_RECBOLE):
             raise ArtifactError(_not_served(config.lineage))
         self.options: dict[str, Any] = {}
@@ -149,7 +151,9 @@ class _Draft:
         tables = [t for t in self.tensors.values() if isinstance(t, SparseTable)]
         weights = sum(t.shape[0] * t.width for t in tables)
         live = sum(len(t.values) for t in tables)
-        dense = sum(t.shape[0] * t.width if isinstance(t, SparseTable) else t.size for t in self.tensors.values())
+        dense = sum(
+            t.shape[0] * t.width if isinstance(t, SparseTable) else t.size for t in self.tensors.values()
+        )
         manifest = Manifest(
             model=self.config["model"],
             dataset=self.config["dataset"],
@@ -324,7 +328,9 @@ def _without(graph: Graph, known: Graph | None) -> Graph:
     users = np.repeat(np.arange(len(graph.pointers) - 1), graph.counts)
     others = np.repeat(np.arange(len(known.pointers) - 1), known.counts)
     new = ~np.isin(users * graph.size + graph.items, others * graph.size + known.items)
-    return Graph(pointers_of(np.bincount(users[new], minlength=len(graph.pointers) - 1)), graph.items[new], graph.size)
+    return Graph(
+        pointers_of(np.bincount(users[new], minlength=len(graph.pointers) - 1)), graph.items[new], graph.size
+    )
 
 
 def _settings(config: Any) -> dict[str, Any]:

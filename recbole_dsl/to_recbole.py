@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from .command_line import Parser
 from .errors import ConfigError
 from .settings import check_writable
 
 
-class _Parser(argparse.ArgumentParser):
-    """Tells mistakes as all of this package does."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"recbole-dsl to-recbole: {message}; see 'recbole-dsl to-recbole --help'.")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options."""
-    result = _Parser(
-        prog="recbole-dsl to-recbole",
-        description="Write a checkpoint as a dense one of RecBole's own (a pickle, as RecBole needs it), which "
+    result = Parser(
+        "to-recbole",
+        "Write a checkpoint as a dense one of RecBole's own (a pickle, as RecBole needs it), which "
         "its load_data_and_model, case studies and trainers read. The dataset has to be there.",
-        allow_abbrev=False,
     )
     result.add_argument("checkpoint", type=Path, help="a file ….dsl or …-last.dsl")
     result.add_argument("--out", type=Path, required=True, help="the file to write, usually ….pth")
@@ -36,10 +28,9 @@ def parser() -> argparse.ArgumentParser:
 
 def run(argv: Sequence[str]) -> None:
     """The command."""
-    if {"-h", "--help"} & set(argv):
-        parser().print_help()
+    options = parser().read(argv)
+    if options is None:
         return
-    options = parser().parse_args(list(argv))
     if options.out.exists() and not options.force:
         raise ConfigError(f"--out={options.out} exists; allowed is another name, or --force.")
     check_writable(options.out, "--out")

@@ -14,13 +14,15 @@ import recbole_dsl
 PACKAGE = Path(recbole_dsl.__file__).parent
 # A part may import parts of its own or a lower level.
 LEVELS: list[set[str]] = [
-    {"errors", "files", "resources", "kernels", "plain", "tensor_file"},
+    {"errors", "files", "resources", "compiling", "kernels", "plain", "tensor_file"},
     {"quantities", "graph", "sparsity", "property_files", "recbole_names", "stages"},
     {"packed", "settings", "command_line", "planning"},
     {"handle", "compat", "config", "plan_command"},
     {"training", "serving", "costs", "results", "support"},
     {"experiment"},
-    {"compare", "launching", "loading", "to_recbole"},
+    {"compare", "launching", "loading", "to_recbole", "models_command"},
+    {"exporting"},
+    {"train_command", "export_command", "inspect_command", "recommend_command", "serve_command"},
     {"cli"},
 ]
 WITHOUT_RECBOLE = [

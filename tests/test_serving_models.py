@@ -20,7 +20,20 @@ pytestmark = pytest.mark.usefixtures("in_folder")
 
 TRAINED = [row.model for row in support.rows() if row.status != support.REFUSED]
 SERVED = [name for name in TRAINED if name in models.VECTORS or name in models.BY_RECBOLE]
-QUICK = {"BPR", "ENMF", "LightGCN", "NGCF", "SGL", "SimpleX", "DMF", "CKE", "NeuMF", "MultiVAE", "SASRec", "BERT4Rec"}
+QUICK = {
+    "BPR",
+    "ENMF",
+    "LightGCN",
+    "NGCF",
+    "SGL",
+    "SimpleX",
+    "DMF",
+    "CKE",
+    "NeuMF",
+    "MultiVAE",
+    "SASRec",
+    "BERT4Rec",
+}
 NO_DROPPED_EDGES = {"KGIN": {"node_dropout_rate": 0.0}, "MCCLK": {"node_dropout_rate": 0.0}}
 DSL = {"method": "dsl", "density": 0.3, "update_interval": 3}
 
@@ -47,7 +60,9 @@ def scores_of(model: Any, interaction: Any, items: int) -> torch.Tensor:
     return torch.stack(rows).float()
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SERVED])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SERVED]
+)
 def test_scores_are_the_model_s(name: str, data: Path, tmp_path: Path) -> None:
     """All scores of all users, or of all test sequences, and the metrics."""
     run, folder = exported(name, data, tmp_path, **NO_DROPPED_EDGES.get(name, {}))
@@ -93,11 +108,15 @@ def test_every_model_has_an_answer() -> None:
     assert {row.family for row in support.rows() if row.model in others} == {"context_aware"}
 
 
-@pytest.mark.parametrize("name, says", [("DeepFM", "features"), ("DiffRec", "random"), ("RippleNet", "knowledge")])
+@pytest.mark.parametrize(
+    "name, says", [("DeepFM", "features"), ("DiffRec", "random"), ("RippleNet", "knowledge")]
+)
 def test_models_that_are_not_served(name: str, says: str, data: Path, tmp_path: Path) -> None:
     """One sentence, and no folder."""
     run = sparse_run(name, settings_of(name, data), **DSL)
-    with pytest.raises(ArtifactError, match=f"{name} is not served, because .*{says}.*; allowed are BERT4Rec, BPR"):
+    with pytest.raises(
+        ArtifactError, match=f"{name} is not served, because .*{says}.*; allowed are BERT4Rec, BPR"
+    ):
         export_artifact(run.trainer.saved_model_file, tmp_path / "artifact")
     assert not (tmp_path / "artifact").exists()
 

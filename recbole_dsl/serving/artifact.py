@@ -177,7 +177,9 @@ def _unpacked(
     counts = arrays[f"{name}#counts"] if sparse else _dense_counts(info.shape)
     total = info.live if sparse else math.prod(info.shape)
     scales = arrays.get(f"{name}#scales")
-    unsigned = all(part.dtype.kind == "u" and part.ndim == 1 for part in (columns, counts) if sparse and part is not None)
+    unsigned = all(
+        part.dtype.kind == "u" and part.ndim == 1 for part in (columns, counts) if sparse and part is not None
+    )
     if (
         not unsigned
         or stored.shape != (total,)
@@ -338,7 +340,9 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
             raise refusal(place, f"{MANIFEST} is damaged: its checksum is not that of its contents")
         return _manifest(body)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError, OverflowError) as error:
-        raise refusal(place, f"{MANIFEST} is not as this package writes it ({on_one_line(error)[:100]})") from None
+        raise refusal(
+            place, f"{MANIFEST} is not as this package writes it ({on_one_line(error)[:100]})"
+        ) from None
 
 
 def _manifest(body: dict[str, Any]) -> Manifest:
@@ -403,5 +407,3 @@ def refusal(place: Path, reason: str) -> ArtifactError:
         f"'{place}' cannot be served, because {reason}; allowed is an artifact as 'recbole-dsl export' has "
         "written it."
     )
-
-

@@ -56,7 +56,9 @@ class ServedData:
         data._get_preset()
         data._get_field_from_config()
         data.user_feat = data.item_feat = None
-        counts, numbers = (graph.counts, graph.items) if graph else (np.zeros(users, np.int64), np.zeros(0, np.int64))
+        counts, numbers = (
+            (graph.counts, graph.items) if graph else (np.zeros(users, np.int64), np.zeros(0, np.int64))
+        )
         pairs = {data.uid_field: np.repeat(np.arange(users), counts), data.iid_field: numbers.astype(np.int64)}
         data.inter_feat = Interaction({name: torch.from_numpy(column) for name, column in pairs.items()})
         for name, size in ((data.uid_field, users), (data.iid_field, items)):
@@ -102,7 +104,9 @@ class ModelScorer:
                 artifact.folder, f"RecBole cannot build its model {manifest.model} ({on_one_line(error)[:200]})"
             ) from error
         model.eval()
-        return cls(model, config, data, graphs.get("history") if manifest.options["needs"] == "sequences" else None)
+        return cls(
+            model, config, data, graphs.get("history") if manifest.options["needs"] == "sequences" else None
+        )
 
     def top(self, users: np.ndarray, k: int, excluded: Sequence[np.ndarray]) -> list[Found]:
         """See :class:`~recbole_dsl.serving.scorers.Scorer`."""
@@ -133,7 +137,9 @@ class ModelScorer:
         pieces = []
         for row in range(len(batch)):
             pairs = batch[row : row + 1].repeat_interleave(items)
-            pairs.update(Interaction({self._data.iid_field: torch.arange(items, device=self._config["device"])}))
+            pairs.update(
+                Interaction({self._data.iid_field: torch.arange(items, device=self._config["device"])})
+            )
             pieces.append(self.model.predict(pairs))
         return torch.cat(pieces)
 

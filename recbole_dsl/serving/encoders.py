@@ -106,9 +106,7 @@ def tables(tensors: Tensors, graphs: Mapping[str, Graph], options: Mapping[str, 
     return users, tensors["items"]
 
 
-def light_graph(
-    tensors: Tensors, graphs: Mapping[str, Graph], options: Mapping[str, Any]
-) -> tuple[Rows, Rows]:
+def light_graph(tensors: Tensors, graphs: Mapping[str, Graph], options: Mapping[str, Any]) -> tuple[Rows, Rows]:
     """The mean over ``layers`` products with the normalised graph and the tables (LightGCN, arXiv 2002.02126)."""
     adjacency = _Adjacency(graphs["graph"])
     users, items = _dense(tensors["users"]), _dense(tensors["items"])

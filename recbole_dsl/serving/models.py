@@ -35,7 +35,9 @@ class Source:
 
 def _tables(users: str, items: str) -> Callable[[Any], Source]:
     def source(model: Any) -> Source:
-        return Source("tables", {"users": (getattr(model, users), "weight"), "items": (getattr(model, items), "weight")})
+        return Source(
+            "tables", {"users": (getattr(model, users), "weight"), "items": (getattr(model, items), "weight")}
+        )
 
     return source
 
@@ -121,7 +123,10 @@ def _dmf(model: Any) -> Source:
         layers = [m for m in getattr(model, f"{side}_fc_layers").modules() if isinstance(m, torch.nn.Linear)]
         options[f"{side}_layers"] = len(layers)
         for number, layer in enumerate(layers):
-            tensors[f"{side}{number}.weight"], tensors[f"{side}{number}.bias"] = (layer, "weight"), (layer, "bias")
+            tensors[f"{side}{number}.weight"], tensors[f"{side}{number}.bias"] = (
+                (layer, "weight"),
+                (layer, "bias"),
+            )
     return Source("dmf", tensors, {"graph": _graph_of(model.interaction_matrix)}, options, "sigmoid")
 
 
@@ -150,7 +155,9 @@ def _mcclk(model: Any) -> Source:
 
 
 def _cke(model: Any) -> tuple[Tensor, Tensor]:
-    return model.user_embedding.weight, model.item_embedding.weight + model.entity_embedding.weight[: model.n_items]
+    return model.user_embedding.weight, model.item_embedding.weight + model.entity_embedding.weight[
+        : model.n_items
+    ]
 
 
 VECTORS: Final[dict[str, Callable[[Any], Source]]] = {

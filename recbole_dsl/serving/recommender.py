@@ -61,8 +61,12 @@ class SparseRecommender:
             popularity = artifact.catalogue["popularity"]
             graphs = _graphs(artifact)
         except (KeyError, ValueError):
-            raise refusal(place, "its users, items or interactions are not as this package writes them") from None
-        if (len(users), len(items)) != (manifest.users, manifest.items) or popularity.shape != (manifest.items,):
+            raise refusal(
+                place, "its users, items or interactions are not as this package writes them"
+            ) from None
+        if (len(users), len(items)) != (manifest.users, manifest.items) or popularity.shape != (
+            manifest.items,
+        ):
             raise refusal(place, "it has other numbers of users and items than its manifest says")
         seen = [graphs[name] for name in ("graph", "history") if name in graphs] if manifest.history else None
         return cls(_scorer(artifact, graphs), users, items, popularity, seen, manifest)
@@ -155,7 +159,9 @@ class SparseRecommender:
                 continue
             among = np.arange(len(self._items)) if chosen is None else chosen
             among = np.setdiff1d(among, excluded[place], assume_unique=True)
-            scores = self._popularity[among].astype(np.float32) if user is None else self.scorer.among(user, among)
+            scores = (
+                self._popularity[among].astype(np.float32) if user is None else self.scorer.among(user, among)
+            )
             places, scores = best(scores, min(k, len(among)) or 1)
             answers[place] = among[places], scores
         return [answers[place] for place in range(len(users))]
@@ -253,10 +259,10 @@ def _scorer(artifact: Artifact, graphs: dict[str, Graph]) -> Scorer:
     try:
         scorer = VectorScorer.of(artifact.tensors, graphs, manifest.encoder, manifest.options)
     except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-        raise refusal(place, f"its tensors do not make a {manifest.model} ({type(error).__name__}: {error})") from None
+        raise refusal(
+            place, f"its tensors do not make a {manifest.model} ({type(error).__name__}: {error})"
+        ) from None
     shapes = scorer.users.shape, scorer.vectors.shape
     if shapes[0][1] != shapes[1][1] or (shapes[0][0], shapes[1][0]) != (manifest.users, manifest.items):
         raise refusal(place, f"its vectors have the shapes {shapes[0]} and {shapes[1]}")
     return scorer
-
-

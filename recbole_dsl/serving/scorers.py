@@ -41,7 +41,9 @@ _PANEL = 1 << 12
 class VectorScorer:
     """Scores are inner products of vectors of users and items."""
 
-    def __init__(self, users: SparseTable | Matrix, items: SparseTable | Matrix, activation: str | None) -> None:
+    def __init__(
+        self, users: SparseTable | Matrix, items: SparseTable | Matrix, activation: str | None
+    ) -> None:
         self.users, self.items = users, items_of(items)
         self._activation = ACTIVATIONS[activation]
         self.vectors = items
@@ -81,7 +83,11 @@ class VectorScorer:
     def pairs(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """The scores of pairs of a user and an item."""
         products = [
-            np.einsum("ij,ij->i", dense_rows(self.users, users[b : b + _PANEL]), dense_rows(self.vectors, items[b : b + _PANEL]))
+            np.einsum(
+                "ij,ij->i",
+                dense_rows(self.users, users[b : b + _PANEL]),
+                dense_rows(self.vectors, items[b : b + _PANEL]),
+            )
             for b in range(0, len(users), _PANEL)
         ]
         return self._score(np.concatenate(products))

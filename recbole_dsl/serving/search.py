@@ -174,7 +174,9 @@ class SparseItems:
         for first in range(0, len(result), BLOCK):
             pointers = table.pointers[first : first + BLOCK + 1]
             here = slice(pointers[0], pointers[-1])
-            result[first : first + BLOCK] = _sums(pointers - pointers[0], query[table.columns[here]] * table.values[here])
+            result[first : first + BLOCK] = _sums(
+                pointers - pointers[0], query[table.columns[here]] * table.values[here]
+            )
         return result
 
 
@@ -240,12 +242,19 @@ def top_of_panels(
 
 
 def _take_block(
-    block: Matrix, first: int, excluded: Sequence[np.ndarray], scores: Matrix, numbers: np.ndarray, filled: np.ndarray
+    block: Matrix,
+    first: int,
+    excluded: Sequence[np.ndarray],
+    scores: Matrix,
+    numbers: np.ndarray,
+    filled: np.ndarray,
 ) -> None:
     """The best of what there was and of a block, for each query."""
     k = scores.shape[1]
     for q, row in enumerate(block):
-        left_out = excluded[q][np.searchsorted(excluded[q], first) : np.searchsorted(excluded[q], first + len(row))]
+        left_out = excluded[q][
+            np.searchsorted(excluded[q], first) : np.searchsorted(excluded[q], first + len(row))
+        ]
         row[left_out - first] = -np.inf
         had = filled[q]
         better = np.flatnonzero(row > (scores[q, :had].min() if had == k else -np.inf))
@@ -257,5 +266,3 @@ def _take_block(
         order = np.lexsort((all_numbers, -all_scores))[:k]
         filled[q] = len(order)
         numbers[q, : len(order)], scores[q, : len(order)] = all_numbers[order], all_scores[order]
-
-

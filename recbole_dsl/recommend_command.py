@@ -1,0 +1,140 @@
+"""``recbole-dsl recommend``: items for some users, or for all of them, from an artifact."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from .command_line import Parser, refuse_existing
+from .errors import ConfigError
+from .serving.recommender import UNKNOWN, SparseRecommender
+from .serving.tables_out import ENDINGS, writer_of
+
+USERS_AT_ONCE: Final = 256
+
+
+def parser() -> Parser:
+    """The options."""
+    result = Parser(
+        "recommend",
+        "Recommend items from an artifact that 'recbole-dsl export' has written.",
+        epilog="Examples: recbole-dsl recommend model/ --user 196 -k 5; recbole-dsl recommend model/ --all --out recs.csv",
+    )
+    result.add_argument("artifact", type=Path, help="the artifact's folder")
+    result.add_argument("--user", action="append", default=[], help="a user, as in the data; may be repeated")
+    result.add_argument("--users-file", type=Path, metavar="FILE", help="a text file with a user on each line")
+    result.add_argument("--all", action="store_true", help="all users; needs --out")
+    result.add_argument("--similar-to", metavar="ITEM", help="items that are similar to one, in place of users")
+    result.add_argument("-k", type=int, default=10, help="number of items (default: 10)")
+    result.add_argument(
+        "--keep-seen", action="store_true", help="recommend what users have in the data as well"
+    )
+    result.add_argument(
+        "--candidates-file", type=Path, metavar="FILE", help="choose from these items only, one on each line"
+    )
+    result.add_argument(
+        "--unknown",
+        choices=UNKNOWN,
+        default="error",
+        help="users that are not in the data: an error (default), or the most popular items",
+    )
+    result.add_argument("--out", type=Path, metavar="FILE", help=f"write a file, one of {', '.join(ENDINGS)}")
+    result.add_argument("--json", action="store_true", help="print a JSON object for each user")
+    result.add_argument("--force", action="store_true", help="replace a file that exists")
+    return result
+
+
+def run(argv: Sequence[str]) -> None:
+    """The command."""
+    options = parser().read(argv)
+    if options is None:
+        return
+    asked = [name for name in ("user", "users_file", "all", "similar_to") if getattr(options, name)]
+    if len(asked) != 1:
+        raise ConfigError(
+            "recbole-dsl recommend: allowed is exactly one of --user, --users-file, --all and --similar-to."
+        )
+    if options.all and options.out is None:
+        raise ConfigError("recbole-dsl recommend: --all needs --out=FILE.")
+    if options.out is not None:
+        refuse_existing(options.out, "--out", options.force)
+        writer_of(options.out)
+    users = _lines(options.users_file, "--users-file") if options.users_file else options.user
+    candidates = _lines(options.candidates_file, "--candidates-file") if options.candidates_file else None
+    recommender = SparseRecommender.load(options.artifact)
+    if options.similar_to is not None:
+        answers = iter([(options.similar_to, *recommender.similar_items(options.similar_to, options.k))])
+        _tell(answers, 1, options, "item")
+        return
+    if not options.keep_seen and not recommender.has_history:
+        raise ConfigError(
+            f"'{options.artifact}' does not hold what its users have seen; allowed is --keep-seen, or an artifact "
+            "exported with --with-history."
+        )
+    everyone: Sequence[str] = recommender.users if options.all else users
+    _tell(_answers(recommender, everyone, options, candidates), len(everyone), options, "user")
+
+
+def _answers(
+    recommender: SparseRecommender, users: Sequence[str], options: Any, candidates: list[str] | None
+) -> Iterator[tuple[str, list[str], Any]]:
+    """(user, items, scores) of every user; few are held at once."""
+    for first in range(0, len(users), USERS_AT_ONCE):
+        some = list(users[first : first + USERS_AT_ONCE])
+        found = recommender.recommend(
+            some, options.k, not options.keep_seen, candidates=candidates, unknown=options.unknown
+        )
+        yield from zip(some, *found, strict=True)
+
+
+def _tell(answers: Iterator[tuple[str, list[str], Any]], count: int, options: Any, asked: str) -> None:
+    if options.out is not None:
+        with writer_of(options.out)(options.out, asked) as write:
+            for answer in _with_progress(answers, count):
+                write(*answer)
+        print(
+            f"{options.out}: {count:,} {asked}{'' if count == 1 else 's'}, {options.out.stat().st_size:,} bytes"
+        )
+        return
+    for name, items, scores in answers:
+        if options.json:
+            found = [{"item": item, "score": float(score)} for item, score in zip(items, scores, strict=True)]
+            print(json.dumps({asked: name, "items": found}))
+        else:
+            print(_table(asked, name, items, scores))
+
+
+def _table(asked: str, name: str, items: list[str], scores: Any) -> str:
+    width = max([4, *map(len, items)])
+    lines = [f"{asked} {name}", f"{'rank':>4}  {'item':<{width}}  score"]
+    lines += [
+        f"{rank:>4}  {item:<{width}}  {score:.6g}"
+        for rank, (item, score) in enumerate(zip(items, scores, strict=True), start=1)
+    ]
+    return "\n".join(lines if items else [lines[0], "no items are left"]) + "\n"
+
+
+def _with_progress(answers: Iterator[Any], count: int) -> Iterator[Any]:
+    """A bar on a terminal, where tqdm is installed."""
+    if not sys.stderr.isatty():
+        return answers
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return answers
+    return iter(tqdm(answers, total=count, unit=" users", dynamic_ncols=True))
+
+
+def _lines(path: Path, option: str) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"{option}={path} cannot be read ({reason}); allowed is a text file.") from None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise ConfigError(f"{option}={path} is empty; allowed is a text file with one name on each line.")
+    return lines
