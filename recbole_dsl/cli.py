@@ -53,6 +53,6 @@ def _module(command: str) -> Any:
         if missing == __package__:
             raise
         raise ConfigError(
-            f"'recbole-dsl {command}' needs the package {missing}, which is not installed; allowed after it has "
-            "been installed (README, Install)."
+            f"'recbole-dsl {command}' needs the package {missing}, which is not installed; allowed after it "
+            "has been installed (README, Install)."
         ) from None

@@ -140,7 +140,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def refuse_existing(path: Path, option: str, force: bool) -> None:
-    """Raise ConfigError if a file to write exists and ``--force`` is not given, or its folder does not exist."""
+    """Raise ConfigError if a file exists and may not be replaced, or its folder does not exist."""
     if path.is_dir() or (path.exists() and not force):
         raise ConfigError(f"{option}={path} exists; allowed is another name, or --force to replace a file.")
     if not path.parent.is_dir():

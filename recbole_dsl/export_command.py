@@ -70,8 +70,9 @@ def as_text(folder: Path, manifest: Manifest) -> str:
     lines = [
         f"{folder}: {manifest.model} on {manifest.dataset}, {manifest.values}, "
         f"{sizes['live']:,} of {sizes['sparse_weights']:,} sparse weights live",
-        f"  weights and index {sizes['weights_file']:,} bytes, {sizes['weights_file'] / sizes['dense_fp32']:.4f} of "
-        f"the dense fp32 tensors; all files {sizes['files']:,} bytes",
+        f"  weights and index {sizes['weights_file']:,} bytes, "
+        f"{sizes['weights_file'] / sizes['dense_fp32']:.4f} of the dense fp32 tensors; all files "
+        f"{sizes['files']:,} bytes",
     ]
     if manifest.metrics:
         trained, own = manifest.metrics["trained"], manifest.metrics["artifact"]

@@ -120,7 +120,7 @@ class _Draft:
             needs = models.BY_RECBOLE[name].needs
             if needs == "sequences" and not with_history:
                 raise ArtifactError(
-                    f"{name} goes on from the sequences of its users; allowed is to export it with --with-history."
+                    f"{name} goes on from the sequences of its users; allowed is an export --with-history."
                 )
             self.form, self.encoder, self.options = "recbole", name, {"needs": needs}
             self.tensors = _all_tensors(model)
@@ -199,7 +199,7 @@ class _Draft:
         if not difference <= TOLERANCE * max(scale, 1e-30):
             raise ArtifactError(
                 f"The artifact's scores differ from those of {self.config['model']} by {difference:.3g} of "
-                f"{scale:.3g}, so it is not written: allowed are models that score as RecBole's {self.encoder} do."
+                f"{scale:.3g}, so it is not written: allowed are models that score as RecBole's own."
             )
 
 
@@ -246,7 +246,7 @@ class ServedModel:
 
 
 def _metrics(config: Any, model: Any, artifact: Artifact, test_data: Any) -> dict[str, Any]:
-    """Test results of the trained model and of the artifact, by RecBole's evaluation, and how far they differ."""
+    """Test results of the trained model and of the artifact, by RecBole's evaluation."""
     scorer = SparseRecommender.of(artifact).scorer
     served = ServedModel(scorer, config) if isinstance(scorer, VectorScorer) else scorer.model  # type: ignore[attr-defined]
     results, places = [], config["metric_decimal_place"]

@@ -37,9 +37,9 @@ def as_text(told: dict[str, Any]) -> str:
     lines = [
         f"{told['model']} on {told['dataset']}, {told['users']:,} users, {told['items']:,} items; scored by "
         f"{told['scored_by']}; values {told['values']}, {'with' if told['history'] else 'without'} history",
-        f"density {told['density']:.4f}: {sizes['live']:,} of {sizes['sparse_weights']:,} weights of sparse tensors live",
-        f"weights and index {sizes['weights_file']:,} bytes, {told['share_of_dense']:.4f} of the dense fp32 tensors "
-        f"({sizes['dense_fp32']:,})",
+        f"density {told['density']:.4f}: {sizes['live']:,} of {sizes['sparse_weights']:,} sparse weights live",
+        f"weights and index {sizes['weights_file']:,} bytes, {told['share_of_dense']:.4f} of the dense fp32 "
+        f"tensors ({sizes['dense_fp32']:,})",
         "",
         "files",
         *(f"  {name:<26}{size:>14,} bytes" for name, size in told["files"].items()),

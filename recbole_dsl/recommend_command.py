@@ -21,7 +21,7 @@ def parser() -> Parser:
     result = Parser(
         "recommend",
         "Recommend items from an artifact that 'recbole-dsl export' has written.",
-        epilog="Examples: recbole-dsl recommend model/ --user 196 -k 5; recbole-dsl recommend model/ --all --out recs.csv",
+        epilog="recbole-dsl recommend model/ --user 196 -k 5; recbole-dsl recommend model/ --all --out recs.csv",
     )
     result.add_argument("artifact", type=Path, help="the artifact's folder")
     result.add_argument("--user", action="append", default=[], help="a user, as in the data; may be repeated")
@@ -71,8 +71,8 @@ def run(argv: Sequence[str]) -> None:
         return
     if not options.keep_seen and not recommender.has_history:
         raise ConfigError(
-            f"'{options.artifact}' does not hold what its users have seen; allowed is --keep-seen, or an artifact "
-            "exported with --with-history."
+            f"'{options.artifact}' does not hold what its users have seen; allowed is --keep-seen, or an "
+            "artifact exported with --with-history."
         )
     everyone: Sequence[str] = recommender.users if options.all else users
     _tell(_answers(recommender, everyone, options, candidates), len(everyone), options, "user")

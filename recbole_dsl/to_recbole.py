@@ -61,8 +61,8 @@ def write_recbole_checkpoint(
     from recbole.config import Config
     from recbole.utils import get_trainer
 
-    from .files import written_whole
     from .config import no_flags
+    from .files import written_whole
     from .loading import load_data_and_model
     from .packed.surgery import unpack
     from .training.adaptations import other_state

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from recbole_dsl import kernels, sparsify
+from recbole_dsl import compiling, sparsify
 from recbole_dsl.errors import ConfigError
 from recbole_dsl.kernels import in_parallel
 from recbole_dsl.packed.gradient import Memory

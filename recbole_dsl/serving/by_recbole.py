@@ -1,4 +1,4 @@
-"""Models that RecBole scores: built from an artifact, where RecBole is installed but the dataset is not there."""
+"""Models that RecBole scores, built from an artifact where RecBole is installed and no dataset is there."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class ModelScorer:
             # A user without a sequence is one whose only item is padding.
             lengths = torch.tensor([max(1, len(row)) for row in rows])
             columns[self._data.item_list_length_field] = lengths
-            # Models with a loss in their prediction (GRU4RecCPR, SASRecCPR) ask for a target; scores do not depend on it.
+            # GRU4RecCPR and SASRecCPR compute a loss beside their scores, which do not depend on this target.
             columns[self._data.iid_field] = torch.ones(len(rows), dtype=torch.int64)
         return self._transform(self._data, Interaction(columns))
 
@@ -171,8 +171,8 @@ class ModelScorer:
         rows = getattr(table, "weight", None)
         if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) < self._data.item_num:
             raise RequestError(
-                f"{type(self.model).__name__} has no vectors of items to compare; allowed are models that have an "
-                "item_embedding."
+                f"{type(self.model).__name__} has no vectors of items to compare; allowed are models that "
+                "have an item_embedding."
             )
         with self._lock:
             vectors = lengths_one(np.array(rows[: self._data.item_num].float().cpu()))
@@ -200,7 +200,7 @@ def _config(kept: dict[str, Any]) -> ServedConfig:
 
 @torch.no_grad()
 def _put_weights(model: Any, tensors: dict[str, Any]) -> None:
-    """Give a dense model the artifact's tensors, packed where they are sparse; ValueError if they do not fit."""
+    """Give a dense model the artifact's tensors, packed where they are sparse; ValueError if they do not."""
     by_name = {info.name: info for info in list_tensors(model)}
     packed: dict[str, Any] = {}
     for name, tensor in tensors.items():

@@ -107,14 +107,14 @@ def tables(tensors: Tensors, graphs: Mapping[str, Graph], options: Mapping[str, 
 
 
 def light_graph(tensors: Tensors, graphs: Mapping[str, Graph], options: Mapping[str, Any]) -> tuple[Rows, Rows]:
-    """The mean over ``layers`` products with the normalised graph and the tables (LightGCN, arXiv 2002.02126)."""
+    """The mean over the tables and ``layers`` products with the graph (LightGCN, arXiv 2002.02126)."""
     adjacency = _Adjacency(graphs["graph"])
     users, items = _dense(tensors["users"]), _dense(tensors["items"])
     layers = [(users, items)]
     for _ in range(options["layers"]):
         layers.append(adjacency.product(*layers[-1]))
     count = np.float32(len(layers))
-    return sum(u for u, _ in layers) / count, sum(i for _, i in layers) / count  # type: ignore[return-value]
+    return sum(u for u, _ in layers) / count, sum(i for _, i in layers) / count
 
 
 def ngcf(tensors: Tensors, graphs: Mapping[str, Graph], options: Mapping[str, Any]) -> tuple[Rows, Rows]:
@@ -128,7 +128,7 @@ def ngcf(tensors: Tensors, graphs: Mapping[str, Graph], options: Mapping[str, An
             (_dense(tensors[f"layer{number}.{part}.weight"]).T, tensors[f"layer{number}.{part}.bias"])
             for part in ("linear", "interact")
         ]
-        before = tuple(  # type: ignore[assignment]
+        before = tuple(
             _ngcf_layer(features, product, weights)
             for features, product in zip(before, adjacency.product(*before), strict=True)
         )
@@ -143,7 +143,7 @@ def _ngcf_layer(features: Matrix, product: Matrix, weights: list[tuple[Matrix, A
 
 
 def simplex(tensors: Tensors, graphs: Mapping[str, Graph], options: Mapping[str, Any]) -> tuple[Rows, Rows]:
-    """Users and the mean of their items, mapped, both of length one, as items are (SimpleX, arXiv 2109.12613)."""
+    """Users plus the mapped mean of their items; all of length one (SimpleX, arXiv 2109.12613)."""
     graph, gamma = graphs["aggregated"], np.float32(options["gamma"])
     sums = sum_of_rows(graph, _dense(tensors["items"]))
     means = sums / (graph.counts.astype(np.float32) + np.float32(1e-10))[:, None]

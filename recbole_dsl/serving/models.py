@@ -1,7 +1,7 @@
 """How each of RecBole's models is served: which tensors its artifact holds, and who makes scores of them.
 
-A model is a row of :data:`VECTORS`, of :data:`BY_RECBOLE` or of :data:`REFUSED`; ``tests/test_serving_models.py``
-compares the scores of every one with its ``full_sort_predict`` or ``predict``.
+A model is a row of :data:`VECTORS`, of :data:`BY_RECBOLE` or of :data:`REFUSED`. The tests
+compare the scores of each with its ``full_sort_predict`` or ``predict``.
 """
 
 from __future__ import annotations

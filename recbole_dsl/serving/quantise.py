@@ -42,7 +42,7 @@ def encode(values: np.ndarray, counts: np.ndarray, kind: str) -> tuple[np.ndarra
             halves = values.astype(np.float16)
         if not np.isfinite(halves).all():
             raise ArtifactError(
-                f"--values=fp16 cannot hold weights up to {float(np.abs(values).max()):.3g}; allowed are weights "
+                f"--values=fp16 cannot hold weights of {float(np.abs(values).max()):.3g}; allowed are weights "
                 "below 65504, or --values=bf16, int8 or fp32."
             )
         return halves, None, 1.0

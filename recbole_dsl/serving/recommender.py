@@ -27,8 +27,8 @@ class SparseRecommender:
     """A trained model that answers with items; made by :meth:`load`.
 
     It is not changed by answering, so threads may share it. Users and items are named by the tokens of the
-    data (``"196"``; whole numbers may be given as such). The scores are the model's own, exact, with ties in the
-    order of the data's numbering.
+    data (``"196"``; whole numbers may be given as such). The scores are the model's own, exact, with ties in
+    the order of the data's numbering.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class SparseRecommender:
         """Read an artifact and check it. Graph models compute their vectors here, once.
 
         Raises:
-            ArtifactError: it is missing, damaged or of another version, or needs RecBole, which is not installed.
+            ArtifactError: it is missing, damaged, of another version, or needs RecBole, which is not there.
         """
         return cls.of(read_artifact(folder))
 
@@ -214,7 +214,7 @@ class _All(Sequence[str]):
 
 
 def _token(name: Any) -> str:
-    if isinstance(name, numbers.Integral) and not isinstance(name, bool):
+    if type(name) is not bool and isinstance(name, numbers.Integral):
         return str(int(name))
     if not isinstance(name, str):
         raise RequestError(f"{name!r} is no token: allowed are texts and whole numbers.")
@@ -222,7 +222,7 @@ def _token(name: Any) -> str:
 
 
 def _whole(number: Any, name: str, least: int) -> int:
-    if isinstance(number, bool) or not isinstance(number, numbers.Integral) or number < least:
+    if type(number) is bool or not isinstance(number, numbers.Integral) or number < least:
         raise RequestError(f"{name}={number!r} is refused: allowed is a whole number of at least {least}.")
     return int(number)
 

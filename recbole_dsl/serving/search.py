@@ -1,9 +1,10 @@
 """Exact search of the items with the largest inner products.
 
 Sparse items are kept in compressed rows, which similar items, candidates and batches read, and, once a sparse
-query has been asked, by column as well: the *inverted index*, of which only the columns that live in the query are
-read. It is cut into blocks of items small enough that their scores stay in a cache and their numbers fit in 16 bits.
-Which way a query goes depends on sizes alone. Loops are numba's where it is installed (``loops.py``), else numpy's.
+query has been asked, by column as well: the *inverted index*, of which only the columns that live in the
+query are read. It is cut into blocks of items small enough that their scores stay in a cache and their numbers
+fit in 16 bits. Which way a query goes depends on sizes alone. Loops are numba's where it is installed
+(``loops.py``), else numpy's.
 """
 
 from __future__ import annotations

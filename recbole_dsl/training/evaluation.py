@@ -164,7 +164,7 @@ def same_states(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
 
 
 class Evaluation(trainers.Trainer):
-    """RecBole's evaluation alone, by ``evaluate(data, load_best_model=False)``: no optimizer, no files, no logs.
+    """RecBole's evaluation alone: ``evaluate(data, load_best_model=False)``; no optimizer, files or logs.
 
     Args:
         model: has ``eval``, ``full_sort_predict`` and ``predict``; need not be trainable.
