@@ -21,7 +21,7 @@ def parser() -> Parser:
     result = Parser(
         "recommend",
         "Recommend items from an artifact that 'recbole-dsl export' has written.",
-        epilog="recbole-dsl recommend model/ --user 196 -k 5; recbole-dsl recommend model/ --all --out recs.csv",
+        epilog="recbole-dsl recommend model/ --user 196 -k 5; recbole-dsl recommend model/ --all --out r.csv",
     )
     result.add_argument("artifact", type=Path, help="the artifact's folder")
     result.add_argument("--user", action="append", default=[], help="a user, as in the data; may be repeated")

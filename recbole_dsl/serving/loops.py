@@ -12,6 +12,9 @@ import numpy as np
 from .. import compiling
 
 
+_CHUNK = 64
+
+
 def _worse(score: Any, number: Any, other_score: Any, other: Any) -> Any:
     return score < other_score or (score == other_score and number > other)
 
@@ -46,86 +49,85 @@ def _put(scores: Any, numbers: Any, filled: Any, score: Any, number: Any) -> Any
 
 def _take(buffer: Any, first: Any, scores: Any, numbers: Any, filled: Any) -> Any:
     """Put the scores of numbers ``first``, … into the heap; returns how many it holds."""
-    size = len(scores)
+    whole = len(buffer) // _CHUNK * _CHUNK
+    for start in range(0, whole, _CHUNK):
+        worst = scores[0] if filled == len(scores) else np.float32(-np.inf)
+        chunk = buffer[start : start + _CHUNK]
+        better = 0
+        for i in range(_CHUNK):  # no branch and a fixed length: vector instructions
+            better |= chunk[i] > worst
+        if better:
+            filled = take_each(chunk, first + start, scores, numbers, filled)
+    return take_each(buffer[whole:], first + whole, scores, numbers, filled)
+
+
+def _take_each(buffer: Any, first: Any, scores: Any, numbers: Any, filled: Any) -> Any:
+    """The same, one score after the other."""
     for i in range(len(buffer)):
-        score = buffer[i]
         # Numbers ascend, so one that only equals the worst loses the tie.
-        if score > -np.inf and (filled < size or score > scores[0]):
-            filled = put(scores, numbers, filled, score, first + i)
+        if buffer[i] > (scores[0] if filled == len(scores) else -np.inf):
+            filled = put(scores, numbers, filled, buffer[i], first + i)
     return filled
 
 
 def _search_columns(
-    query_columns: Any, query_values: Any, starts: Any, ids: Any, values: Any, items: Any, block: Any,
-    width: Any, excluded: Any, buffer: Any, scores: Any, numbers: Any,
-) -> Any:  # fmt: skip
-    """The best items of a query over an inverted index; returns how many were found, heap-ordered."""
-    filled, e = 0, 0
+    pointers: Any, columns: Any, weights: Any, starts: Any, ids: Any, values: Any, items: Any, block: Any,
+    width: Any, excluded: Any, places: Any, buffer: Any, scores: Any, numbers: Any, filled: Any,
+) -> None:  # fmt: skip
+    """The best items of queries over an inverted index, into the queries' heaps.
+
+    Query ``q`` has ``columns[pointers[q]:pointers[q + 1]]``; ``places[q]`` … ``places[count + q]`` are its excluded
+    numbers, ascending. Blocks are the outer loop, so that a block is in the cache for all queries but the first.
+    """
+    count = len(filled)
     for b in range((items + block - 1) // block):
         first = b * block
         length = min(block, items - first)
-        buffer[:length] = 0
-        for q in range(len(query_columns)):
-            weight = query_values[q]
-            slot = b * width + query_columns[q]
-            for p in range(starts[slot], starts[slot + 1]):
-                buffer[ids[p]] += weight * values[p]
-        while e < len(excluded) and excluded[e] < first + length:
-            buffer[excluded[e] - first] = -np.inf
-            e += 1
-        filled = take(buffer[:length], first, scores, numbers, filled)
-    return filled
-
-
-def _search_rows(
-    query: Any, pointers: Any, columns: Any, values: Any, excluded: Any, buffer: Any, scores: Any, numbers: Any
-) -> Any:
-    """The same over compressed rows, for a dense query."""
-    items, block = len(pointers) - 1, len(buffer)
-    filled, e = 0, 0
-    for first in range(0, items, block):
-        length = min(block, items - first)
-        for i in range(length):
-            total = np.float32(0)
-            for p in range(pointers[first + i], pointers[first + i + 1]):
-                total += query[columns[p]] * values[p]
-            buffer[i] = total
-        while e < len(excluded) and excluded[e] < first + length:
-            buffer[excluded[e] - first] = -np.inf
-            e += 1
-        filled = take(buffer[:length], first, scores, numbers, filled)
-    return filled
+        for q in range(count):
+            buffer[:length] = 0
+            for c in range(pointers[q], pointers[q + 1]):
+                weight = weights[c]
+                slot = b * width + columns[c]
+                near, by = ids[starts[slot] : starts[slot + 1]], values[starts[slot] : starts[slot + 1]]
+                for i in range(len(near)):
+                    buffer[np.uint64(near[i])] += weight * by[i]  # unsigned: no check for a negative one
+            while places[q] < places[count + q] and excluded[places[q]] < first + length:
+                buffer[excluded[places[q]] - first] = -np.inf
+                places[q] += 1
+            filled[q] = take(buffer[:length], first, scores[q], numbers[q], filled[q])
 
 
 def _take_block(
-    block: Any, first: Any, excluded: Any, starts: Any, scores: Any, numbers: Any, filled: Any
+    block: Any, first: Any, excluded: Any, places: Any, scores: Any, numbers: Any, filled: Any
 ) -> None:
-    """Put a block of scores, a row for each query, into the queries' heaps. Excluded numbers are sorted."""
-    for q in range(block.shape[0]):
-        while starts[q] < starts[q + block.shape[0]] and excluded[starts[q]] < first + block.shape[1]:
-            block[q, excluded[starts[q]] - first] = -np.inf
-            starts[q] += 1
+    """Put a block of scores, a row for each query, into the queries' heaps; exclusion as above."""
+    count = block.shape[0]
+    for q in range(count):
+        while places[q] < places[count + q] and excluded[places[q]] < first + block.shape[1]:
+            block[q, excluded[places[q]] - first] = -np.inf
+            places[q] += 1
         filled[q] = take(block[q], first, scores[q], numbers[q], filled[q])
 
 
 worse: Any = _worse
 put: Any = _put
 take: Any = _take
+take_each: Any = _take_each
 search_columns: Any = None
-search_rows: Any = None
 take_block: Any = None
 
 
 def available() -> bool:
     """Whether numba is there; the loops are compiled at their first use."""
-    global worse, put, take, search_columns, search_rows, take_block
+    global worse, put, take, take_each, search_columns, take_block
     if not compiling.numba_installed():
         return False
     if search_columns is None:
+        # Each finds those before it by the names of this module.
         worse = compiling.machine_code(_worse)()
         put = compiling.machine_code(_put)()
+        take_each = compiling.machine_code(_take_each)()
         take = compiling.machine_code(_take)()
-        search_rows = compiling.machine_code(_search_rows)()
         take_block = compiling.machine_code(_take_block)()
         search_columns = compiling.machine_code(_search_columns)()
     return True

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from . import loops
-from .table import Matrix, SparseTable
+from .table import Matrix, SparseTable, pointers_of
 from .top import best
 
 Found = tuple[np.ndarray, np.ndarray]
@@ -31,7 +31,7 @@ _PANEL: Final = 1 << 12
 """Items that are multiplied with a batch of queries at once."""
 
 BATCH: Final = 8
-"""Dense queries from which on a dense product of blocks is faster than a pass for each."""
+"""Queries from which on dense items are multiplied in panels, whose scores stay in a cache."""
 
 
 class Items(Protocol):
@@ -92,16 +92,20 @@ class Columns:
         """Bytes in memory."""
         return self.starts.nbytes + self.ids.nbytes + self.values.nbytes
 
-    def search(self, columns: np.ndarray, weights: np.ndarray, k: int, excluded: np.ndarray) -> Found:
-        """The best items of a sparse query."""
-        if loops.available():
-            scores, numbers = np.empty(k, np.float32), np.empty(k, np.int64)
-            buffer = np.empty(min(BLOCK, self.items), np.float32)
-            filled = loops.search_columns(
-                columns.astype(np.int64), weights, self.starts, self.ids, self.values, self.items, BLOCK,
-                self.width, excluded, buffer, scores, numbers,
-            )  # fmt: skip
-            return _ordered(scores[:filled], numbers[:filled])
+    def top(self, queries: SparseTable, k: int, excluded: Sequence[np.ndarray]) -> list[Found]:
+        """The best items of sparse queries."""
+        if not loops.available():
+            return [self._one(*queries.row(q), k, excluded[q]) for q in range(queries.shape[0])]
+        heaps = _Heaps(excluded, k)
+        buffer = np.empty(min(BLOCK, self.items), np.float32)
+        loops.search_columns(
+            queries.pointers, queries.columns.astype(np.int64), queries.values, self.starts, self.ids, self.values,
+            self.items, BLOCK, self.width, heaps.excluded, heaps.places, buffer, heaps.scores, heaps.numbers,
+            heaps.filled,
+        )  # fmt: skip
+        return heaps.found()
+
+    def _one(self, columns: np.ndarray, weights: np.ndarray, k: int, excluded: np.ndarray) -> Found:
         scores = np.zeros(self.items, np.float32)
         for block in range(-(-self.items // BLOCK)):
             part = scores[block * BLOCK : (block + 1) * BLOCK]
@@ -110,6 +114,24 @@ class Columns:
                 part[self.ids[here]] += weight * self.values[here]
         scores[excluded] = -np.inf
         return best(scores, k)
+
+
+class _Heaps:
+    """The best items so far of several queries, as the compiled loops keep them."""
+
+    def __init__(self, excluded: Sequence[np.ndarray], k: int) -> None:
+        ends = np.cumsum([len(part) for part in excluded])
+        self.excluded = np.concatenate(excluded).astype(np.int64)
+        self.places = np.concatenate([[0], ends[:-1], ends]).astype(np.int64)
+        self.scores = np.empty((len(excluded), k), np.float32)
+        self.numbers = np.empty((len(excluded), k), np.int64)
+        self.filled = np.zeros(len(excluded), np.int64)
+
+    def found(self) -> list[Found]:
+        """The best of each, in order."""
+        return [
+            _ordered(self.scores[q, :filled], self.numbers[q, :filled]) for q, filled in enumerate(self.filled)
+        ]
 
 
 def _ordered(scores: np.ndarray, numbers: np.ndarray) -> Found:
@@ -124,6 +146,26 @@ def _sums(pointers: np.ndarray, products: np.ndarray) -> np.ndarray:
     if len(filled):
         result[filled] = np.add.reduceat(products, pointers[filled])
     return result
+
+
+def _as_table(matrix: Matrix) -> SparseTable:
+    """A dense matrix without its zeros."""
+    rows, columns = np.nonzero(matrix)
+    counts = np.bincount(rows, minlength=len(matrix))
+    return SparseTable(matrix[rows, columns], columns, pointers_of(counts), matrix.shape[1])
+
+
+def by_panels(live: float, per_item: float, queries: int) -> bool:
+    """Whether products of dense panels take less time than the inverted index.
+
+    The figures are nanoseconds per item of ``benchmarks/serving.py``, which has both for every case.
+
+    Args:
+        live: share of a query's columns that live. per_item: live weights of an item.
+        queries: how many there are at once; a panel is made dense once for all of them.
+    """
+    inverted = 0.3 + 1.2 * live * per_item
+    return 3.2 + 40 / queries < inverted
 
 
 class SparseItems:
@@ -146,23 +188,16 @@ class SparseItems:
 
     def top(self, queries: SparseTable | Matrix, k: int, excluded: Sequence[np.ndarray]) -> list[Found]:
         """See :class:`Items`."""
+        if not len(excluded):
+            return []
         if isinstance(queries, SparseTable):
-            return [self.columns.search(*queries.row(q), k, excluded[q]) for q in range(queries.shape[0])]
-        if len(queries) < BATCH:
-            return [self._one(query, k, excluded[q]) for q, query in enumerate(queries)]
-        return top_of_panels(self.table, queries, k, excluded)
-
-    def _one(self, query: Matrix, k: int, excluded: np.ndarray) -> Found:
-        if not loops.available():
-            columns = np.flatnonzero(query)
-            return self.columns.search(columns, query[columns], k, excluded)
-        table = self.table
-        scores, numbers = np.empty(k, np.float32), np.empty(k, np.int64)
-        buffer = np.empty(min(BLOCK, table.shape[0]), np.float32)
-        filled = loops.search_rows(
-            query, table.pointers, table.columns, table.values, excluded, buffer, scores, numbers
-        )
-        return _ordered(scores[:filled], numbers[:filled])
+            live = len(queries.values) / len(excluded)
+        else:
+            live = float(queries.shape[1])
+        if by_panels(live / queries.shape[1], len(self.table.values) / max(1, self.table.shape[0]), len(excluded)):
+            dense = queries.dense() if isinstance(queries, SparseTable) else queries
+            return top_of_panels(self.table, dense, k, excluded)
+        return self.columns.top(queries if isinstance(queries, SparseTable) else _as_table(queries), k, excluded)
 
     def scores(self, query: Matrix, numbers: np.ndarray) -> np.ndarray:
         """See :class:`Items`."""
@@ -223,47 +258,33 @@ def top_of_panels(
 ) -> list[Found]:
     """The best items of many dense queries: products with panels of items, and the best of each panel."""
     queries = np.ascontiguousarray(queries)
-    count, total = len(queries), items.shape[0]
-    lengths = [len(part) for part in excluded]
-    flat = np.concatenate(excluded) if count else np.empty(0, np.int64)
-    ends = np.cumsum(lengths)
-    compiled = loops.available()
-    scores, numbers = np.empty((count, k), np.float32), np.empty((count, k), np.int64)
-    filled = np.zeros(count, np.int64)
-    starts = np.concatenate([ends - lengths, ends]).astype(np.int64)
+    heaps, compiled, total = _Heaps(excluded, k), loops.available(), items.shape[0]
     for first in range(0, total, _PANEL):
         last = min(total, first + _PANEL)
         panel = items.dense(first, last) if isinstance(items, SparseTable) else items[first:last]
         block = queries @ panel.T
         if compiled:
-            loops.take_block(block, first, flat, starts, scores, numbers, filled)
+            loops.take_block(
+                block, first, heaps.excluded, heaps.places, heaps.scores, heaps.numbers, heaps.filled
+            )
         else:
-            _take_block(block, first, excluded, scores, numbers, filled)
-    return [_ordered(scores[q, : filled[q]], numbers[q, : filled[q]]) for q in range(count)]
+            _take_block(block, first, excluded, heaps)
+    return heaps.found()
 
 
-def _take_block(
-    block: Matrix,
-    first: int,
-    excluded: Sequence[np.ndarray],
-    scores: Matrix,
-    numbers: np.ndarray,
-    filled: np.ndarray,
-) -> None:
+def _take_block(block: Matrix, first: int, excluded: Sequence[np.ndarray], heaps: _Heaps) -> None:
     """The best of what there was and of a block, for each query."""
-    k = scores.shape[1]
+    k = heaps.scores.shape[1]
     for q, row in enumerate(block):
-        left_out = excluded[q][
-            np.searchsorted(excluded[q], first) : np.searchsorted(excluded[q], first + len(row))
-        ]
-        row[left_out - first] = -np.inf
-        had = filled[q]
-        better = np.flatnonzero(row > (scores[q, :had].min() if had == k else -np.inf))
+        numbers, scores, had = heaps.numbers[q], heaps.scores[q], heaps.filled[q]
+        bounds = np.searchsorted(excluded[q], [first, first + len(row)])
+        row[excluded[q][slice(*bounds)] - first] = -np.inf
+        better = np.flatnonzero(row > (scores[:had].min() if had == k else -np.inf))
         if not len(better):
             continue
         found, among = best(row[better], k)
-        all_numbers = np.concatenate([numbers[q, :had], better[found] + first])
-        all_scores = np.concatenate([scores[q, :had], among])
+        all_numbers = np.concatenate([numbers[:had], better[found] + first])
+        all_scores = np.concatenate([scores[:had], among])
         order = np.lexsort((all_numbers, -all_scores))[:k]
-        filled[q] = len(order)
-        numbers[q, : len(order)], scores[q, : len(order)] = all_numbers[order], all_scores[order]
+        heaps.filled[q] = len(order)
+        numbers[: len(order)], scores[: len(order)] = all_numbers[order], all_scores[order]

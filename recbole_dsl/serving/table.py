@@ -16,8 +16,9 @@ def smallest_unsigned(largest: int) -> np.dtype:
 
 
 def pointers_of(counts: np.ndarray) -> np.ndarray:
-    """Where each row starts, and where the last one ends: int64, one more than ``counts``."""
-    pointers = np.zeros(len(counts) + 1, np.int64)
+    """Where each row starts, and where the last one ends: one more than ``counts``, int32 while they fit."""
+    total = int(counts.sum(dtype=np.int64))
+    pointers = np.zeros(len(counts) + 1, np.int32 if total < 2**31 else np.int64)
     np.cumsum(counts, out=pointers[1:])
     return pointers
 
@@ -27,7 +28,7 @@ class SparseTable:
     """A matrix in compressed rows.
 
     ``values``: float32, row by row. ``columns``: theirs, ascending within a row, of an unsigned type.
-    ``pointers``: int64, where each row starts, one more than there are rows. ``width``: columns.
+    ``pointers``: where each row starts, one more than there are rows. ``width``: columns.
     """
 
     values: np.ndarray
