@@ -286,7 +286,7 @@ def table_of(group: PackedGroup, number: int) -> SparseTable | np.ndarray:
     pointers = np.array(group.row_pointers[part.first_row : part.first_row + part.rows + 1].cpu(), np.int64)
     here = slice(int(pointers[0]), int(pointers[-1]))
     columns = np.array(group.column_ids[here].cpu()).astype(smallest_unsigned(part.cols - 1))
-    table = SparseTable(_array(group.weight[here]), columns, pointers - pointers[0], part.cols)
+    table = SparseTable(_array(group.weight[here]), columns, pointers_of(np.diff(pointers)), part.cols)
     return table if len(part.shape) == 2 else table.dense().reshape(part.shape)
 
 

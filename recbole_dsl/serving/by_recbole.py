@@ -87,11 +87,12 @@ class ModelScorer:
         self._lock = threading.Lock()
 
     @classmethod
-    def of(cls, artifact: Artifact, graphs: dict[str, Graph]) -> ModelScorer:
-        """The scorer of an artifact; ArtifactError if RecBole cannot build its model."""
+    def of(cls, artifact: Artifact, graphs: dict[str, Graph], device: str | None = None) -> ModelScorer:
+        """The scorer of an artifact, on the CPU or another device; ArtifactError if it cannot be built."""
         manifest = artifact.manifest
         try:
             config = _config(manifest.config)
+            config["device"] = torch.device(device or "cpu")
             data = ServedData.of(config, manifest.users, manifest.items, graphs.get("graph"))
             with undisturbed():
                 init_seed(config["seed"], config["reproducibility"])

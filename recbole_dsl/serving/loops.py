@@ -11,7 +11,6 @@ import numpy as np
 
 from .. import compiling
 
-
 _CHUNK = 64
 
 
@@ -76,8 +75,9 @@ def _search_columns(
 ) -> None:  # fmt: skip
     """The best items of queries over an inverted index, into the queries' heaps.
 
-    Query ``q`` has ``columns[pointers[q]:pointers[q + 1]]``; ``places[q]`` … ``places[count + q]`` are its excluded
-    numbers, ascending. Blocks are the outer loop, so that a block is in the cache for all queries but the first.
+    Query ``q`` has ``columns[pointers[q]:pointers[q + 1]]``; ``places[q]`` … ``places[count + q]`` are its
+    excluded numbers, ascending. Blocks are the outer loop, so that a block is in the cache for all queries but
+    the first.
     """
     count = len(filled)
     for b in range((items + block - 1) // block):
@@ -97,6 +97,24 @@ def _search_columns(
             filled[q] = take(buffer[:length], first, scores[q], numbers[q], filled[q])
 
 
+def _search_dense(
+    matrix: Any, query: Any, excluded: Any, places: Any, buffer: Any, scores: Any, numbers: Any, filled: Any
+) -> None:
+    """The best rows of a dense matrix for one dense query, into its heap; exclusion as above."""
+    for first in range(0, len(matrix), len(buffer)):
+        length = min(len(buffer), len(matrix) - first)
+        for i in range(length):
+            row = matrix[first + i]
+            total = np.float32(0)
+            for j in range(len(query)):
+                total += row[j] * query[j]
+            buffer[i] = total
+        while places[0] < places[1] and excluded[places[0]] < first + length:
+            buffer[excluded[places[0]] - first] = -np.inf
+            places[0] += 1
+        filled[0] = take(buffer[:length], first, scores[0], numbers[0], filled[0])
+
+
 def _take_block(
     block: Any, first: Any, excluded: Any, places: Any, scores: Any, numbers: Any, filled: Any
 ) -> None:
@@ -114,12 +132,13 @@ put: Any = _put
 take: Any = _take
 take_each: Any = _take_each
 search_columns: Any = None
+search_dense: Any = None
 take_block: Any = None
 
 
 def available() -> bool:
     """Whether numba is there; the loops are compiled at their first use."""
-    global worse, put, take, take_each, search_columns, take_block
+    global worse, put, take, take_each, search_columns, search_dense, take_block
     if not compiling.numba_installed():
         return False
     if search_columns is None:
@@ -128,6 +147,7 @@ def available() -> bool:
         put = compiling.machine_code(_put)()
         take_each = compiling.machine_code(_take_each)()
         take = compiling.machine_code(_take)()
+        search_dense = compiling.machine_code(_search_dense, reorder=True)()
         take_block = compiling.machine_code(_take_block)()
         search_columns = compiling.machine_code(_search_columns)()
     return True

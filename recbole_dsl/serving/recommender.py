@@ -44,16 +44,20 @@ class SparseRecommender:
         self._users, self._items, self._popularity, self._seen = users, items, popularity, seen
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> SparseRecommender:
+    def load(cls, folder: str | os.PathLike[str], device: str | None = None) -> SparseRecommender:
         """Read an artifact and check it. Graph models compute their vectors here, once.
+
+        Args:
+            device: None searches with numpy on the processor. ``"cuda"``, or another device of torch's, holds
+                the items there, dense, which pays for large batches on a GPU.
 
         Raises:
             ArtifactError: it is missing, damaged, of another version, or needs RecBole, which is not there.
         """
-        return cls.of(read_artifact(folder))
+        return cls.of(read_artifact(folder), device)
 
     @classmethod
-    def of(cls, artifact: Artifact) -> SparseRecommender:
+    def of(cls, artifact: Artifact, device: str | None = None) -> SparseRecommender:
         """The recommender of an artifact that has been read."""
         manifest, place = artifact.manifest, artifact.folder
         try:
@@ -69,7 +73,7 @@ class SparseRecommender:
         ):
             raise refusal(place, "it has other numbers of users and items than its manifest says")
         seen = [graphs[name] for name in ("graph", "history") if name in graphs] if manifest.history else None
-        return cls(_scorer(artifact, graphs), users, items, popularity, seen, manifest)
+        return cls(_scorer(artifact, graphs, device), users, items, popularity, seen, manifest)
 
     # --- questions -------------------------------------------------------------------------------
 
@@ -241,7 +245,7 @@ def _graphs(artifact: Artifact) -> dict[str, Graph]:
     return graphs
 
 
-def _scorer(artifact: Artifact, graphs: dict[str, Graph]) -> Scorer:
+def _scorer(artifact: Artifact, graphs: dict[str, Graph], device: str | None) -> Scorer:
     manifest, place = artifact.manifest, artifact.folder
     if manifest.form == "recbole":
         try:
@@ -250,14 +254,14 @@ def _scorer(artifact: Artifact, graphs: dict[str, Graph]) -> Scorer:
             raise refusal(
                 place, f"model {manifest.model} is scored by RecBole, which cannot be imported ({error})"
             ) from None
-        return ModelScorer.of(artifact, graphs)
+        return ModelScorer.of(artifact, graphs, device)
     if manifest.form != "vectors" or manifest.encoder not in ENCODERS:
         hint = nearest(manifest.encoder, ENCODERS)
         raise refusal(place, f"its form {manifest.form!r}, {manifest.encoder!r} is not known here{hint}")
     if manifest.options.get("activation") not in ACTIVATIONS:
         raise refusal(place, "its activation is not known here")
     try:
-        scorer = VectorScorer.of(artifact.tensors, graphs, manifest.encoder, manifest.options)
+        scorer = VectorScorer.of(artifact.tensors, graphs, manifest.encoder, manifest.options, device)
     except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise refusal(
             place, f"its tensors do not make a {manifest.model} ({type(error).__name__}: {error})"

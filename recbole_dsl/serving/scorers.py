@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from .encoders import ENCODERS, Graph
-from .search import Found, items_of
+from .search import Found, Items, items_of
 from .table import Matrix, SparseTable, dense_rows, norms
 from .top import best
 
@@ -38,21 +38,40 @@ _PANEL = 1 << 12
 """Rows that are made dense together."""
 
 
+def _searched(items: SparseTable | Matrix, device: str | None) -> Items:
+    if device is None:
+        return items_of(items)
+    from .on_device import DeviceItems
+
+    return DeviceItems(items, device)
+
+
 class VectorScorer:
     """Scores are inner products of vectors of users and items."""
 
     def __init__(
-        self, users: SparseTable | Matrix, items: SparseTable | Matrix, activation: str | None
+        self,
+        users: SparseTable | Matrix,
+        items: SparseTable | Matrix,
+        activation: str | None = None,
+        device: str | None = None,
     ) -> None:
-        self.users, self.items = users, items_of(items)
+        self.users, self.items = users, _searched(items, device)
         self._activation = ACTIVATIONS[activation]
         self.vectors = items
 
     @classmethod
-    def of(cls, tensors: dict, graphs: dict[str, Graph], encoder: str, options: dict) -> VectorScorer:
+    def of(
+        cls,
+        tensors: dict,
+        graphs: dict[str, Graph],
+        encoder: str,
+        options: dict,
+        device: str | None = None,
+    ) -> VectorScorer:
         """The scorer of an artifact's parts."""
         users, items = ENCODERS[encoder](tensors, graphs, options)
-        return cls(users, items, options.get("activation"))
+        return cls(users, items, options.get("activation"), device)
 
     def _queries(self, users: np.ndarray) -> SparseTable | Matrix:
         return self.users.rows(users) if isinstance(self.users, SparseTable) else self.users[users]

@@ -99,9 +99,9 @@ class Columns:
         heaps = _Heaps(excluded, k)
         buffer = np.empty(min(BLOCK, self.items), np.float32)
         loops.search_columns(
-            queries.pointers, queries.columns.astype(np.int64), queries.values, self.starts, self.ids, self.values,
-            self.items, BLOCK, self.width, heaps.excluded, heaps.places, buffer, heaps.scores, heaps.numbers,
-            heaps.filled,
+            queries.pointers, queries.columns.astype(np.int64), queries.values, self.starts, self.ids,
+            self.values, self.items, BLOCK, self.width, heaps.excluded, heaps.places, buffer, heaps.scores,
+            heaps.numbers, heaps.filled,
         )  # fmt: skip
         return heaps.found()
 
@@ -194,10 +194,14 @@ class SparseItems:
             live = len(queries.values) / len(excluded)
         else:
             live = float(queries.shape[1])
-        if by_panels(live / queries.shape[1], len(self.table.values) / max(1, self.table.shape[0]), len(excluded)):
+        if by_panels(
+            live / queries.shape[1], len(self.table.values) / max(1, self.table.shape[0]), len(excluded)
+        ):
             dense = queries.dense() if isinstance(queries, SparseTable) else queries
             return top_of_panels(self.table, dense, k, excluded)
-        return self.columns.top(queries if isinstance(queries, SparseTable) else _as_table(queries), k, excluded)
+        return self.columns.top(
+            queries if isinstance(queries, SparseTable) else _as_table(queries), k, excluded
+        )
 
     def scores(self, query: Matrix, numbers: np.ndarray) -> np.ndarray:
         """See :class:`Items`."""
@@ -232,12 +236,19 @@ class DenseItems:
         dense = queries.dense() if isinstance(queries, SparseTable) else queries
         if len(dense) >= BATCH:
             return top_of_panels(self.matrix, dense, k, excluded)
-        found = []
-        for query, left_out in zip(dense, excluded, strict=True):
+        return [self._one(query, k, left_out) for query, left_out in zip(dense, excluded, strict=True)]
+
+    def _one(self, query: Matrix, k: int, excluded: np.ndarray) -> Found:
+        if not loops.available():
             scores = self.matrix @ query
-            scores[left_out] = -np.inf
-            found.append(best(scores, k))
-        return found
+            scores[excluded] = -np.inf
+            return best(scores, k)
+        heap = _Heaps([excluded], k)
+        loops.search_dense(
+            self.matrix, np.ascontiguousarray(query), heap.excluded, heap.places, np.empty(_PANEL, np.float32),
+            heap.scores, heap.numbers, heap.filled,
+        )  # fmt: skip
+        return heap.found()[0]
 
     def scores(self, query: Matrix, numbers: np.ndarray) -> np.ndarray:
         """See :class:`Items`."""
@@ -277,8 +288,8 @@ def _take_block(block: Matrix, first: int, excluded: Sequence[np.ndarray], heaps
     k = heaps.scores.shape[1]
     for q, row in enumerate(block):
         numbers, scores, had = heaps.numbers[q], heaps.scores[q], heaps.filled[q]
-        bounds = np.searchsorted(excluded[q], [first, first + len(row)])
-        row[excluded[q][slice(*bounds)] - first] = -np.inf
+        low, high = (int(np.searchsorted(excluded[q], bound)) for bound in (first, first + len(row)))
+        row[excluded[q][low:high] - first] = -np.inf
         better = np.flatnonzero(row > (scores[:had].min() if had == k else -np.inf))
         if not len(better):
             continue
