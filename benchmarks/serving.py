@@ -5,7 +5,7 @@
 For each number of items, a BPR model of sparse tables is trained on generated interactions whose items have a
 long-tailed popularity and belong to clusters of users' tastes, with updates of the topology (Adam, accumulated
 growth); so live weights are where training has put them. Then every variant answers the same queries, in turn:
-one user at a time, and 256 users at once. Dense variants hold the same vectors with their zeros. Two more cases:
+one user at a time, and 256 users at once. Dense variants hold the same vectors with their zeros. Two more:
 dense queries over the same sparse items (models that aggregate a user's items), and dense vectors on both
 sides (graph models), where there is nothing sparse left to use.
 

@@ -34,6 +34,10 @@ class RequestError(DSLError):
     """A recommendation was asked for that cannot be made: an unknown user or item, a number out of range."""
 
 
+class UnknownTokenError(RequestError):
+    """A user or item is not in the data."""
+
+
 class NumberError(DSLError):
     """A loss or a gradient is no finite number."""
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..errors import RequestError, nearest
+from ..errors import RequestError, UnknownTokenError, nearest
 from .artifact import Artifact, Manifest, read_artifact, refusal
 from .encoders import ENCODERS, Graph
 from .scorers import ACTIVATIONS, Scorer, VectorScorer
@@ -180,7 +180,7 @@ class SparseRecommender:
         token = _token(user)
         number = self._users.number(token)
         if number is None and unknown == "error":
-            raise RequestError(
+            raise UnknownTokenError(
                 f"User {token[:50]!r} is not in the data; allowed is one of its {len(self._users) - 1} users "
                 "(original tokens), or unknown='popular' for the most popular items."
             )
@@ -190,7 +190,7 @@ class SparseRecommender:
         token = _token(item)
         number = self._items.number(token)
         if number is None:
-            raise RequestError(
+            raise UnknownTokenError(
                 f"Item {token[:50]!r} is not in the data; allowed is one of its {len(self._items) - 1} items "
                 "(original tokens)."
             )
