@@ -168,15 +168,20 @@ def dense_variants(users: np.ndarray, items: np.ndarray) -> dict[str, Search]:
     return variants
 
 
-def measured(variants: dict[str, Search], count: int, setting: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each variant: milliseconds of one user, users a second of a batch; the same users for all."""
+def measured(
+    variants: dict[str, Search], count: int, rounds: tuple[int, int], setting: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """A row for each variant: milliseconds of one user, users a second of a batch; the same users for all.
+
+    ``rounds``: of single users and of batches.
+    """
     random = np.random.default_rng(setting.seed + 1)
     singles: dict[str, list[float]] = {name: [] for name in variants}
     batches: dict[str, list[float]] = {name: [] for name in variants}
     for search in variants.values():
-        search(np.arange(BATCH))  # compiles, and builds what is built once
+        search(np.arange(20))  # compiles, and builds what is built once
         search(np.arange(1))
-    for _ in range(setting.rounds):
+    for turn in range(rounds[0]):
         queries = random.integers(0, count, setting.queries)
         several = random.integers(0, count, BATCH)
         for query in queries:
@@ -184,7 +189,7 @@ def measured(variants: dict[str, Search], count: int, setting: argparse.Namespac
                 started = perf_counter()
                 search(np.array([query]))
                 singles[name].append(1e3 * (perf_counter() - started))
-        for name, search in variants.items():
+        for name, search in variants.items() if turn < rounds[1] else ():
             started = perf_counter()
             search(several)
             batches[name].append(perf_counter() - started)
@@ -224,7 +229,10 @@ def cases(users: SparseTable, items: SparseTable, setting: argparse.Namespace) -
     others = dense_variants(dense_users, dense_items)
     variants = {"sparse × sparse, numba": sparse, "sparse × sparse, numpy": without_numba(sparse), **others}
     require_same(variants, users.shape[0])
-    result = [{"case": "BPR: sparse users, sparse items", "rows": measured(variants, users.shape[0], setting)}]
+    rounds = (setting.rounds, setting.batch_rounds) if items.shape[0] <= 3_000_000 else (2, 1)
+    result = [
+        {"case": "BPR: sparse users, sparse items", "rows": measured(variants, users.shape[0], rounds, setting)}
+    ]
 
     mixed = np.random.default_rng(setting.seed).standard_normal((2048, users.width), dtype=np.float32)
     variants = {
@@ -233,7 +241,9 @@ def cases(users: SparseTable, items: SparseTable, setting: argparse.Namespace) -
         **dense_variants(mixed, dense_items),
     }
     require_same(variants, len(mixed))
-    result.append({"case": "dense users, sparse items", "rows": measured(variants, len(mixed), setting)})
+    result.append(
+        {"case": "dense users, sparse items", "rows": measured(variants, len(mixed), rounds, setting)}
+    )
 
     dense_items += 0.01 * np.random.default_rng(setting.seed).standard_normal(
         dense_items.shape, dtype=np.float32
@@ -249,7 +259,9 @@ def cases(users: SparseTable, items: SparseTable, setting: argparse.Namespace) -
         **dense_variants(mixed, dense_items),
     }
     require_same(variants, len(mixed))
-    result.append({"case": "graph models: dense vectors", "rows": measured(variants, len(mixed), setting)})
+    result.append(
+        {"case": "graph models: dense vectors", "rows": measured(variants, len(mixed), rounds, setting)}
+    )
     return result
 
 
@@ -274,7 +286,8 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--least-steps", type=int, default=200)
     parser.add_argument("--updates", type=int, default=20, help="updates of the topology")
     parser.add_argument("--learning-rate", type=float, default=0.01)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="2 for more than 3 million items")
+    parser.add_argument("--batch-rounds", type=int, default=3, help="1 for more than 3 million items")
     parser.add_argument("--queries", type=int, default=40, help="single users in a round")
     parser.add_argument("--seed", type=int, default=0)
     return parser
