@@ -204,13 +204,16 @@ def measured(
     ]
 
 
-def require_same(variants: dict[str, Search], count: int) -> None:
-    """All variants name the same items, but for scores that are a rounding error apart."""
-    numbers = np.arange(0, count, max(1, count // 20))[:20]
-    first, *others = (_items(search(numbers)) for search in variants.values())
-    for name, other in zip(list(variants)[1:], others, strict=True):
-        same = np.mean([len(set(a) & set(b)) / K for a, b in zip(first, other, strict=True)])
-        assert same > 0.995, f"{name} finds other items: {same:.3f} are the same"
+def require_same(variants: dict[str, Search], users: np.ndarray, items: np.ndarray) -> None:
+    """All variants find items of the same scores, up to rounding."""
+    numbers = np.arange(0, len(users), max(1, len(users) // 20))[:20]
+    first: np.ndarray | None = None
+    for name, search in variants.items():
+        found = _items(search(numbers))
+        scores = np.stack([items[row] @ users[number] for row, number in zip(found, numbers, strict=True)])
+        first = scores if first is None else first
+        worst = float(np.abs(scores - first).max() / np.abs(first).max())
+        assert worst < 1e-5, f"{name} finds items whose scores differ by {worst:.2g}"
 
 
 def _items(found: Any) -> list[list[int]]:
@@ -228,7 +231,7 @@ def cases(users: SparseTable, items: SparseTable, setting: argparse.Namespace) -
 
     others = dense_variants(dense_users, dense_items)
     variants = {"sparse × sparse, numba": sparse, "sparse × sparse, numpy": without_numba(sparse), **others}
-    require_same(variants, users.shape[0])
+    require_same(variants, dense_users, dense_items)
     rounds = (setting.rounds, setting.batch_rounds) if items.shape[0] <= 3_000_000 else (2, 1)
     result = [
         {"case": "BPR: sparse users, sparse items", "rows": measured(variants, users.shape[0], rounds, setting)}
@@ -240,7 +243,7 @@ def cases(users: SparseTable, items: SparseTable, setting: argparse.Namespace) -
         "dense × sparse, by panels": lambda n: top_of_panels(items, mixed[n], K, [none] * len(n)),
         **dense_variants(mixed, dense_items),
     }
-    require_same(variants, len(mixed))
+    require_same(variants, mixed, dense_items)
     result.append(
         {"case": "dense users, sparse items", "rows": measured(variants, len(mixed), rounds, setting)}
     )
@@ -258,7 +261,7 @@ def cases(users: SparseTable, items: SparseTable, setting: argparse.Namespace) -
         "dense × dense, numpy": without_numba(answer),
         **dense_variants(mixed, dense_items),
     }
-    require_same(variants, len(mixed))
+    require_same(variants, mixed, dense_items)
     result.append(
         {"case": "graph models: dense vectors", "rows": measured(variants, len(mixed), rounds, setting)}
     )
