@@ -258,7 +258,8 @@ def _scorer(artifact: Artifact, graphs: dict[str, Graph], device: str | None) ->
     if manifest.form != "vectors" or manifest.encoder not in ENCODERS:
         hint = nearest(manifest.encoder, ENCODERS)
         raise refusal(place, f"its form {manifest.form!r}, {manifest.encoder!r} is not known here{hint}")
-    if manifest.options.get("activation") not in ACTIVATIONS:
+    activation = manifest.options.get("activation")
+    if not (activation is None or isinstance(activation, str)) or activation not in ACTIVATIONS:
         raise refusal(place, "its activation is not known here")
     try:
         scorer = VectorScorer.of(artifact.tensors, graphs, manifest.encoder, manifest.options, device)

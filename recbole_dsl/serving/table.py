@@ -62,7 +62,7 @@ class SparseTable:
 
     def rows(self, numbers: np.ndarray) -> SparseTable:
         """A table of some rows, in the order asked for."""
-        counts = self.counts[numbers]
+        counts = self.pointers[numbers + 1] - self.pointers[numbers]
         pointers = pointers_of(counts)
         places = np.arange(pointers[-1]) + np.repeat(self.pointers[numbers] - pointers[:-1], counts)
         return SparseTable(self.values[places], self.columns[places], pointers, self.width)
