@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "inspect": "inspect_command",
     "recommend": "recommend_command",
     "serve": "serve_command",
+    "vectors": "vectors_command",
 }
 """The module whose ``run`` is given the arguments after the first word; without such a word it is ``train``.
 

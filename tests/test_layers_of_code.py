@@ -22,7 +22,14 @@ LEVELS: list[set[str]] = [
     {"experiment"},
     {"compare", "launching", "loading", "to_recbole", "models_command"},
     {"exporting"},
-    {"train_command", "export_command", "inspect_command", "recommend_command", "serve_command"},
+    {
+        "train_command",
+        "export_command",
+        "inspect_command",
+        "recommend_command",
+        "serve_command",
+        "vectors_command",
+    },
     {"cli"},
 ]
 WITHOUT_RECBOLE = [

@@ -13,6 +13,7 @@ from ..errors import RequestError, UnknownTokenError, nearest
 from .artifact import Artifact, Manifest, read_artifact, refusal
 from .encoders import ENCODERS, Graph
 from .scorers import ACTIVATIONS, Scorer, VectorScorer
+from .table import SparseTable
 from .tokens import Tokens
 from .top import best
 
@@ -111,6 +112,8 @@ class SparseRecommender:
                 "artifact that was exported with --with-history."
             )
         single = isinstance(users, str | numbers.Integral)
+        if not single and not isinstance(users, Iterable):
+            raise RequestError(f"users={users!r} is refused: allowed is a token, or a list of them.")
         asked = [self._user(user, unknown) for user in ([users] if single else users)]
         chosen = None if candidates is None else self._chosen(candidates)
         found = self._found(asked, min(k, len(self._items) - 1), exclude_seen, chosen)
@@ -126,6 +129,25 @@ class SparseRecommender:
         k = _whole(k, "k", 1)
         items, scores = self.scorer.similar(self._item(item), min(k, max(1, len(self._items) - 2)))
         return [self._items[int(n)] for n in items], scores
+
+    def vectors(self) -> tuple[SparseTable | np.ndarray, SparseTable | np.ndarray]:
+        """Vectors of users and of items, in the order of :attr:`users` and :attr:`items`.
+
+        Their inner products are the scores, or, where the model has an activation, grow with them.
+
+        Raises:
+            RequestError: the model does not score by inner products.
+        """
+        if not isinstance(self.scorer, VectorScorer):
+            raise RequestError(
+                f"{self.manifest.model} does not score by inner products of vectors; allowed are models that "
+                "numpy scores (recbole-dsl inspect says who does)."
+            )
+        users, items = (
+            rows.rows(np.arange(1, rows.shape[0])) if isinstance(rows, SparseTable) else rows[1:]
+            for rows in (self.scorer.users, self.scorer.vectors)
+        )
+        return users, items
 
     def knows(self, user: Any) -> bool:
         """Whether a user is in the data."""

@@ -1,0 +1,48 @@
+"""``recbole-dsl vectors``: an artifact's vectors in the files that other tools read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .command_line import Parser
+from .errors import ConfigError
+from .serving.recommender import SparseRecommender
+from .serving.vectors_out import write_vectors
+
+
+def parser() -> Parser:
+    """The options."""
+    result = Parser(
+        "vectors",
+        "Write the vectors of users and items, whose inner products are the scores: users.npz and items.npz as "
+        "scipy.sparse.load_npz reads them, or users.npy and items.npy where vectors are dense; their tokens "
+        "are in users.json and items.json, in the order of the rows.",
+    )
+    result.add_argument("artifact", type=Path, help="the artifact's folder")
+    result.add_argument("--to", type=Path, required=True, metavar="DIR", help="the folder to write into")
+    result.add_argument("--dense", action="store_true", help="write dense matrices (.npy) in any case")
+    result.add_argument("--force", action="store_true", help="replace files that exist")
+    return result
+
+
+def run(argv: Sequence[str]) -> None:
+    """The command."""
+    options = parser().read(argv)
+    if options is None:
+        return
+    folder: Path = options.to
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--to={folder} is a file; allowed is a folder.")
+    names = [folder / f"{name}{ending}" for name in ("users", "items") for ending in (".npz", ".npy", ".json")]
+    for path in names:
+        if path.exists() and not options.force:
+            raise ConfigError(f"'{path}' exists; allowed is another folder, or --force to replace files.")
+    recommender = SparseRecommender.load(options.artifact)
+    vectors = recommender.vectors()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows, tokens in zip(
+        ("users", "items"), vectors, (recommender.users, recommender.items), strict=True
+    ):
+        path = write_vectors(folder, name, rows, tokens, options.dense)
+        print(f"{path}: {rows.shape[0]:,} × {rows.shape[1]}, {path.stat().st_size:,} bytes")
