@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -33,28 +32,6 @@ def python(code: str, cwd: Path, *, path: Path | None = None) -> str:
 
 def property_names(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml")}
-
-
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel from a copy, since setuptools leaves its traces where it builds."""
-    source = tmp_path_factory.mktemp("source") / "project"
-    source.mkdir()
-    for name in ("recbole_dsl", "properties"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in ROOT.iterdir():
-        if path.is_file():
-            shutil.copy(path, source)
-    target = tmp_path_factory.mktemp("wheel")
-    options = ["--no-deps", "--no-build-isolation", "--disable-pip-version-check", "-w", target]
-    result = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", *options, source],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return next(target.glob("*.whl"))
 
 
 def test_checkout(tmp_path: Path) -> None:

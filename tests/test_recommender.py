@@ -1,4 +1,4 @@
-"""Recommendations by original tokens: by vectors and by RecBole's models, for users nobody knows, by threads."""
+"""Recommendations by original tokens: by vectors, by RecBole's models, for users nobody knows, by threads."""
 
 from __future__ import annotations
 

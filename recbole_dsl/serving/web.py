@@ -7,6 +7,7 @@ from importlib import resources
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, ConfigDict, Field
@@ -123,6 +124,12 @@ def application(
     @app.exception_handler(RequestError)
     def refused(_: Request, error: RequestError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 404 if isinstance(error, UnknownTokenError) else 400)
+
+    @app.exception_handler(RequestValidationError)
+    def not_valid(_: Request, error: RequestValidationError) -> JSONResponse:
+        # Without what was sent, which may be anything, infinity included, and not fit into JSON.
+        detail = [{key: problem[key] for key in ("type", "loc", "msg")} for problem in error.errors()]
+        return JSONResponse({"detail": detail}, 422)
 
     @app.get("/health")
     def health() -> Health:
