@@ -140,18 +140,21 @@ def dense_variants(users: np.ndarray, items: np.ndarray) -> dict[str, Search]:
     # Several users at once in pieces whose scores take 256 MB at most.
     piece = max(1, 2**26 // len(items))
 
+    def pieces(numbers: np.ndarray) -> list[np.ndarray]:
+        return [numbers[start : start + piece] for start in range(0, len(numbers), piece)]
+
     def numpy_(numbers: np.ndarray) -> Any:
-        for start in range(0, len(numbers), piece):
-            scores = users[numbers[start : start + piece]] @ items.T
+        found = []
+        for part in pieces(numbers):
+            scores = users[part] @ items.T
             best = np.argpartition(scores, len(items) - K, axis=1)[:, -K:]
             order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1)
-            found = np.take_along_axis(best, order, 1)
-        return found
+            found.append(np.take_along_axis(best, order, 1))
+        return np.concatenate(found)
 
     def torch_(numbers: np.ndarray) -> Any:
-        for start in range(0, len(numbers), piece):
-            found = torch.topk(of_users[torch.from_numpy(numbers[start : start + piece])] @ of_items.T, K)
-        return found.indices.numpy()
+        scores = (of_users[torch.from_numpy(part)] @ of_items.T for part in pieces(numbers))
+        return torch.cat([torch.topk(part, K).indices for part in scores]).numpy()
 
     variants = {"dense numpy": numpy_, "dense torch": torch_}
     if importlib.util.find_spec("faiss"):
