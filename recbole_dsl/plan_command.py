@@ -33,8 +33,8 @@ REPLICATED: Final = (
     "would take; recbole_dsl itself trains data-parallel."
 )
 ARTIFACT: Final = (
-    "The artifact's format is planned and not measured yet: values, column ids, row counts. Headers of "
-    "files and the tokens of users and items are not counted, nor is what exists only within a step."
+    "An artifact holds values, column ids and row counts. Headers of files and the tokens of users and items "
+    "are not counted, nor is what exists only within a step."
 )
 
 

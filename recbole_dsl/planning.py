@@ -1,7 +1,7 @@
 """What a training will hold, before anything is built: bytes as exact integers, dense beside sparse.
 
 Pure arithmetic that needs neither torch nor RecBole. ``tests/test_planning.py`` compares every formula
-with the bytes of real models, optimizers and files; the served artifact alone is a format that is planned.
+with the bytes of real models, optimizers and files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from .sparsity.budget import (
     allocate,
     budget_of_density,
     index_bytes,
-    index_type_bytes,
     least_score_memory,
     sample_bytes,
     scored_row_counts,
@@ -246,21 +245,22 @@ def artifact_bytes(group: Group, values: str, sparse: bool) -> int:
     """A served artifact: values; sparse also column ids and the number of live weights in each row.
 
     That number takes one byte while it fits into one whatever the topology, that is up to 255 columns.
-    Headers, the manifest and the tokens of users and items are not counted. The format is planned, not
-    measured.
+    What would be larger sparse is written dense. Headers, the manifest and the tokens of users and items are
+    not counted.
     """
     rows = sum(table.rows for table in group.tables)
     scales = rows * INT8_SCALE_BYTES if values == "int8" else 0
+    dense = group.weights * ARTIFACT_VALUES[values] + scales
     if not sparse:
-        return group.weights * ARTIFACT_VALUES[values] + scales
+        return dense
     widest = max(table.columns for table in group.tables)
-    ids = group.live * index_type_bytes(widest)
+    ids = group.live * _count_bytes(widest - 1)  # from 0 on, unsigned
     counts = sum(table.rows * _count_bytes(table.columns) for table in group.tables)
-    return group.live * ARTIFACT_VALUES[values] + scales + ids + counts
+    return min(dense, group.live * ARTIFACT_VALUES[values] + scales + ids + counts)
 
 
 def _count_bytes(columns: int) -> int:
-    """Bytes of the number of live weights in a row of ``columns``."""
+    """Bytes of a whole number from 0 to ``columns``."""
     return next(size for size in (1, 2, 4, 8) if columns < 2 ** (8 * size))
 
 
