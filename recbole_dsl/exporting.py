@@ -128,6 +128,8 @@ class _Draft:
                 graphs["graph"] = trained
         if with_history:
             graphs["history"] = _without(everything, graphs.get("graph"))
+        # Masked tensors are dense ones with zeros.
+        self.tensors = {name: _without_zeros(tensor) for name, tensor in self.tensors.items()}
         self.history = with_history
         self.interactions: Arrays = {}
         for key, graph in graphs.items():
@@ -278,6 +280,17 @@ def _tensor(part: Any) -> SparseTable | np.ndarray:
 def _array(tensor: Tensor) -> np.ndarray:
     array = np.array(tensor.detach().cpu())
     return array.astype(np.float32) if array.dtype.kind == "f" else array
+
+
+def _without_zeros(tensor: SparseTable | np.ndarray) -> SparseTable | np.ndarray:
+    """A dense matrix as a table, if that is smaller."""
+    if isinstance(tensor, SparseTable) or tensor.ndim != 2 or tensor.dtype != np.float32:
+        return tensor
+    id_bytes = smallest_unsigned(tensor.shape[1] - 1).itemsize
+    sparse = (
+        np.count_nonzero(tensor) * (4 + id_bytes) + len(tensor) * smallest_unsigned(tensor.shape[1]).itemsize
+    )
+    return SparseTable.of_dense(tensor) if sparse < tensor.nbytes else tensor
 
 
 def table_of(group: PackedGroup, number: int) -> SparseTable | np.ndarray:

@@ -150,3 +150,25 @@ DSLConfig.from_config({"dsl_density": 0.2})
 print("torch" in sys.modules, "recbole" in sys.modules)
 """
     assert run_python(code) == "False False"
+
+
+NEEDS_MORE = {"by_recbole.py", "models.py", "on_device.py", "web.py"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(p for p in files_of("serving") if p.name not in NEEDS_MORE),
+        *(PACKAGE / f"{name}.py" for name in ("cli", "compiling", "errors", "files", "command_line")),
+        *(PACKAGE / f"{name}_command.py" for name in ("inspect", "recommend", "vectors", "serve")),
+    ],
+    ids=lambda p: p.name,
+)
+def test_serving_needs_numpy_and_safetensors(path: Path) -> None:
+    """Whatever else a file names, it imports where it may be missing, inside a function."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tops = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = [a.name for n in tops if isinstance(n, ast.Import) for a in n.names]
+    names += [n.module or "" for n in tops if isinstance(n, ast.ImportFrom) and not n.level]
+    outside = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"recbole_dsl"}
+    assert outside <= {"numpy", "safetensors"}

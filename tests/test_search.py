@@ -15,7 +15,7 @@ from recbole_dsl.serving import loops, search
 from recbole_dsl.serving.encoders import ENCODERS, Graph, sum_of_rows
 from recbole_dsl.serving.on_device import DeviceItems
 from recbole_dsl.serving.search import DenseItems, SparseItems, top_of_panels
-from recbole_dsl.serving.table import SparseTable, lengths_one, norms, pointers_of
+from recbole_dsl.serving.table import SparseTable, lengths_one, norms
 from recbole_dsl.serving.top import best
 
 needs_numba = pytest.mark.skipif(not compiling.numba_installed(), reason="needs numba")
@@ -31,11 +31,7 @@ def full(scores: np.ndarray, k: int, excluded: np.ndarray) -> Found:
     return chosen, scores[chosen]
 
 
-def table_of(matrix: np.ndarray) -> SparseTable:
-    """A matrix without its zeros."""
-    rows, columns = np.nonzero(matrix)
-    counts = np.bincount(rows, minlength=len(matrix))
-    return SparseTable(matrix[rows, columns], columns.astype(np.uint8), pointers_of(counts), matrix.shape[1])
+table_of = SparseTable.of_dense
 
 
 @st.composite

@@ -15,6 +15,7 @@ from recbole_dsl.errors import ArtifactError
 from recbole_dsl.serving import models
 from recbole_dsl.serving.artifact import read_artifact
 from tests.model_runs import no_flags, settings_of, sparse_run
+from tests.tiny_data import NAME, write_tiny
 
 pytestmark = pytest.mark.usefixtures("in_folder")
 
@@ -119,6 +120,54 @@ def test_models_that_are_not_served(name: str, says: str, data: Path, tmp_path: 
     ):
         export_artifact(run.trainer.saved_model_file, tmp_path / "artifact")
     assert not (tmp_path / "artifact").exists()
+
+
+@pytest.mark.parametrize("name", ["BPR", "LightGCN", "SGL", "NGCF", "DMF", "SimpleX"])
+def test_repeated_interactions(name: str, tmp_path: Path) -> None:
+    """They count once in some models and twice in others."""
+    folder = write_tiny(tmp_path / "data")
+    file = folder / NAME / f"{NAME}.inter"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines, *lines[1:400:3]]) + "\n")
+    _, artifact = exported(name, folder, tmp_path)
+    manifest = read_artifact(artifact).manifest
+    assert manifest.metrics["largest_difference"] <= 1e-6
+    encoders = {"LightGCN": "light_graph", "NGCF": "ngcf", "SimpleX": "simplex"}
+    assert manifest.encoder == encoders.get(name, "tables")  # SGL and DMF: computed when they are exported
+
+
+@pytest.mark.parametrize("name", ["BPR", "NeuMF", "GRU4Rec"])
+@pytest.mark.parametrize(
+    "dsl, density",
+    [
+        ({"storage": "masked"}, 0.3),
+        ({"density": 1.0}, 1.0),
+        ({"method": "dense", "density": 1.0}, 1.0),
+        ({"width": 32}, None),
+    ],
+)
+def test_every_kind_of_run(
+    name: str, dsl: dict[str, Any], density: float | None, data: Path, tmp_path: Path
+) -> None:
+    """Masked, dense and widened runs are served as well, in as many bytes as their live weights need."""
+    run = sparse_run(name, settings_of(name, data), **{**DSL, **dsl})
+    manifest = export_artifact(run.trainer.saved_model_file, tmp_path / "a", with_history=True)
+    assert manifest.metrics["largest_difference"] <= 1e-6
+    if density is not None:
+        assert manifest.density == pytest.approx(density, abs=0.02)
+    users = np.arange(1, manifest.users)
+    served = SparseRecommender.load(tmp_path / "a").scorer.matrix(users)  # type: ignore[attr-defined]
+    assert served.shape == (len(users), manifest.items)
+
+
+def test_masked_recurrent_weights(data: Path, tmp_path: Path) -> None:
+    """They are stored without their zeros."""
+    dsl = {**DSL, "include": ["item_embedding.weight", "gru_layers.*weight*"], "groups": "per_tensor"}
+    run = sparse_run("GRU4Rec", settings_of("GRU4Rec", data), **dsl)
+    manifest = export_artifact(run.trainer.saved_model_file, tmp_path / "a", with_history=True)
+    live = {name: info.live for name, info in manifest.tensors.items() if "gru" in name and "weight" in name}
+    assert live and all(live.values())
+    assert manifest.metrics["largest_difference"] <= 1e-6
 
 
 @pytest.mark.parametrize("aggregator", ["user_attention", "self_attention"])

@@ -203,15 +203,17 @@ def _config(kept: dict[str, Any]) -> ServedConfig:
 def _put_weights(model: Any, tensors: dict[str, Any]) -> None:
     """Give a dense model the artifact's tensors, packed where they are sparse; ValueError if they do not."""
     by_name = {info.name: info for info in list_tensors(model)}
-    packed: dict[str, Any] = {}
     for name, tensor in tensors.items():
         if not isinstance(tensor, SparseTable):
             continue
         info = by_name[name]
-        if info.shape != tensor.shape or not info.packable:
+        if info.shape != tensor.shape:
             raise ValueError(f"{name} has shape {tensor.shape}")
+        if not info.packable:  # a masked one, of a recurrent layer for instance
+            info.parameter.copy_(torch.from_numpy(tensor.dense()))
+            continue
         live = torch.from_numpy(tensor.row_numbers() * tensor.width + tensor.columns)
-        packed[name] = pack(model, name, [info], live, torch.from_numpy(tensor.values))
+        pack(model, name, [info], live, torch.from_numpy(tensor.values))
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in tensors.items():
         if isinstance(tensor, SparseTable):

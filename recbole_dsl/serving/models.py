@@ -73,9 +73,10 @@ def _light_graph(tables: tuple[str, str], layers: str) -> Callable[[Any], Source
         if matrix is None:  # SGL keeps two arrays
             import scipy.sparse as sp
 
-            matrix = sp.coo_matrix(
-                (np.ones(len(model._user)), (model._user, model._item)), (model.n_users, model.n_items)
-            )
+            pairs = (np.asarray(model._user), np.asarray(model._item))
+            matrix = sp.coo_matrix((np.ones(len(pairs[0])), pairs), (model.n_users, model.n_items))
+            if matrix.tocsr().nnz < matrix.nnz:  # repeated ones weigh more there, not in LightGCN
+                return _computed(_restored)(model)
         options = {"layers": int(getattr(model, layers))}
         return Source("light_graph", plain.tensors, {"graph": _graph_of(matrix)}, options)
 
@@ -177,7 +178,7 @@ VECTORS: Final[dict[str, Callable[[Any], Source]]] = {
     "KGIN": _computed(_restored),
     "MCCLK": _mcclk,
 }
-"""Models whose scores are inner products: served by numpy alone. The last seven hold dense vectors."""
+"""Models whose scores are inner products: served by numpy alone. The last six hold dense vectors."""
 
 
 @dataclass(frozen=True)

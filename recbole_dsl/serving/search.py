@@ -18,7 +18,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from . import loops
-from .table import Matrix, SparseTable, pointers_of
+from .table import Matrix, SparseTable
 from .top import best
 
 Found = tuple[np.ndarray, np.ndarray]
@@ -148,13 +148,6 @@ def _sums(pointers: np.ndarray, products: np.ndarray) -> np.ndarray:
     return result
 
 
-def _as_table(matrix: Matrix) -> SparseTable:
-    """A dense matrix without its zeros."""
-    rows, columns = np.nonzero(matrix)
-    counts = np.bincount(rows, minlength=len(matrix))
-    return SparseTable(matrix[rows, columns], columns, pointers_of(counts), matrix.shape[1])
-
-
 def by_panels(live: float, per_item: float, queries: int) -> bool:
     """Whether products of dense panels take less time than the inverted index.
 
@@ -199,9 +192,8 @@ class SparseItems:
         ):
             dense = queries.dense() if isinstance(queries, SparseTable) else queries
             return top_of_panels(self.table, dense, k, excluded)
-        return self.columns.top(
-            queries if isinstance(queries, SparseTable) else _as_table(queries), k, excluded
-        )
+        table = queries if isinstance(queries, SparseTable) else SparseTable.of_dense(queries)
+        return self.columns.top(table, k, excluded)
 
     def scores(self, query: Matrix, numbers: np.ndarray) -> np.ndarray:
         """See :class:`Items`."""

@@ -36,6 +36,14 @@ class SparseTable:
     pointers: np.ndarray
     width: int
 
+    @classmethod
+    def of_dense(cls, matrix: Matrix) -> SparseTable:
+        """A matrix without its zeros."""
+        rows, columns = np.nonzero(matrix)
+        counts = np.bincount(rows, minlength=len(matrix))
+        narrow = columns.astype(smallest_unsigned(matrix.shape[1] - 1))
+        return cls(matrix[rows, columns], narrow, pointers_of(counts), matrix.shape[1])
+
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
