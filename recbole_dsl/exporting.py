@@ -122,7 +122,7 @@ class _Draft:
                 raise ArtifactError(
                     f"{name} goes on from the sequences of its users; allowed is an export --with-history."
                 )
-            self.form, self.encoder, self.options = "recbole", name, {"needs": needs}
+            self.form, self.encoder = "recbole", name
             self.tensors = _all_tensors(model)
             if needs == "interactions":
                 graphs["graph"] = trained

@@ -441,7 +441,7 @@ def test_settings_of_an_artifact_run_nothing(folders: Any, tmp_path: Path) -> No
     )
     with pytest.raises(ArtifactError, match="cannot be served"):
         SparseRecommender.load(tmp_path / "a")
-    for model in ("os:path", "Nothing", "DeepFM", 3):
+    for model in ("os:path", "Nothing", "DeepFM", "LDiffRec", 3):
         shutil.rmtree(tmp_path / "a")
         shutil.copytree(folders("SASRec"), tmp_path / "a")
         rewritten(tmp_path / "a", lambda body, model=model: body["config"].update(model=model))

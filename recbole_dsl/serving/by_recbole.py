@@ -27,11 +27,17 @@ from ..packed.surgery import pack  # noqa: E402
 from ..sparsity.targets import list_tensors  # noqa: E402
 from .artifact import Artifact, refusal  # noqa: E402
 from .encoders import Graph  # noqa: E402
+from .models import BY_RECBOLE  # noqa: E402
 from .search import Found  # noqa: E402
 from .table import SparseTable, lengths_one  # noqa: E402
 from .top import best  # noqa: E402
 
-_KEPT_OUT = ("train_stage", "pre_model_path", "dsl_start_from", "dsl_width")
+_KEPT_OUT = (
+    *("train_stage", "train_method", "use_pretrain", "warm_up"),  # the weights are in the artifact
+    *("pre_model_path", "pretrain_path", "mf_pretrain_path", "mlp_pretrain_path", "dsl_start_from"),
+    *("preload_weight", "additional_feat_suffix", "benchmark_filename", "dsl_width"),
+)
+"""Settings that have no meaning for a model that is only asked, or name files."""
 
 
 class ServedConfig(RecBoleDSLConfig):
@@ -90,6 +96,8 @@ class ModelScorer:
     def of(cls, artifact: Artifact, graphs: dict[str, Graph], device: str | None = None) -> ModelScorer:
         """The scorer of an artifact, on the CPU or another device; ArtifactError if it cannot be built."""
         manifest = artifact.manifest
+        if manifest.encoder not in BY_RECBOLE or manifest.config.get("model") != manifest.encoder:
+            raise refusal(artifact.folder, f"a model {manifest.encoder[:50]!r} is not served by RecBole")
         try:
             config = _config(manifest.config)
             config["device"] = torch.device(device or "cpu")
@@ -105,9 +113,8 @@ class ModelScorer:
                 artifact.folder, f"RecBole cannot build its model {manifest.model} ({on_one_line(error)[:200]})"
             ) from error
         model.eval()
-        return cls(
-            model, config, data, graphs.get("history") if manifest.options["needs"] == "sequences" else None
-        )
+        sequential = BY_RECBOLE[manifest.encoder].needs == "sequences"
+        return cls(model, config, data, graphs.get("history") if sequential else None)
 
     def top(self, users: np.ndarray, k: int, excluded: Sequence[np.ndarray]) -> list[Found]:
         """See :class:`~recbole_dsl.serving.scorers.Scorer`."""
