@@ -21,8 +21,8 @@ def parser() -> argparse.ArgumentParser:
         description="Train a RecBole model sparse from scratch.",
         epilog="'recbole-dsl models' lists which models can be trained, and what is sparse in them; "
         "'recbole-dsl plan' says what bytes a training of any size would hold (plan --help); "
-        "'recbole-dsl export' makes an artifact of a checkpoint, which 'inspect', 'recommend', 'serve' and 'vectors' "
-        "read; 'recbole-dsl to-recbole' writes it for RecBole's own tools. Every "
+        "'recbole-dsl export' makes an artifact of a checkpoint, which 'inspect', 'recommend', 'serve' and "
+        "'vectors' read; 'recbole-dsl to-recbole' writes it for RecBole's own tools. Every "
         "RecBole setting and every dsl_ setting is a flag: --learning_rate=0.01 --dsl_density=0.1 (with '='). "
         "The most used: --dsl_method (dense, dsl, dsl_plus, static, set, rigl), --dsl_density, --dsl_budget, "
         "--dsl_width, --dsl_update_interval, --dsl_end, --dsl_result=FILE. All are in docs/configuration.md.",

@@ -21,9 +21,7 @@ from torch import Tensor, nn
 from recbole_dsl import graph
 from recbole_dsl.costs import MacCounter
 from recbole_dsl.graph import GraphProducts, Matrix, compress, holds_sparse
-from recbole_dsl.graph import layers as layers_module
 from recbole_dsl.graph.layers import Layers, stackable
-from recbole_dsl.graph.matrix import chain
 from recbole_dsl.kernels import csr
 from tests.model_runs import difference_of_losses, settings_of, sparse_run, sparse_trainer_of
 from tests.tiny_data import EMBEDDING
@@ -384,100 +382,6 @@ def test_only_recboles_own_models_put_stacks_off() -> None:
         assert type(torch.stack(parts, dim=1)) is Tensor
     with GraphProducts(layers_of="tests").active(Holder(BY_HAND.to_sparse())):
         assert type(torch.stack(parts, dim=1)) is Layers and type(torch.stack(parts, dim=0)) is Tensor
-
-
-# layers that are products of one another -----------------------------------------------------------
-
-
-def square(seed: int, symmetric: bool) -> Matrix:
-    """A matrix of six rows."""
-    dense = torch.randn(6, 6, generator=torch.Generator().manual_seed(seed)).relu()
-    matrix = compress((dense + dense.T if symmetric else dense).to_sparse(), sort=True)
-    assert matrix is not None
-    return matrix
-
-
-def propagated(matrices: list[Matrix], first: Tensor, kernels: str) -> list[Tensor]:
-    """A layer for the first tensor and for each product."""
-    layers = [first]
-    for matrix in matrices:
-        layers.append(matrix.times(layers[-1], kernels))
-    return layers
-
-
-@pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("leaf", [True, False])
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("count", [1, 3])
-def test_the_gradient_of_a_chain(
-    count: int, symmetric: bool, leaf: bool, kernels: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """That of its products up to rounding, of the same matrix or of several, once and twice derived."""
-    matrices = [square(number % 2, symmetric) for number in range(count)]
-    weight = torch.randn(6, 4, generator=torch.Generator().manual_seed(9), requires_grad=True)
-    found, chains = [], []
-    for chained in (True, False):
-        monkeypatch.setattr(layers_module, "chain", chain if chained else lambda parts: None)
-        layers = propagated(matrices, weight if leaf else torch.sin(weight), kernels)
-        chains.append(layers_module.chain(layers))
-        result = Layers.of(layers).mean(dim=1)
-        loss = (result[:2] ** 2).sum() + layers[-1][3].sum()  # a layer that is used besides
-        (plain,) = torch.autograd.grad(loss, weight, retain_graph=True)
-        (derived,) = torch.autograd.grad(loss, weight, create_graph=True)
-        (second,) = torch.autograd.grad((derived**2).sum(), weight)
-        found.append([result.detach(), plain, derived.detach(), second])
-    assert chains[0] is not None and len(chains[0]) == count and chains[1] is None
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-
-
-def test_what_is_no_chain() -> None:
-    """Another product, a layer that is no product, one that nobody differentiates."""
-    matrix, weight = square(0, True), torch.ones(6, 2, requires_grad=True)
-    layers = propagated([matrix, matrix], weight, "torch")
-    assert chain(layers) is not None and chain(layers[1:]) is not None
-    others = [
-        [layers[0], layers[2]],
-        [layers[1], layers[1]],
-        [weight, torch.ones(6, 2)],
-        [weight.detach(), layers[1]],
-        [torch.ones(6, 2, requires_grad=True), layers[1]],
-        [weight, layers[1] * 1.0],
-        propagated([matrix], weight.detach(), "torch"),
-    ]
-    assert not any(chain(other) for other in others)
-
-
-def test_a_matrix_written_to_before_the_backward_pass_is_an_error() -> None:
-    """As in torch."""
-    matrix, weight = square(0, True), torch.ones(6, 2, requires_grad=True)
-    result = Layers.of(propagated([matrix, matrix], weight, "torch")).mean(dim=1)
-    matrix.values.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        result.sum().backward()
-
-
-@pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("rows_that_live", [1, 6])
-def test_a_product_and_a_sum_in_one_pass(rows_that_live: int, kernels: str) -> None:
-    """As one after the other, whether zeros are skipped or not."""
-    matrix = square(1, False)
-    draw = torch.Generator().manual_seed(0)
-    dense, addend = torch.zeros(6, 5), torch.randn(5, 6, generator=draw).T
-    dense[:rows_that_live] = torch.randn(rows_that_live, 5, generator=draw)
-    parts = (matrix.pointers, matrix.columns, matrix.values, dense, True, kernels)
-    before = addend.clone()
-    assert torch.equal(csr.product(*parts, addend), csr.product(*parts) + addend)
-    assert torch.equal(addend, before)
-
-
-def test_means_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bit for bit the mean of the stack's layers added one after the other."""
-    monkeypatch.setattr(layers_module, "_BLOCK", 8)
-    parts = [torch.randn(11, 3, generator=torch.Generator().manual_seed(n)) for n in range(4)]
-    expected = (((parts[0] + parts[1]) + parts[2]) + parts[3]) / 4
-    assert torch.equal(Layers.of(parts).mean(dim=1), expected)
-    assert Layers.of([torch.ones(0, 3), torch.ones(0, 3)]).mean(dim=1).shape == (0, 3)
 
 
 # models --------------------------------------------------------------------------------------------

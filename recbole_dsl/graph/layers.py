@@ -14,11 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from .matrix import ChainMean, chain
-
-_BLOCK = 1 << 17
-"""Elements of a block of rows."""
-
 MEANS = frozenset({torch.mean, Tensor.mean})
 
 
@@ -38,7 +33,7 @@ class Layers(Tensor):
         first = parts[0]
         shape = (first.shape[0], len(parts), first.shape[1])
         layers: Any = Tensor._make_wrapper_subclass(Layers, shape, dtype=first.dtype, device=first.device)
-        layers.parts = tuple(p if type(p) is Tensor else p.as_subclass(Tensor) for p in parts)
+        layers.parts = tuple(p.as_subclass(Tensor) for p in parts)
         layers.versions = tuple(p._version for p in layers.parts)
         layers.whole = None
         return layers
@@ -57,7 +52,7 @@ class Layers(Tensor):
         first = args[0] if args else None
         is_mean = func in MEANS and _over_layers(*args[1:], **kwargs)
         if is_mean and isinstance(first, Layers) and first.whole is None:
-            return mean(first.unchanged_parts())
+            return _Mean.apply(*first.unchanged_parts())
         args, kwargs = tree_map(_stacked, (args, kwargs))
         return func(*args, **kwargs)
 
@@ -97,38 +92,16 @@ def _stacked(value: Any) -> Any:
         return value.whole
 
 
-def mean(parts: Sequence[Tensor]) -> Tensor:
-    """The layers' sum in their order divided by their number, as ``torch.mean`` has it."""
-    factors = chain(parts)
-    if factors is None:
-        return _Mean.apply(*parts)
-    with torch.no_grad():
-        total = _mean([part.detach() for part in parts])
-    return ChainMean.apply(parts[0], factors, total, *(matrix.values for matrix, _ in factors))
-
-
-def _mean(parts: Sequence[Tensor]) -> Tensor:
-    """In blocks of rows, so that sums are in a cache until they are whole."""
-    rows, columns = parts[0].shape
-    elements = _BLOCK if parts[0].device.type == "cpu" else rows * columns
-    block = max(1, elements // max(1, columns))
-    total = torch.empty_like(parts[0], memory_format=torch.contiguous_format)
-    for start in range(0, rows, block):
-        here = total[start : start + block]
-        torch.add(parts[0][start : start + block], parts[1][start : start + block], out=here)
-        for part in parts[2:]:
-            here += part[start : start + block]
-        here.div_(len(parts))
-    return total
-
-
 class _Mean(torch.autograd.Function):
-    """The same of layers that are made in any way."""
+    """The layers' sum in their order divided by their number, as ``torch.mean`` has it."""
 
     @staticmethod
     def forward(ctx: Any, *parts: Tensor) -> Tensor:
         ctx.count = len(parts)
-        return _mean(parts)
+        total = parts[0] + parts[1]
+        for part in parts[2:]:
+            total += part
+        return total.div_(len(parts))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:

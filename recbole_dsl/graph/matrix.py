@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,8 +14,8 @@ LARGEST_INT32 = 2**31 - 1
 
 _library = torch.library.Library("recbole_dsl", "DEF")
 _library.define(
-    "csr_product(Tensor pointers, Tensor columns, Tensor values, Tensor dense, bool skip_zeros, str kernels,"
-    " Tensor? addend=None) -> Tensor"
+    "csr_product(Tensor pointers, Tensor columns, Tensor values, Tensor dense, bool skip_zeros, str kernels)"
+    " -> Tensor"
 )
 _library.impl("csr_product", csr.product, "CompositeExplicitAutograd")
 csr_product = torch.ops.recbole_dsl.csr_product.default
@@ -46,12 +44,6 @@ class Matrix:
     def times(self, dense: Tensor, kernels: str) -> Tensor:
         """The product, differentiable with respect to ``dense`` (any number of times)."""
         return _Product.apply(dense, self.values, self, kernels)
-
-    def times_plus(self, dense: Tensor, addend: Tensor, kernels: str) -> Tensor:
-        """``addend`` + the product; in one pass where nobody wants to differentiate it."""
-        if torch.is_grad_enabled():
-            return addend + self.times(dense, kernels)
-        return csr_product(self.pointers, self.columns, self.values, dense, self.finite, kernels, addend)
 
     def transpose(self, kernels: str) -> Matrix:
         """The matrix itself if it equals its transpose exactly; else that, which is kept."""
@@ -82,47 +74,6 @@ class _Product(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):  # a backward pass may be called under it
             product = ctx.matrix.transpose(ctx.kernels).times(grad, ctx.kernels)
         return product, None, None, None
-
-
-def chain(layers: Sequence[Tensor]) -> list[tuple[Matrix, str]] | None:
-    """The matrices, with their kernels, that make each layer from the one before; None if one does not."""
-    factors = []
-    for before, layer in itertools.pairwise(layers):
-        node: Any = layer.grad_fn
-        if getattr(node, "_forward_cls", None) is not _Product or not before.requires_grad:
-            return None
-        source, place = node.next_functions[0]
-        made_of = source is before.grad_fn and place == before.output_nr
-        if not (made_of if before.grad_fn is not None else getattr(source, "variable", None) is before):
-            return None
-        factors.append((node.matrix, node.kernels))
-    return factors
-
-
-class ChainMean(torch.autograd.Function):
-    """The mean of layers each of which is a matrix times the one before, as a function of the first.
-
-    Its gradient is that of the layers' own products, g + Aᵀ(g + Aᵀ(g + …)), but each sum is made in the pass
-    of a product, where autograd would add two whole tensors into a third.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, first: Tensor, factors: list[tuple[Matrix, str]], mean: Tensor, *values: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(*values)
-        ctx.factors = factors
-        return mean.view_as(mean)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        _ = ctx.saved_tensors
-        with torch.autocast(grad.device.type, enabled=False):
-            share = grad / (len(ctx.factors) + 1)
-            total = share
-            for matrix, kernels in reversed(ctx.factors):
-                total = matrix.transpose(kernels).times_plus(total, share, kernels)
-        return total, *([None] * (2 + len(ctx.saved_tensors)))
 
 
 def compress(sparse: Tensor, sort: bool) -> Matrix | None:

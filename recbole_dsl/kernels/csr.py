@@ -23,13 +23,7 @@ SMALL_PRODUCT = 1 << 20
 
 
 def product(
-    pointers: Tensor,
-    columns: Tensor,
-    values: Tensor,
-    dense: Tensor,
-    skip_zeros: bool,
-    kernels: str,
-    addend: Tensor | None = None,
+    pointers: Tensor, columns: Tensor, values: Tensor, dense: Tensor, skip_zeros: bool, kernels: str
 ) -> Tensor:
     """The sparse matrix times ``dense`` (columns × width, the type of ``values``): rows × width.
 
@@ -37,24 +31,17 @@ def product(
         skip_zeros: leave out the rows of ``dense`` that are all zero, where that pays; asks for finite
             ``values``, as a product of zero and infinity is none.
         kernels: the setting ``dsl_kernels``.
-        addend: rows × width, added to the product, as after it but in the same pass.
     """
     dense = dense.contiguous()
     if not compiled(kernels, pointers, columns, values, dense):
-        result = as_csr(pointers, columns, values, dense.shape[0]) @ dense
-        return result if addend is None else result.add_(addend)
+        return as_csr(pointers, columns, values, dense.shape[0]) @ dense
     rows = pointers.numel() - 1
-    addend = dense.new_empty(0, 0) if addend is None else addend.contiguous()
     out = dense.new_empty(rows, dense.shape[1])
     live = torch.empty(dense.shape[0] if skip_zeros else 0, dtype=torch.bool)
     if skip_zeros and 2 * _find_live_rows(dense, live) < dense.shape[0]:
-        _in_parts(
-            pointers,
-            out,
-            functools.partial(_multiply_live, pointers, columns, values, dense, live, addend, out),
-        )
+        _in_parts(pointers, out, functools.partial(_multiply_live, pointers, columns, values, dense, live, out))
     else:
-        _in_parts(pointers, out, functools.partial(_multiply, pointers, columns, values, dense, addend, out))
+        _in_parts(pointers, out, functools.partial(_multiply, pointers, columns, values, dense, out))
     return out
 
 
@@ -98,9 +85,7 @@ def _in_parts(pointers: Tensor, out: Tensor, run: Callable[[int, int], Any]) -> 
 
 
 @loop(reorder=True)
-def _multiply(
-    pointers: Any, columns: Any, values: Any, dense: Any, addend: Any, out: Any, first: int, last: int
-) -> None:
+def _multiply(pointers: Any, columns: Any, values: Any, dense: Any, out: Any, first: int, last: int) -> None:
     """Four entries at a time: their rows of ``dense`` lie anywhere, and are waited for together."""
     width = dense.shape[1]
     for row in range(first, last):
@@ -118,22 +103,12 @@ def _multiply(
             for k in range(width):
                 total[k] += a * one[k]
             entry += 1
-        if len(addend):
-            total += addend[row]
         out[row] = total
 
 
 @loop
 def _multiply_live(
-    pointers: Any,
-    columns: Any,
-    values: Any,
-    dense: Any,
-    live: Any,
-    addend: Any,
-    out: Any,
-    first: int,
-    last: int,
+    pointers: Any, columns: Any, values: Any, dense: Any, live: Any, out: Any, first: int, last: int
 ) -> None:
     width = dense.shape[1]
     for row in range(first, last):
@@ -145,8 +120,6 @@ def _multiply_live(
                 value, source = values[entry], dense[column]
                 for k in range(width):
                     total[k] += value * source[k]
-        if len(addend):
-            total += addend[row]
 
 
 @loop
