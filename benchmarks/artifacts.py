@@ -32,6 +32,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "MultiVAE": {"train_neg_sample_args": None},
     "SASRec": {"train_neg_sample_args": None},
 }
+PUBLISHED_SPLIT = {
+    "benchmark_filename": ["train", "valid", "test"], "load_col": {"inter": ["user_id", "item_id"]},
+}  # fmt: skip
 CELLS: dict[str, list[tuple[str, str, int]]] = {
     "ml-100k": [
         (model, "ml-100k", epochs)
@@ -52,8 +55,8 @@ def measure(model: str, dataset: str, epochs: int, setting: argparse.Namespace) 
         "state": "ERROR", "show_progress": False, "topk": [10, 20], "metrics": ["Recall", "NDCG"],
         "valid_metric": "NDCG@10", "stopping_step": 10, "seed": setting.seed, **SETTINGS.get(model, {}),
     }  # fmt: skip
-    if setting.data_path and dataset != "ml-100k":
-        settings["data_path"] = setting.data_path
+    if dataset != "ml-100k":
+        settings |= {"data_path": setting.data_path or "dataset/", **PUBLISHED_SPLIT}
     result = run_recbole_dsl(model, dataset, config_dict=settings)
     (checkpoint,) = (p for p in (folder / "saved").glob("*.dsl") if not p.name.endswith("-last.dsl"))
     found: dict[str, Any] = {"epochs": result.epochs_run, "density": result.sparsity["density"], "values": {}}
