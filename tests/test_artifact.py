@@ -428,7 +428,8 @@ def test_any_arrays_are_read_or_refused(tmp_path: Path, data: st.DataObject) -> 
     except ArtifactError as error:
         assert "\n" not in str(error)
     else:
-        recommender.recommend(list(recommender.users), k=20)
+        users = [*recommender.users, "nobody"]
+        recommender.recommend(users, k=20, exclude_seen=recommender.has_history, unknown="popular")
 
 
 @pytest.mark.parametrize("what", ["nothing", "file", "no manifest", "pickle"])

@@ -64,6 +64,8 @@ class SparseRecommender:
         try:
             users, items = (Tokens.of_arrays(artifact.catalogue, name) for name in ("users", "items"))
             popularity = artifact.catalogue["popularity"]
+            if popularity.dtype.kind != "u":
+                raise ValueError("interactions are counted otherwise")
             graphs = _graphs(artifact)
         except (KeyError, ValueError):
             raise refusal(
@@ -259,7 +261,8 @@ def _graphs(artifact: Artifact) -> dict[str, Graph]:
     graphs = {}
     for name in {key.partition("#")[0] for key in arrays}:
         counts, items = arrays[f"{name}#counts"], arrays[f"{name}#items"]
-        if counts.dtype.kind != "u" or items.dtype.kind != "u" or counts.shape != (manifest.users,):
+        unsigned = counts.dtype.kind == items.dtype.kind == "u" and items.ndim == 1
+        if not unsigned or counts.shape != (manifest.users,):
             raise ValueError("interactions are of other types")
         if int(counts.sum(dtype=np.int64)) != len(items) or (len(items) and int(items.max()) >= manifest.items):
             raise ValueError("interactions name other items")
