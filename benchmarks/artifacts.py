@@ -30,7 +30,7 @@ from recbole_dsl.serving.quantise import VALUES  # noqa: E402
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "MultiVAE": {"train_neg_sample_args": None},
-    "SASRec": {"train_neg_sample_args": None},
+    "SASRec": {"train_neg_sample_args": None, "MAX_ITEM_LIST_LENGTH": 20},
 }
 PUBLISHED_SPLIT = {
     "benchmark_filename": ["train", "valid", "test"], "load_col": {"inter": ["user_id", "item_id"]},
@@ -39,7 +39,7 @@ CELLS: dict[str, list[tuple[str, str, int]]] = {
     "ml-100k": [
         (model, "ml-100k", epochs)
         for model, epochs in {
-            "BPR": 40, "LightGCN": 40, "NGCF": 10, "SimpleX": 10, "NeuMF": 10, "MultiVAE": 40, "SASRec": 5,
+            "BPR": 40, "LightGCN": 40, "NGCF": 10, "SimpleX": 10, "NeuMF": 10, "MultiVAE": 40, "SASRec": 1,
         }.items()
     ],
     "gowalla": [("BPR", "gowalla", 5), ("LightGCN", "gowalla", 5)],
