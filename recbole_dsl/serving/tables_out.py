@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, nearest, on_one_line
 from ..files import written_whole
 
 Write = Callable[[str, list[str], Any], None]
@@ -41,10 +41,10 @@ def parquet_file(path: Path, asked: str) -> Iterator[Write]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
-    except ImportError:
+    except ImportError as error:
         raise ConfigError(
-            f"--out={path} needs the package pyarrow, which is not installed; allowed after 'pip install "
-            "pyarrow', or a file that ends in .csv."
+            f"--out={path} needs the package pyarrow, which cannot be imported ({on_one_line(error, False)}); "
+            "allowed after 'pip install pyarrow', or a file that ends in .csv."
         ) from None
     schema = pa.schema(
         [(asked, pa.string()), ("rank", pa.int32()), ("item", pa.string()), ("score", pa.float32())]
