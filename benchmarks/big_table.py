@@ -23,11 +23,11 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.bpr_model import BPR  # noqa: E402
 from benchmarks.provenance import provenance  # noqa: E402
 from recbole_dsl import sparsify  # noqa: E402
 from recbole_dsl.costs import held_bytes, peak_memory_bytes  # noqa: E402
@@ -38,26 +38,10 @@ CONSTANT = 256 * 2**20
 """Bytes for blocks, batches and the allocator, whatever the size of the tables."""
 
 
-class BPR(nn.Module):
-    """A user and an item table and RecBole's BPR loss."""
-
-    def __init__(self, rows: int, columns: int) -> None:
-        super().__init__()
-        self.user_embedding = nn.Embedding(rows // 2, columns)
-        self.item_embedding = nn.Embedding(rows - rows // 2, columns)
-
-    def forward(self, user: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        """The loss of a batch of triples."""
-        u = self.user_embedding(user)
-        better = (u * self.item_embedding(positive)).sum(1)
-        worse = (u * self.item_embedding(negative)).sum(1)
-        return -torch.log(1e-10 + torch.sigmoid(better - worse)).mean()
-
-
 def import_what_torch_loads_late() -> None:
     """The first tensors on the meta device and the first step load about 100 MB of code."""
     with torch.device("meta"):
-        model = BPR(200, 64)
+        model = BPR(100, 100, 64)
     handle = sparsify(model, 0.1, groups="joint", update_interval=1)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     handle.attach(optimizer)
@@ -71,7 +55,7 @@ def measure(setting: argparse.Namespace) -> dict[str, Any]:
     before = peak_memory_bytes(CPU)
     started = perf_counter()
     with torch.device("meta"):
-        model = BPR(setting.rows, setting.columns)
+        model = BPR(setting.rows // 2, setting.rows - setting.rows // 2, setting.columns)
     events: list[UpdateEvent] = []
     handle = sparsify(
         model, setting.density, groups="joint", grow=setting.grow, growth_rows=setting.growth_rows,

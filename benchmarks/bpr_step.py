@@ -28,6 +28,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.bpr_model import BPR  # noqa: E402
 from benchmarks.masking import NaiveMasks  # noqa: E402
 from benchmarks.provenance import chosen_device, provenance  # noqa: E402
 from benchmarks.stopwatch import now, place, timed_hooks  # noqa: E402
@@ -45,22 +46,6 @@ CRITERION = {
     "share of the dense training state's bytes": (0.115, "most"),
 }
 """What the step at density 0.1 has to reach, and whether that is the least or the most allowed."""
-
-
-class BPR(nn.Module):
-    """RecBole's BPR model and loss without its data classes."""
-
-    def __init__(self, rows: int, columns: int) -> None:
-        super().__init__()
-        self.user_embedding = nn.Embedding(rows, columns)
-        self.item_embedding = nn.Embedding(rows, columns)
-
-    def forward(self, user: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        """The BPR loss of a batch of triples."""
-        u = self.user_embedding(user)
-        better = (u * self.item_embedding(positive)).sum(1)
-        worse = (u * self.item_embedding(negative)).sum(1)
-        return -torch.log(1e-10 + torch.sigmoid(better - worse)).mean()
 
 
 Step = Callable[..., None]
@@ -112,7 +97,7 @@ def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
 
 def dense(rows: int, columns: int, device: torch.device, fused: bool, masked: float | None = None) -> Variant:
     """RecBole's model and optimizer, with torch's fused kernel or naive masks of a density."""
-    model = BPR(rows, columns).to(device)
+    model = BPR(rows, rows, columns).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused or None)
     masks = None if masked is None else NaiveMasks(list(model.parameters()), masked)
     if masks is not None:
@@ -125,7 +110,7 @@ def packed(
 ) -> Variant:
     """Ours, exploring, with Adam over all live weights; a dense table is never there."""
     with torch.device("meta"):
-        model = BPR(rows, columns)
+        model = BPR(rows, rows, columns)
     handle = sparsify(
         model, density, groups="joint", kernels=kernels, update_interval=INTERVAL, grow_window=window,
         end=1_000_000,

@@ -25,11 +25,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.bpr_model import BPR  # noqa: E402
 from benchmarks.provenance import provenance  # noqa: E402
 from recbole_dsl import sparsify  # noqa: E402
 from recbole_dsl.exporting import table_of  # noqa: E402
@@ -40,22 +41,6 @@ from recbole_dsl.serving.table import SparseTable  # noqa: E402
 K, BATCH = 20, 256
 Search = Callable[[np.ndarray], Any]
 """Answers for some rows of the users' table."""
-
-
-class BPR(nn.Module):
-    """A user and an item table and RecBole's BPR loss."""
-
-    def __init__(self, users: int, items: int, columns: int) -> None:
-        super().__init__()
-        self.user_embedding = nn.Embedding(users, columns)
-        self.item_embedding = nn.Embedding(items, columns)
-
-    def forward(self, user: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        """The loss of a batch of triples."""
-        u = self.user_embedding(user)
-        better = (u * self.item_embedding(positive)).sum(1)
-        worse = (u * self.item_embedding(negative)).sum(1)
-        return -torch.log(1e-10 + torch.sigmoid(better - worse)).mean()
 
 
 class Interactions:

@@ -9,8 +9,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks import speed_docs
 from benchmarks.journal import Journal
-from benchmarks.speed_docs import MARKED, MISSING, RESULTS, ROOT, figure, ran_on, table
+from benchmarks.speed_docs import MISSING, RESULTS, ROOT, figure, ran_on, table
 
 DOCS = ROOT / "docs/serving.md"
 
@@ -117,7 +118,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
 
 def page(text: str) -> str:
     """``text`` with the tables between its markers made anew."""
-    return MARKED.sub(lambda found: f"{found[1]}\n{SECTIONS[found[2]]()}\n\n{found[3]}", text)
+    return speed_docs.page(text, SECTIONS)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -377,9 +377,9 @@ SECTIONS: dict[str, Callable[[], str]] = {
 """By the name in the marker."""
 
 
-def page(text: str) -> str:
+def page(text: str, sections: Mapping[str, Callable[[], str]] = SECTIONS) -> str:
     """``text`` with the tables between its markers made anew."""
-    return MARKED.sub(lambda found: f"{found[1]}\n{SECTIONS[found[2]]()}\n\n{found[3]}", text)
+    return MARKED.sub(lambda found: f"{found[1]}\n{sections[found[2]]()}\n\n{found[3]}", text)
 
 
 def main() -> None:

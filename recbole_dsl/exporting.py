@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
+from recbole.data.interaction import Interaction
 from recbole.utils import init_seed
 from torch import Tensor, nn
 
@@ -32,7 +35,7 @@ from .serving.encoders import Graph
 from .serving.quantise import VALUES
 from .serving.recommender import SparseRecommender
 from .serving.scorers import VectorScorer
-from .serving.table import SparseTable, pointers_of, smallest_unsigned
+from .serving.table import SparseTable, pointers_of, smallest_unsigned, sparse_bytes
 from .serving.tokens import Tokens
 from .training.evaluation import Evaluation
 
@@ -85,51 +88,53 @@ def export_artifact(
     refuse_occupied(Path(folder), replace)
     config, model, dataset, train_data, _, test_data = load_data_and_model(checkpoint, model_class, **settings)
     model.eval()
+    measured: dict[str, Any] = {}
     with torch.no_grad():
         draft = _Draft(config, model, dataset, train_data, with_history)
-        exact = draft.in_memory("fp32", Path(folder))
-        draft.refuse_other_scores(exact)
-        written = exact if values == "fp32" else draft.in_memory(values, Path(folder))
-        measured = _metrics(config, model, written, test_data) if metrics else {}
-    manifest = Manifest(**{**vars(written.manifest), "metrics": measured})
-    return write_artifact(
-        folder, manifest, draft.arrays(values)[0], draft.catalogue, draft.interactions, replace
-    )
+        arrays, artifact = draft.written_as("fp32", Path(folder))
+        scorer = SparseRecommender.of(artifact).scorer
+        _refuse_other_scores(scorer, config, model, draft.users)
+        if values != "fp32":
+            arrays, artifact = draft.written_as(values, Path(folder))
+        if metrics:
+            scorer = scorer if values == "fp32" else SparseRecommender.of(artifact).scorer
+            measured = _metrics(config, model, scorer, test_data)
+    manifest = replaced(artifact.manifest, metrics=measured)
+    return write_artifact(folder, manifest, arrays, draft.catalogue, draft.interactions, replace)
 
 
 class _Draft:
     """An artifact that is being made: the parts that do not depend on how values are written."""
 
     def __init__(self, config: Any, model: Any, dataset: Any, train_data: Any, with_history: bool) -> None:
-        self.config, self.model = config, model
+        self.config, self.users, self.items = config, dataset.user_num, dataset.item_num
         name = next(
             (name for name in config.lineage if name in models.VECTORS or name in models.BY_RECBOLE), None
         )
         if name is None or (name != config.lineage[0] and name in models.BY_RECBOLE):
             raise ArtifactError(_not_served(config.lineage))
-        self.options: dict[str, Any] = {}
         graphs: dict[str, Graph] = {}
-        trained, everything = _graph_of(train_data._dataset), _graph_of(dataset)
+        trained = _graph_of(train_data._dataset)
         if name in models.VECTORS:
             source = models.VECTORS[name](model)
             self.form, self.encoder = "vectors", source.encoder
-            self.tensors = {key: _tensor(part) for key, part in source.tensors.items()}
+            tensors = {key: _tensor(part) for key, part in source.tensors.items()}
             self.options = {**source.options, "activation": source.activation}
             graphs |= source.graphs
         else:
-            needs = models.BY_RECBOLE[name].needs
+            needs = models.BY_RECBOLE[name]
             if needs == "sequences" and not with_history:
                 raise ArtifactError(
                     f"{name} goes on from the sequences of its users; allowed is an export --with-history."
                 )
-            self.form, self.encoder = "recbole", name
-            self.tensors = _all_tensors(model)
+            self.form, self.encoder, self.options = "recbole", name, {}
+            tensors = _all_tensors(model)
             if needs == "interactions":
                 graphs["graph"] = trained
         if with_history:
-            graphs["history"] = _without(everything, graphs.get("graph"))
+            graphs["history"] = _without(_graph_of(dataset), graphs.get("graph"))
         # Masked tensors are dense ones with zeros.
-        self.tensors = {name: _without_zeros(tensor) for name, tensor in self.tensors.items()}
+        self.tensors = {key: _without_zeros(tensor) for key, tensor in tensors.items()}
         self.history = with_history
         self.interactions: Arrays = {}
         for key, graph in graphs.items():
@@ -143,19 +148,13 @@ class _Draft:
             "popularity": popularity.astype(smallest_unsigned(popularity.max(initial=0))),
         }
 
-    def arrays(self, values: str) -> tuple[Arrays, Any]:
-        """The tensors as arrays of a file, and their descriptions."""
-        return packed_tensors(self.tensors, values)
-
-    def in_memory(self, values: str, folder: Path) -> Artifact:
-        """The artifact as it will be read, without metrics."""
-        arrays, described = self.arrays(values)
+    def written_as(self, values: str, folder: Path) -> tuple[Arrays, Artifact]:
+        """The arrays of the weights' file, and the artifact as it will be read from it, without metrics."""
+        arrays, described = packed_tensors(self.tensors, values)
         tables = [t for t in self.tensors.values() if isinstance(t, SparseTable)]
-        weights = sum(t.shape[0] * t.width for t in tables)
+        weights = sum(math.prod(t.shape) for t in tables)
         live = sum(len(t.values) for t in tables)
-        dense = sum(
-            t.shape[0] * t.width if isinstance(t, SparseTable) else t.size for t in self.tensors.values()
-        )
+        dense = sum(math.prod(t.shape) for t in self.tensors.values())
         manifest = Manifest(
             model=self.config["model"],
             dataset=self.config["dataset"],
@@ -163,8 +162,8 @@ class _Draft:
             encoder=self.encoder,
             options=self.options,
             values=values,
-            users=len(self.config_tokens("users")),
-            items=len(self.config_tokens("items")),
+            users=self.users,
+            items=self.items,
             density=live / weights if weights else 1.0,
             history=self.history,
             tensors=described,
@@ -180,47 +179,44 @@ class _Draft:
             created={"recbole_dsl": __version__, "torch": torch.__version__},
         )
         tensors = unpacked_tensors(manifest, arrays, folder)
-        return Artifact(manifest, tensors, self.catalogue, self.interactions, folder)
-
-    def config_tokens(self, name: str) -> Tokens:
-        """Tokens of users or items."""
-        return Tokens.of_arrays(self.catalogue, name)
-
-    def refuse_other_scores(self, artifact: Artifact) -> None:
-        """Raise ArtifactError if the artifact's scores are not those of the model, for some users."""
-        served = ServedModel(SparseRecommender.of(artifact).scorer, self.config)
-        users = torch.arange(1, artifact.manifest.users)[:: max(1, artifact.manifest.users // _CHECKED_USERS)]
-        if self.form == "recbole":
-            theirs = _scores_of_copy(served.scorer, self.model, users)
-        else:
-            batch = {self.config["USER_ID_FIELD"]: users}
-            theirs = _full_scores(self.model, batch, self.config["device"])
-        ours = served.matrix(users)
-        scale = float(theirs[:, 1:].abs().max())
-        difference = float((ours - theirs)[:, 1:].abs().max())
-        if not difference <= TOLERANCE * max(scale, 1e-30):
-            raise ArtifactError(
-                f"The artifact's scores differ from those of {self.config['model']} by {difference:.3g} of "
-                f"{scale:.3g}, so it is not written: allowed are models that score as RecBole's own."
-            )
+        return arrays, Artifact(manifest, tensors, self.catalogue, self.interactions, folder)
 
 
-def _scores_of_copy(scorer: Any, model: Any, users: Tensor) -> Tensor:
+def _refuse_other_scores(scorer: Any, config: Any, model: Any, count: int) -> None:
+    """Raise ArtifactError if an artifact's scores are not those of the model, for some of ``count`` users."""
+    users = np.arange(1, count)[:: max(1, count // _CHECKED_USERS)]
+    ours = scorer.matrix(users)
+    if isinstance(scorer, VectorScorer):
+        theirs = _full_scores(model, config, users)
+    else:
+        theirs = _scores_of_copy(scorer, model, users)
+    scale = float(np.abs(theirs[:, 1:]).max())
+    difference = float(np.abs(ours - theirs)[:, 1:].max())
+    if not difference <= TOLERANCE * max(scale, 1e-30):
+        raise ArtifactError(
+            f"The artifact's scores differ from those of {config['model']} by {difference:.3g} of "
+            f"{scale:.3g}, so it is not written: allowed are models that score as RecBole's own."
+        )
+
+
+def _scores_of_copy(scorer: Any, model: Any, users: np.ndarray) -> np.ndarray:
     """Scores of the trained model, asked the very questions that the artifact's model is asked."""
     own = scorer.model
     scorer.model = model
     try:
-        return torch.from_numpy(scorer.matrix(users.numpy()))
+        scores: np.ndarray = scorer.matrix(users)
+        return scores
     finally:
         scorer.model = own
 
 
-def _full_scores(model: Any, columns: dict[str, Tensor], device: Any) -> Tensor:
-    from recbole.data.interaction import Interaction
-
-    (users,) = columns.values()
-    scores = [model.full_sort_predict(Interaction({key: u[None] for key in columns}).to(device)) for u in users]
-    return torch.stack([s.detach().view(-1).float().cpu() for s in scores])
+def _full_scores(model: Any, config: Any, users: np.ndarray) -> np.ndarray:
+    """Scores of all items by the trained model, one user after the other."""
+    rows = []
+    for user in torch.from_numpy(users):
+        asked = Interaction({config["USER_ID_FIELD"]: user[None]}).to(config["device"])
+        rows.append(_array(model.full_sort_predict(asked).view(-1)))
+    return np.stack(rows)
 
 
 class ServedModel:
@@ -232,13 +228,10 @@ class ServedModel:
     def eval(self) -> None:
         """Nothing is trained here."""
 
-    def matrix(self, users: Tensor) -> Tensor:
-        """Scores of all items for each of some users."""
-        return torch.from_numpy(self.scorer.matrix(users.numpy()))
-
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items, one user after the other."""
-        return self.matrix(interaction[self._config["USER_ID_FIELD"]].cpu()).view(-1)
+        users = interaction[self._config["USER_ID_FIELD"]].cpu().numpy()
+        return torch.from_numpy(self.scorer.matrix(users)).view(-1)
 
     def predict(self, interaction: Any) -> Tensor:
         """The scores of pairs."""
@@ -247,10 +240,9 @@ class ServedModel:
         return torch.from_numpy(self.scorer.pairs(users, items))
 
 
-def _metrics(config: Any, model: Any, artifact: Artifact, test_data: Any) -> dict[str, Any]:
+def _metrics(config: Any, model: Any, scorer: Any, test_data: Any) -> dict[str, Any]:
     """Test results of the trained model and of the artifact, by RecBole's evaluation."""
-    scorer = SparseRecommender.of(artifact).scorer
-    served = ServedModel(scorer, config) if isinstance(scorer, VectorScorer) else scorer.model  # type: ignore[attr-defined]
+    served = ServedModel(scorer, config) if isinstance(scorer, VectorScorer) else scorer.model
     results, places = [], config["metric_decimal_place"]
     config["metric_decimal_place"] = _PLACES
     for candidate in (model, served):
@@ -286,11 +278,8 @@ def _without_zeros(tensor: SparseTable | np.ndarray) -> SparseTable | np.ndarray
     """A dense matrix as a table, if that is smaller."""
     if isinstance(tensor, SparseTable) or tensor.ndim != 2 or tensor.dtype != np.float32:
         return tensor
-    id_bytes = smallest_unsigned(tensor.shape[1] - 1).itemsize
-    sparse = (
-        np.count_nonzero(tensor) * (4 + id_bytes) + len(tensor) * smallest_unsigned(tensor.shape[1]).itemsize
-    )
-    return SparseTable.of_dense(tensor) if sparse < tensor.nbytes else tensor
+    smaller = sparse_bytes(int(np.count_nonzero(tensor)), tensor.shape, 4) < tensor.nbytes
+    return SparseTable.of_dense(tensor) if smaller else tensor
 
 
 def table_of(group: PackedGroup, number: int) -> SparseTable | np.ndarray:

@@ -29,7 +29,7 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, _usual_mode())
+        os.chmod(temporary, usual_mode())
         os.replace(temporary, target)
         _flush_folder(target.parent)
     except BaseException:
@@ -75,11 +75,11 @@ def _flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _usual_mode() -> int:
-    """What ``open`` would give a new file; a temporary one is for its owner alone."""
+def usual_mode(most: int = 0o666) -> int:
+    """What the system gives a new file, or with 0o777 a folder; a temporary one is for its owner alone."""
     mask = os.umask(0)
     os.umask(mask)
-    return 0o666 & ~mask
+    return most & ~mask
 
 
 def copy_whole(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, NoReturn, TypeVar
 
+from .command_line import Parser
 from .errors import ConfigError, nearest
 from .planning import (
     ARTIFACT_VALUES,
@@ -43,24 +44,22 @@ def default_growth_memory() -> object:
     return overall_settings()["dsl_growth_memory"]
 
 
-class _Parser(argparse.ArgumentParser):
-    """Tells mistakes as all of this package does."""
+class _Parser(Parser):
+    """Says how its values may be written as well."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(
-            f"recbole-dsl plan: {message}; allowed are --option=value and --option value, see "
-            "'recbole-dsl plan --help'."
+            f"{self.prog}: {message}; allowed are --option=value and --option value, see '{self.prog} --help'."
         )
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of ``recbole-dsl plan``. Values stay text, and all that were given, for the readers below."""
     result = _Parser(
-        prog="recbole-dsl plan",
-        description="What a training will hold, dense beside sparse, before anything is built.",
-        epilog="Counts may be written 1e9, 1_000_000, 10M or 1.5B. Example: recbole-dsl plan --users 1e9 "
+        "plan",
+        "What a training will hold, dense beside sparse, before anything is built.",
+        "Counts may be written 1e9, 1_000_000, 10M or 1.5B. Example: recbole-dsl plan --users 1e9 "
         "--items 1e8 --dim 128 --density 0.05 --optimizer adam --workers 8",
-        allow_abbrev=False,
     )
 
     def option(name: str, help: str, metavar: str = "N") -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.baseline import recbole_trainer
 from recbole_dsl import recbole_names
-from recbole_dsl.config import RecBoleDSLConfig
+from recbole_dsl.config import RecBoleDSLConfig, no_flags
 from recbole_dsl.experiment import build_model, load_data
 from recbole_dsl.packed.layout import dense_state_dict, layout_of
 from recbole_dsl.training.trainer import sparse_trainer
@@ -164,16 +161,6 @@ def _record(model: Any, name: str, losses: list[float]) -> None:
         return result
 
     setattr(model, name, loss)
-
-
-@contextmanager
-def no_flags() -> Iterator[None]:
-    """Hide pytest's arguments from RecBole, which reads the command line."""
-    argv, sys.argv = sys.argv, sys.argv[:1]
-    try:
-        yield
-    finally:
-        sys.argv = argv
 
 
 def difference_of_losses(one: list[float], other: list[float]) -> float:

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from benchmarks import scaling, speed
-from benchmarks.bpr_step import BPR, Batches, Variant, is_full, judge, packed, time_steps, time_update
+from benchmarks.bpr_model import BPR
+from benchmarks.bpr_step import Batches, Variant, is_full, judge, packed, time_steps, time_update
 from benchmarks.fits import affine_fit, power_fit
 from benchmarks.journal import Journal, Run, key_of
 from benchmarks.masking import NaiveMasks
@@ -171,7 +172,7 @@ def test_a_point_of_the_scaling_is_measured() -> None:
     assert told["live"] == 1200 and 500 < told["update"]["dropped"] <= 600
     assert set(told["step_s"]) == {"2048", "64"}
     beside = scaling.measure({**cell, "variant": "RecBole dense", "density": 1.0}, CPU, 0.0)
-    assert beside["live"] == sum(p.numel() for p in BPR(300, 8).parameters()) and "update" not in beside
+    assert beside["live"] == sum(p.numel() for p in BPR(300, 300, 8).parameters()) and "update" not in beside
 
 
 @pytest.mark.parametrize("variant", ["dense", "packed", "packed 2", "packed x"])

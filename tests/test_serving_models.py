@@ -72,7 +72,7 @@ def test_scores_are_the_model_s(name: str, data: Path, tmp_path: Path) -> None:
     recommender = SparseRecommender.load(folder)
     items = recommender.manifest.items
     with torch.no_grad():
-        if name in models.BY_RECBOLE and models.BY_RECBOLE[name].needs == "sequences":
+        if name in models.BY_RECBOLE and models.BY_RECBOLE[name] == "sequences":
             batches = [batch[0] for batch in test_data]
             expected = torch.cat([scores_of(model, batch, items) for batch in batches])
             ours = torch.cat([scores_of(recommender.scorer.model, batch, items) for batch in batches]).numpy()

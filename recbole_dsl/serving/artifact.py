@@ -21,8 +21,9 @@ from typing import Any, Final
 import numpy as np
 
 from ..errors import ArtifactError, on_one_line
+from ..files import usual_mode
 from .quantise import STORED, VALUES, decode, encode
-from .table import SparseTable, is_table, pointers_of, smallest_unsigned
+from .table import SparseTable, is_table, pointers_of, smallest_unsigned, sparse_bytes
 
 FORMAT: Final = "recbole_dsl artifact"
 VERSION: Final = 1
@@ -137,10 +138,8 @@ def _dense_counts(shape: tuple[int, ...]) -> np.ndarray:
 def _smaller_form(tensor: SparseTable | np.ndarray, itemsize: int) -> SparseTable | np.ndarray:
     if not isinstance(tensor, SparseTable):
         return tensor
-    rows, width = tensor.shape
-    sparse = len(tensor.values) * (itemsize + tensor.columns.dtype.itemsize)
-    sparse += rows * smallest_unsigned(width).itemsize
-    return tensor if sparse < rows * width * itemsize else tensor.dense()
+    sparse = sparse_bytes(len(tensor.values), tensor.shape, itemsize)
+    return tensor if sparse < math.prod(tensor.shape) * itemsize else tensor.dense()
 
 
 def unpacked_tensors(manifest: Manifest, arrays: Arrays, place: Path) -> dict[str, SparseTable | np.ndarray]:
@@ -232,7 +231,7 @@ def write_artifact(
         whole = dataclasses.replace(manifest, files=written, sizes=sizes)
         text = json.dumps(whole.to_json(), indent=1, allow_nan=False)
         _write(Path(temporary, MANIFEST), text.encode())
-        os.chmod(temporary, 0o777 & ~_mask())
+        os.chmod(temporary, usual_mode(0o777))
         _take_the_place_of(target, temporary)
     except OSError as error:
         raise ArtifactError(
@@ -272,12 +271,6 @@ def _take_the_place_of(target: Path, temporary: str) -> None:
         except BaseException:
             os.rename(old, target)
             raise
-
-
-def _mask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _safetensors(arrays: Arrays) -> bytes:

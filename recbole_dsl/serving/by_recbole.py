@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from logging import getLogger
 from typing import Any
 
 import numpy as np
@@ -50,38 +51,31 @@ class ServedConfig(RecBoleDSLConfig):
         """Nothing is trained."""
 
 
-class ServedData:
-    """What a model's constructor may ask a dataset for: numbers of users and items, and interactions."""
+def served_data(config: Any, users: int, items: int, graph: Graph | None) -> Any:
+    """A dataset of RecBole's class that was not read from files.
 
-    @staticmethod
-    def of(config: Any, users: int, items: int, graph: Graph | None) -> Any:
-        """A dataset of RecBole's class without files, whose interactions are those of ``graph``."""
-        kind: Any = SequentialDataset if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else Dataset
-        data = object.__new__(kind)
-        data.config, data.dataset_name, data.logger = config, config["dataset"], _logger()
-        data._get_preset()
-        data._get_field_from_config()
-        data.user_feat = data.item_feat = None
-        counts, numbers = (
-            (graph.counts, graph.items) if graph else (np.zeros(users, np.int64), np.zeros(0, np.int64))
-        )
-        pairs = {data.uid_field: np.repeat(np.arange(users), counts), data.iid_field: numbers.astype(np.int64)}
-        data.inter_feat = Interaction({name: torch.from_numpy(column) for name, column in pairs.items()})
-        for name, size in ((data.uid_field, users), (data.iid_field, items)):
-            data.set_field_property(name, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
-            data.field2id_token[name] = np.broadcast_to("", size)
-        data.feat_name_list = ["inter_feat"]
-        if kind is SequentialDataset:
-            data.max_item_list_len = config["MAX_ITEM_LIST_LENGTH"]
-            data.item_list_length_field = config["ITEM_LIST_LENGTH_FIELD"]
-            data._aug_presets()
-        return data
-
-
-def _logger() -> Any:
-    from logging import getLogger
-
-    return getLogger(__name__)
+    It has what a model's constructor may ask for: numbers of users and items, and ``graph``'s interactions.
+    """
+    kind: Any = SequentialDataset if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else Dataset
+    data = object.__new__(kind)
+    data.config, data.dataset_name, data.logger = config, config["dataset"], getLogger(__name__)
+    data._get_preset()
+    data._get_field_from_config()
+    data.user_feat = data.item_feat = None
+    counts, numbers = (
+        (graph.counts, graph.items) if graph else (np.zeros(users, np.int64), np.zeros(0, np.int64))
+    )
+    pairs = {data.uid_field: np.repeat(np.arange(users), counts), data.iid_field: numbers.astype(np.int64)}
+    data.inter_feat = Interaction({name: torch.from_numpy(column) for name, column in pairs.items()})
+    for name, size in ((data.uid_field, users), (data.iid_field, items)):
+        data.set_field_property(name, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
+        data.field2id_token[name] = np.broadcast_to("", size)
+    data.feat_name_list = ["inter_feat"]
+    if kind is SequentialDataset:
+        data.max_item_list_len = config["MAX_ITEM_LIST_LENGTH"]
+        data.item_list_length_field = config["ITEM_LIST_LENGTH_FIELD"]
+        data._aug_presets()
+    return data
 
 
 class ModelScorer:
@@ -101,7 +95,7 @@ class ModelScorer:
         try:
             config = _config(manifest.config)
             config["device"] = torch.device(device or "cpu")
-            data = ServedData.of(config, manifest.users, manifest.items, graphs.get("graph"))
+            data = served_data(config, manifest.users, manifest.items, graphs.get("graph"))
             with undisturbed():
                 init_seed(config["seed"], config["reproducibility"])
                 model = config.model_class(config, data).to(config["device"])
@@ -113,7 +107,7 @@ class ModelScorer:
                 artifact.folder, f"RecBole cannot build its model {manifest.model} ({on_one_line(error)[:200]})"
             ) from error
         model.eval()
-        sequential = BY_RECBOLE[manifest.encoder].needs == "sequences"
+        sequential = BY_RECBOLE[manifest.encoder] == "sequences"
         return cls(model, config, data, graphs.get("history") if sequential else None)
 
     def top(self, users: np.ndarray, k: int, excluded: Sequence[np.ndarray]) -> list[Found]:
@@ -189,11 +183,6 @@ class ModelScorer:
         cosines[[0, item]] = -np.inf
         return best(cosines, k)
 
-    def describe(self) -> dict[str, int]:
-        """See :class:`~recbole_dsl.serving.scorers.Scorer`."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        return {"model": sum(t.numel() * t.element_size() for t in tensors)}
-
 
 _USERS = 64
 """Users that are scored together."""
@@ -208,7 +197,7 @@ def _config(kept: dict[str, Any]) -> ServedConfig:
 
 @torch.no_grad()
 def _put_weights(model: Any, tensors: dict[str, Any]) -> None:
-    """Give a dense model the artifact's tensors, packed where they are sparse; ValueError if they do not."""
+    """Give a dense model the artifact's tensors, packed where sparse; ValueError if they do not fit."""
     by_name = {info.name: info for info in list_tensors(model)}
     for name, tensor in tensors.items():
         if not isinstance(tensor, SparseTable):

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from .table import Matrix, SparseTable, lengths_one, pointers_of
+from .table import Matrix, SparseTable, as_dense, lengths_one, pointers_of
 
 Rows = SparseTable | Matrix
 Tensors = Mapping[str, Rows]
@@ -70,10 +70,6 @@ def sum_of_rows(graph: Graph, matrix: Matrix, weights: np.ndarray | None = None)
     return result
 
 
-def _dense(rows: Rows) -> Matrix:
-    return rows.dense() if isinstance(rows, SparseTable) else rows
-
-
 class _Adjacency:
     """D^-½ A D^-½ of the bipartite graph of users and items, as LightGCN and NGCF normalise it."""
 
@@ -109,7 +105,7 @@ def tables(tensors: Tensors, graphs: Mapping[str, Graph], options: Mapping[str, 
 def light_graph(tensors: Tensors, graphs: Mapping[str, Graph], options: Mapping[str, Any]) -> tuple[Rows, Rows]:
     """The mean over the tables and ``layers`` products with the graph (LightGCN, arXiv 2002.02126)."""
     adjacency = _Adjacency(graphs["graph"])
-    users, items = _dense(tensors["users"]), _dense(tensors["items"])
+    users, items = as_dense(tensors["users"]), as_dense(tensors["items"])
     layers = [(users, items)]
     for _ in range(options["layers"]):
         layers.append(adjacency.product(*layers[-1]))
@@ -121,11 +117,11 @@ def ngcf(tensors: Tensors, graphs: Mapping[str, Graph], options: Mapping[str, An
     """All layers side by side; a layer is LeakyReLU((L + I) E W₁ + L E ⊙ E W₂), its rows of length one
     (NGCF, arXiv 1905.08108)."""
     adjacency = _Adjacency(graphs["graph"])
-    before = (_dense(tensors["users"]), _dense(tensors["items"]))
+    before = (as_dense(tensors["users"]), as_dense(tensors["items"]))
     layers = [before]
     for number in range(options["layers"]):
         weights = [
-            (_dense(tensors[f"layer{number}.{part}.weight"]).T, tensors[f"layer{number}.{part}.bias"])
+            (as_dense(tensors[f"layer{number}.{part}.weight"]).T, tensors[f"layer{number}.{part}.bias"])
             for part in ("linear", "interact")
         ]
         before = tuple(
@@ -145,9 +141,9 @@ def _ngcf_layer(features: Matrix, product: Matrix, weights: list[tuple[Matrix, A
 def simplex(tensors: Tensors, graphs: Mapping[str, Graph], options: Mapping[str, Any]) -> tuple[Rows, Rows]:
     """Users plus the mapped mean of their items; all of length one (SimpleX, arXiv 2109.12613)."""
     graph, gamma = graphs["aggregated"], np.float32(options["gamma"])
-    sums = sum_of_rows(graph, _dense(tensors["items"]))
+    sums = sum_of_rows(graph, as_dense(tensors["items"]))
     means = sums / (graph.counts.astype(np.float32) + np.float32(1e-10))[:, None]
-    users = gamma * _dense(tensors["users"]) + (1 - gamma) * (means @ _dense(tensors["map"]).T)
+    users = gamma * as_dense(tensors["users"]) + (1 - gamma) * (means @ as_dense(tensors["map"]).T)
     return lengths_one(users), lengths_one(tensors["items"])
 
 
@@ -156,10 +152,10 @@ def dmf(tensors: Tensors, graphs: Mapping[str, Graph], options: Mapping[str, Any
     graph = graphs["graph"]
     sides = []
     for side, rows in (("user", graph), ("item", graph.transposed())):
-        hidden = sum_of_rows(rows, np.ascontiguousarray(_dense(tensors[f"{side}.first.weight"]).T))
+        hidden = sum_of_rows(rows, np.ascontiguousarray(as_dense(tensors[f"{side}.first.weight"]).T))
         for number in range(options[f"{side}_layers"]):
             weight, bias = tensors[f"{side}{number}.weight"], tensors[f"{side}{number}.bias"]
-            hidden = np.maximum(hidden @ _dense(weight).T + _dense(bias), 0)
+            hidden = np.maximum(hidden @ as_dense(weight).T + as_dense(bias), 0)
         sides.append(hidden)
     return sides[0], sides[1]
 

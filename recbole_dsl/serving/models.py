@@ -7,7 +7,7 @@ compare the scores of each with its ``full_sort_predict`` or ``predict``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -42,6 +42,9 @@ def _tables(users: str, items: str) -> Callable[[Any], Source]:
     return source
 
 
+_embeddings = _tables("user_embedding", "item_embedding")
+
+
 def _computed(vectors: Callable[[Any], tuple[Tensor, Tensor]]) -> Callable[[Any], Source]:
     """Vectors that the model itself computes, once, and that are written as they are: dense."""
 
@@ -54,8 +57,9 @@ def _computed(vectors: Callable[[Any], tuple[Tensor, Tensor]]) -> Callable[[Any]
 
 def _enmf(model: Any) -> Source:
     """ENMF weighs columns."""
-    source = _tables("user_embedding", "item_embedding")(model)
-    return Source("tables", {**source.tensors, "column_weights": model.H_i.weight.detach().flatten()})
+    return Source(
+        "tables", {**_embeddings(model).tensors, "column_weights": model.H_i.weight.detach().flatten()}
+    )
 
 
 def _graph_of(matrix: Any) -> Graph:
@@ -66,27 +70,23 @@ def _graph_of(matrix: Any) -> Graph:
     return Graph(rows.indptr.astype(np.int64), rows.indices, rows.shape[1])
 
 
-def _light_graph(tables: tuple[str, str], layers: str) -> Callable[[Any], Source]:
-    def source(model: Any) -> Source:
-        plain = _tables(*tables)(model)
-        matrix = getattr(model, "interaction_matrix", None)
-        if matrix is None:  # SGL keeps two arrays
-            import scipy.sparse as sp
+def _light_graph(model: Any) -> Source:
+    matrix = getattr(model, "interaction_matrix", None)
+    if matrix is None:  # SGL keeps two arrays
+        import scipy.sparse as sp
 
-            pairs = (np.asarray(model._user), np.asarray(model._item))
-            matrix = sp.coo_matrix((np.ones(len(pairs[0])), pairs), (model.n_users, model.n_items))
-            if matrix.tocsr().nnz < matrix.nnz:  # repeated ones weigh more there, not in LightGCN
-                return _computed(_restored)(model)
-        options = {"layers": int(getattr(model, layers))}
-        return Source("light_graph", plain.tensors, {"graph": _graph_of(matrix)}, options)
-
-    return source
+        pairs = (np.asarray(model._user), np.asarray(model._item))
+        matrix = sp.coo_matrix((np.ones(len(pairs[0])), pairs), (model.n_users, model.n_items))
+        if matrix.tocsr().nnz < matrix.nnz:  # repeated ones weigh more there, not in LightGCN
+            return _computed(_restored)(model)
+    options = {"layers": int(model.n_layers)}
+    return Source("light_graph", _embeddings(model).tensors, {"graph": _graph_of(matrix)}, options)
 
 
 def _ngcf(model: Any) -> Source:
     if model.node_dropout != 0:
         return _computed(_restored)(model)
-    tensors = dict(_tables("user_embedding", "item_embedding")(model).tensors)
+    tensors = dict(_embeddings(model).tensors)
     for number, layer in enumerate(model.GNNlayers):
         for part, linear in (("linear", layer.linear), ("interact", layer.interActTransform)):
             tensors[f"layer{number}.{part}.weight"] = (linear, "weight")
@@ -117,7 +117,7 @@ def _simplex_vectors(model: Any) -> tuple[Tensor, Tensor]:
 
 def _dmf(model: Any) -> Source:
     if not bool((model.interaction_matrix.data == 1).all()):
-        return Source(**{**vars(_computed(_dmf_vectors)(model)), "activation": "sigmoid"})
+        return replace(_computed(_dmf_vectors)(model), activation="sigmoid")
     tensors, options = {}, {}
     for side in ("user", "item"):
         tensors[f"{side}.first.weight"] = (getattr(model, f"{side}_linear"), "weight")
@@ -162,12 +162,12 @@ def _cke(model: Any) -> tuple[Tensor, Tensor]:
 
 
 VECTORS: Final[dict[str, Callable[[Any], Source]]] = {
-    "BPR": _tables("user_embedding", "item_embedding"),
-    "LINE": _tables("user_embedding", "item_embedding"),
+    "BPR": _embeddings,
+    "LINE": _embeddings,
     "ENMF": _enmf,
-    "LightGCN": _light_graph(("user_embedding", "item_embedding"), "n_layers"),
-    "NCL": _light_graph(("user_embedding", "item_embedding"), "n_layers"),
-    "SGL": _light_graph(("user_embedding", "item_embedding"), "n_layers"),
+    "LightGCN": _light_graph,
+    "NCL": _light_graph,
+    "SGL": _light_graph,
     "NGCF": _ngcf,
     "SimpleX": _simplex,
     "DMF": _dmf,
@@ -181,16 +181,6 @@ VECTORS: Final[dict[str, Callable[[Any], Source]]] = {
 """Models whose scores are inner products: served by numpy alone. The last six hold dense vectors."""
 
 
-@dataclass(frozen=True)
-class ByRecBole:
-    """A model that RecBole itself scores, built without its dataset.
-
-    ``needs``: ``"nothing"`` besides weights, the training ``"interactions"``, or users' ``"sequences"``.
-    """
-
-    needs: str
-
-
 _INTERACTIONS = (
     "CDAE", "ConvNCF", "FISM", "GCMC", "MacridVAE", "MultiDAE", "MultiVAE", "NAIS", "RaCT", "RecVAE",
 )  # fmt: skip
@@ -200,14 +190,17 @@ _SEQUENCES = (
     "STAMP", "TransRec",
 )  # fmt: skip
 
-BY_RECBOLE: Final[dict[str, ByRecBole]] = {
-    "NeuMF": ByRecBole("nothing"),
-    **dict.fromkeys(_INTERACTIONS, ByRecBole("interactions")),
-    **dict.fromkeys(_SEQUENCES, ByRecBole("sequences")),
+BY_RECBOLE: Final[dict[str, str]] = {
+    "NeuMF": "nothing",
+    **dict.fromkeys(_INTERACTIONS, "interactions"),
+    **dict.fromkeys(_SEQUENCES, "sequences"),
 }
-"""Models that score by a network: RecBole and torch have to be installed where they are served."""
+"""Models that score by a network, which RecBole builds without its dataset where they are served.
 
-_FEATURES = "its scores need features of users or items, which an artifact does not hold"
+Each with what it needs besides weights: nothing, the training interactions, or users' sequences.
+"""
+
+FEATURES = "its scores need features of users or items, which an artifact does not hold"
 _KNOWLEDGE = "its scores need the knowledge graph, which an artifact does not hold"
 _RANDOM = "it draws random numbers when it scores, so it has no answer to reproduce"
 
@@ -215,11 +208,9 @@ REFUSED: Final[dict[str, str]] = {
     **dict.fromkeys(("DiffRec", "LDiffRec"), _RANDOM),
     "NNCF": "its scores need the neighbours that RecBole draws when it builds the model",
     **dict.fromkeys(("CFKG", "KGCN", "KGNNLS", "KTUP", "MKR", "RippleNet", "KSR", "GRU4RecKG"), _KNOWLEDGE),
-    **dict.fromkeys(("DIEN", "DIN", "FDSA", "GRU4RecF", "S3Rec", "SASRecF"), _FEATURES),
+    **dict.fromkeys(("DIEN", "DIN", "FDSA", "GRU4RecF", "S3Rec", "SASRecF"), FEATURES),
 }
 """Models that are not served, and why; all context-aware ones besides, for :data:`FEATURES`."""
-
-FEATURES: Final = _FEATURES
 
 
 def refused(name: str) -> str:

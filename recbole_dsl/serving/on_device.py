@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .search import Found
-from .table import Matrix, SparseTable
+from .table import Matrix, SparseTable, as_dense
 
 _PANEL_SCORES = 1 << 24
 """Scores that are held at once."""
@@ -25,19 +25,12 @@ class DeviceItems:
         self._device = torch.device(device)
         self.matrix = torch.empty(rows.shape, dtype=torch.float32, device=self._device)
         for first in range(0, rows.shape[0], 1 << 16):
-            last = min(rows.shape[0], first + (1 << 16))
-            part = rows.dense(first, last) if isinstance(rows, SparseTable) else rows[first:last]
-            self.matrix[first:last] = torch.from_numpy(np.ascontiguousarray(part)).to(self._device)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on the device."""
-        return self.matrix.numel() * self.matrix.element_size()
+            part = np.ascontiguousarray(as_dense(rows, first, first + (1 << 16)))
+            self.matrix[first : first + len(part)] = torch.from_numpy(part).to(self._device)
 
     def top(self, queries: SparseTable | Matrix, k: int, excluded: Sequence[np.ndarray]) -> list[Found]:
         """See :class:`~recbole_dsl.serving.search.Items`."""
-        dense = queries.dense() if isinstance(queries, SparseTable) else queries
-        asked = torch.from_numpy(np.ascontiguousarray(dense)).to(self._device)
+        asked = torch.from_numpy(np.ascontiguousarray(as_dense(queries))).to(self._device)
         rows = np.repeat(np.arange(len(excluded)), [len(part) for part in excluded])
         numbers = np.concatenate([*excluded, np.empty(0, np.int64)]).astype(np.int64)
         panel = max(k, _PANEL_SCORES // max(1, len(asked)))

@@ -13,7 +13,7 @@ from ..errors import RequestError, UnknownTokenError, nearest
 from .artifact import Artifact, Manifest, read_artifact, refusal
 from .encoders import ENCODERS, Graph
 from .scorers import ACTIVATIONS, Scorer, VectorScorer
-from .table import SparseTable
+from .table import SparseTable, some_rows
 from .tokens import Tokens
 from .top import best
 
@@ -145,15 +145,8 @@ class SparseRecommender:
                 f"{self.manifest.model} does not score by inner products of vectors; allowed are models that "
                 "numpy scores (recbole-dsl inspect says who does)."
             )
-        users, items = (
-            rows.rows(np.arange(1, rows.shape[0])) if isinstance(rows, SparseTable) else rows[1:]
-            for rows in (self.scorer.users, self.scorer.vectors)
-        )
-        return users, items
-
-    def knows(self, user: Any) -> bool:
-        """Whether a user is in the data."""
-        return self._users.number(_token(user)) is not None
+        users, items = self.scorer.users, self.scorer.vectors
+        return some_rows(users, np.arange(1, users.shape[0])), some_rows(items, np.arange(1, items.shape[0]))
 
     @property
     def users(self) -> Sequence[str]:

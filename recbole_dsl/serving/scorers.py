@@ -10,7 +10,7 @@ import numpy as np
 
 from .encoders import ENCODERS, Graph
 from .search import Found, Items, items_of
-from .table import Matrix, SparseTable, dense_rows, norms
+from .table import Matrix, SparseTable, as_dense, dense_rows, norms, some_rows
 from .top import best
 
 
@@ -25,9 +25,6 @@ class Scorer(Protocol):
 
     def similar(self, item: int, k: int) -> Found:
         """The ``k`` items whose vectors point most nearly the same way, by cosine; not the item itself."""
-
-    def describe(self) -> dict[str, int]:
-        """Bytes in memory by part."""
 
 
 ACTIVATIONS = {None: lambda x: x, "sigmoid": lambda x: 1 / (1 + np.exp(-x.astype(np.float64)))}
@@ -73,12 +70,9 @@ class VectorScorer:
         users, items = ENCODERS[encoder](tensors, graphs, options)
         return cls(users, items, options.get("activation"), device)
 
-    def _queries(self, users: np.ndarray) -> SparseTable | Matrix:
-        return self.users.rows(users) if isinstance(self.users, SparseTable) else self.users[users]
-
     def top(self, users: np.ndarray, k: int, excluded: Sequence[np.ndarray]) -> list[Found]:
         """See :class:`Scorer`."""
-        found = self.items.top(self._queries(users), k, excluded)
+        found = self.items.top(some_rows(self.users, users), k, excluded)
         return [(numbers, self._score(products)) for numbers, products in found]
 
     def _score(self, products: np.ndarray) -> np.ndarray:
@@ -92,12 +86,8 @@ class VectorScorer:
     def matrix(self, users: np.ndarray) -> Matrix:
         """Scores of all items for each of some users."""
         queries = dense_rows(self.users, users)
-        if isinstance(self.vectors, SparseTable):
-            blocks = range(0, self.vectors.shape[0], _PANEL)
-            products = np.hstack([queries @ self.vectors.dense(b, b + _PANEL).T for b in blocks])
-        else:
-            products = queries @ self.vectors.T
-        return self._score(products)
+        blocks = range(0, self.vectors.shape[0], _PANEL)
+        return self._score(np.hstack([queries @ as_dense(self.vectors, b, b + _PANEL).T for b in blocks]))
 
     def pairs(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """The scores of pairs of a user and an item."""
@@ -122,7 +112,3 @@ class VectorScorer:
     @functools.cached_property
     def _inverse_norms(self) -> np.ndarray:
         return 1 / np.maximum(norms(self.vectors), np.float32(1e-12))
-
-    def describe(self) -> dict[str, int]:
-        """See :class:`Scorer`."""
-        return {"users": self.users.nbytes, "items": self.items.nbytes}

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from . import loops
-from .table import Matrix, SparseTable
+from .table import Matrix, SparseTable, as_dense
 from .top import best
 
 Found = tuple[np.ndarray, np.ndarray]
@@ -50,10 +50,6 @@ class Items(Protocol):
 
     def all_scores(self, query: Matrix) -> np.ndarray:
         """Inner products of one dense query with all items."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in memory."""
 
 
 @dataclass(frozen=True)
@@ -190,8 +186,7 @@ class SparseItems:
         if by_panels(
             live / queries.shape[1], len(self.table.values) / max(1, self.table.shape[0]), len(excluded)
         ):
-            dense = queries.dense() if isinstance(queries, SparseTable) else queries
-            return top_of_panels(self.table, dense, k, excluded)
+            return top_of_panels(self.table, as_dense(queries), k, excluded)
         table = queries if isinstance(queries, SparseTable) else SparseTable.of_dense(queries)
         return self.columns.top(table, k, excluded)
 
@@ -218,14 +213,9 @@ class DenseItems:
     def __init__(self, matrix: Matrix) -> None:
         self.matrix = np.ascontiguousarray(matrix)
 
-    @property
-    def nbytes(self) -> int:
-        """Of the matrix."""
-        return self.matrix.nbytes
-
     def top(self, queries: SparseTable | Matrix, k: int, excluded: Sequence[np.ndarray]) -> list[Found]:
         """See :class:`Items`."""
-        dense = queries.dense() if isinstance(queries, SparseTable) else queries
+        dense = as_dense(queries)
         if len(dense) >= BATCH:
             return top_of_panels(self.matrix, dense, k, excluded)
         return [self._one(query, k, left_out) for query, left_out in zip(dense, excluded, strict=True)]
@@ -261,11 +251,9 @@ def top_of_panels(
 ) -> list[Found]:
     """The best items of many dense queries: products with panels of items, and the best of each panel."""
     queries = np.ascontiguousarray(queries)
-    heaps, compiled, total = _Heaps(excluded, k), loops.available(), items.shape[0]
-    for first in range(0, total, _PANEL):
-        last = min(total, first + _PANEL)
-        panel = items.dense(first, last) if isinstance(items, SparseTable) else items[first:last]
-        block = queries @ panel.T
+    heaps, compiled = _Heaps(excluded, k), loops.available()
+    for first in range(0, items.shape[0], _PANEL):
+        block = queries @ as_dense(items, first, first + _PANEL).T
         if compiled:
             loops.take_block(
                 block, first, heaps.excluded, heaps.places, heaps.scores, heaps.numbers, heaps.filled

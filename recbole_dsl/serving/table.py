@@ -120,6 +120,22 @@ def lengths_one(rows: SparseTable | Matrix) -> SparseTable | Matrix:
     return rows.scaled(by_row=factors) if isinstance(rows, SparseTable) else rows * factors[:, None]
 
 
-def dense_rows(table: SparseTable | Matrix, numbers: np.ndarray) -> Matrix:
+def some_rows(rows: SparseTable | Matrix, numbers: np.ndarray) -> SparseTable | Matrix:
+    """Some rows, in the order asked for."""
+    return rows.rows(numbers) if isinstance(rows, SparseTable) else rows[numbers]
+
+
+def as_dense(rows: SparseTable | Matrix, start: int = 0, stop: int | None = None) -> Matrix:
+    """Rows ``start`` … ``stop`` - 1 with their zeros."""
+    return rows.dense(start, stop) if isinstance(rows, SparseTable) else rows[start:stop]
+
+
+def dense_rows(rows: SparseTable | Matrix, numbers: np.ndarray) -> Matrix:
     """Some rows with their zeros."""
-    return table.rows(numbers).dense() if isinstance(table, SparseTable) else table[numbers]
+    return as_dense(some_rows(rows, numbers))
+
+
+def sparse_bytes(live: int, shape: tuple[int, ...], itemsize: int) -> int:
+    """Bytes in a file: of ``live`` values of ``itemsize`` bytes, their columns, and the rows' counts."""
+    rows, width = shape
+    return live * (itemsize + smallest_unsigned(width - 1).itemsize) + rows * smallest_unsigned(width).itemsize

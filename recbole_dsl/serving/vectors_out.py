@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..files import written_whole
-from .table import Matrix, SparseTable
+from .table import Matrix, SparseTable, as_dense
 
 
 def write_vectors(
@@ -36,5 +36,5 @@ def write_vectors(
         return path
     path = folder / f"{name}.npy"
     with written_whole(path) as file:
-        np.save(file, rows.dense() if isinstance(rows, SparseTable) else rows)
+        np.save(file, as_dense(rows))
     return path
