@@ -14,6 +14,7 @@ COMMANDS: Final = {
     "train": "train_command",
     "models": "models_command",
     "plan": "plan_command",
+    "compare": "compare_command",
     "to-recbole": "to_recbole",
     "export": "export_command",
     "inspect": "inspect_command",

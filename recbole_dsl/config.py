@@ -379,7 +379,7 @@ class RecBoleDSLConfig(Config):
                 setting.parse(value)
             except Refused:
                 raise ConfigError(f"{key}={value!r} is refused: allowed is {setting.allowed}.") from None
-        known = self._metric_names()
+        known = self.metric_names()
         valid_metric = str(self.final_config_dict["valid_metric"])
         if self.final_config_dict["eval_step"] and valid_metric.lower() not in known:
             raise ConfigError(
@@ -388,7 +388,7 @@ class RecBoleDSLConfig(Config):
                 "(set metrics and topk)."
             )
 
-    def _metric_names(self) -> list[str]:
+    def metric_names(self) -> list[str]:
         """The metrics of this run by the names under which RecBole reports them."""
         settings, types = self.final_config_dict, metric_types
         names: list[str] = []

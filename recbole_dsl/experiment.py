@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,39 @@ def run_recbole_dsl(
         DSLError: a setting, the model or the data is not usable; raised before training starts.
     """
     config = RecBoleDSLConfig(model, dataset, config_file_list, config_dict)
+    finished = train_and_test(config, saved)
+    result = collect_result(config, finished)
+    if config.dsl.result is not None and finished.trainer.ranks.is_first:
+        result.save(config.dsl.result)
+        getLogger().info(set_color("Result", "blue") + f": {config.dsl.result}")
+    return result
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that has been trained and tested; ``trainer`` has the tested weights if they were saved."""
+
+    trainer: Any
+    train_data: Any
+    test_data: Any
+    best_valid: dict[str, float] | None
+    test: dict[str, float] | None
+    saved: bool
+
+
+def train_and_test(
+    config: RecBoleDSLConfig, saved: bool = True, before: Callable[[Any], None] | None = None
+) -> Finished:
+    """Train a model and test it.
+
+    Args:
+        config: all settings.
+        saved: as for :func:`run_recbole_dsl`.
+        before: called with the trainer when everything is ready to train.
+
+    Raises:
+        DSLError: as for :func:`run_recbole_dsl`.
+    """
     resumed = _to_resume(config)
     if config.dsl.start_from is not None and resumed is None:
         check_start(config.dsl.start_from)
@@ -82,18 +116,15 @@ def run_recbole_dsl(
     trainer = sparse_trainer(config["MODEL_TYPE"], *config.lineage)(config, network, train_data)
     if resumed is not None:
         trainer.resume_checkpoint(resumed)
+    if before is not None:
+        before(trainer)
 
     _, best_valid = trainer.fit(train_data, valid_data, saved=saved, show_progress=config["show_progress"])
     test = trainer.evaluate(test_data, load_best_model=saved, show_progress=config["show_progress"])
     logger.info("The running environment of this training is as follows:\n" + get_environment(config).draw())
     logger.info(set_color("best valid ", "yellow") + f": {best_valid}")
     logger.info(set_color("test result", "yellow") + f": {test}")
-
-    result = collect_result(config, trainer, best_valid, test, train_data, test_data, saved)
-    if config.dsl.result is not None and ranks.is_first:
-        result.save(config.dsl.result)
-        logger.info(set_color("Result", "blue") + f": {config.dsl.result}")
-    return result
+    return Finished(trainer, train_data, test_data, best_valid, test, saved)
 
 
 def _to_resume(config: RecBoleDSLConfig) -> Path | None:
@@ -212,16 +243,9 @@ def _copy_without_hook(network: Any) -> Any:
     return sharing_copy(network)
 
 
-def collect_result(
-    config: RecBoleDSLConfig,
-    trainer: Any,
-    best_valid: dict[str, float] | None,
-    test: dict[str, float] | None,
-    train_data: Any,
-    test_data: Any,
-    saved: bool,
-) -> RunResult:
+def collect_result(config: RecBoleDSLConfig, finished: Finished) -> RunResult:
     """The RunResult of a finished run."""
+    trainer = finished.trainer
     losses = [float(trainer.train_loss_dict[e]) for e in sorted(trainer.train_loss_dict)]
     return RunResult(
         schema=SCHEMA,
@@ -229,12 +253,14 @@ def collect_result(
         dataset=config["dataset"],
         method=config.dsl.method,
         seed=config["seed"],
-        best_valid_result={k: float(v) for k, v in (best_valid or {}).items()},
-        test_result={k: float(v) for k, v in (test or {}).items()},
+        best_valid_result={k: float(v) for k, v in (finished.best_valid or {}).items()},
+        test_result={k: float(v) for k, v in (finished.test or {}).items()},
         epochs_run=len(losses),
         train_loss=losses,
+        valid_results=[{"epoch": epoch, **told} for epoch, told in sorted(trainer.valid_results.items())],
+        updates=trainer.updates_made,
         sparsity=_sparsity(trainer),
-        costs=_costs(config, trainer, train_data, test_data, saved),
+        costs=_costs(config, finished),
         environment=environment(),
         config=plain(config.final_config_dict),
     )
@@ -269,34 +295,36 @@ def _sparsity(trainer: Any) -> dict[str, Any]:
     }
 
 
-def _costs(
-    config: RecBoleDSLConfig, trainer: Any, train_data: Any, test_data: Any, saved: bool
-) -> dict[str, Any]:
+def _costs(config: RecBoleDSLConfig, finished: Finished) -> dict[str, Any]:
+    trainer = finished.trainer
     path = Path(trainer.saved_model_file)
     seconds = trainer.epoch_seconds
+    per_step = macs_or_none(training_macs, trainer, finished.train_data)
     return {
+        "training_seconds": sum(seconds),
         "seconds_per_epoch": sum(seconds) / len(seconds) if seconds else None,
         **held_bytes(trainer.model, trainer.optimizer),
         "exploration_record_bytes": trainer.sparse.explorer.record_bytes,
         "growth_bytes": trainer.sparse.explorer.growth_bytes,
         "peak_memory_bytes": peak_memory_bytes(torch.device(config["device"])),
-        "checkpoint_bytes": path.stat().st_size if saved and path.exists() else None,
-        "macs_per_training_step": _or_none(_training_macs, trainer, train_data),
-        "macs_per_recommended_user": _or_none(_user_macs, trainer, test_data),
+        "checkpoint_bytes": path.stat().st_size if finished.saved and path.exists() else None,
+        "macs_per_training_step": per_step,
+        "training_macs": None if per_step is None else per_step * trainer.keeper.position.steps,
+        "macs_per_recommended_user": macs_or_none(user_macs, trainer, finished.test_data),
     }
 
 
-def _or_none(measure: Callable[[Any, Any], float | None], trainer: Any, data: Any) -> float | None:
+def macs_or_none(measure: Callable[[Any, Any], float | None], trainer: Any, data: Any) -> float | None:
     """A figure, or None and a warning: a cost that cannot be had must not cost the result."""
     try:
         return measure(trainer, data)
     except Exception as error:
-        name = measure.__name__.strip("_")
+        name = measure.__name__
         getLogger().warning(f"{name} of {type(trainer.model).__name__} are unknown: {error!r}")
         return None
 
 
-def _training_macs(trainer: Any, train_data: Any) -> float | None:
+def training_macs(trainer: Any, train_data: Any) -> float | None:
     """MACs of one step's forward pass times 3 (the backward pass has two products for each one)."""
     with undisturbed():
         if hasattr(train_data, "set_mode"):
@@ -308,7 +336,7 @@ def _training_macs(trainer: Any, train_data: Any) -> float | None:
     return 3 * macs if math.isfinite(macs) else None
 
 
-def _user_macs(trainer: Any, test_data: Any) -> float | None:
+def user_macs(trainer: Any, test_data: Any) -> float | None:
     """MACs per user of scoring what the evaluation ranks, model caches filled before.
 
     That is all items, or the sampled ones. None where an evaluation knows no users (labelled rows).

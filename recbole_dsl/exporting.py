@@ -21,6 +21,7 @@ from .packed.group import PackedGroup
 from .packed.layers import SLOTS
 from .packed.layout import layout_of
 from .plain import plain
+from .results import PRIVATE_SETTINGS
 from .serving import models
 from .serving.artifact import (
     Arrays,
@@ -46,8 +47,6 @@ _PLACES: Final = 8
 """Decimals of metrics; RecBole's default of 4 would hide what quantisation changes."""
 
 _CHECKED_USERS: Final = 32
-_PRIVATE: Final = ("data_path", "checkpoint_dir", "log_root", "gpu_id", "device", "pre_model_path")
-"""Settings that say where things are on the machine that trained."""
 
 
 def export_artifact(
@@ -337,7 +336,9 @@ def _without(graph: Graph, known: Graph | None) -> Graph:
 
 def _settings(config: Any) -> dict[str, Any]:
     """The settings that were given, without those that say where things are."""
-    given = {k: v for k, v in config.given.items() if k not in (*LEFT_OUT, *_PRIVATE, "model", "dataset")}
+    given = {
+        k: v for k, v in config.given.items() if k not in (*LEFT_OUT, *PRIVATE_SETTINGS, "model", "dataset")
+    }
     if config.dsl.width is not None:
         given["embedding_size"] = config.dsl.width
     return {"model": config["model"], "dataset": config["dataset"], "given": plain(given)}

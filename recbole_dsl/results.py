@@ -6,19 +6,33 @@ import json
 import math
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from .files import written_whole
 
-SCHEMA = 1
+SCHEMA = 2
+
+PRIVATE_SETTINGS = frozenset(
+    {
+        "data_path",
+        "checkpoint_dir",
+        "log_root",
+        "gpu_id",
+        "device",
+        "pre_model_path",
+        "dsl_start_from",
+        "dsl_result",
+    }
+)
+"""Settings that say where things are on the machine that trained."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """Result of one training run, schema 1; every field is JSON-able. See docs/results.md."""
+    """Result of one training run, schema 2; every field is JSON-able. See docs/results.md."""
 
     schema: int
     model: str
@@ -29,10 +43,13 @@ class RunResult:
     test_result: dict[str, float]
     epochs_run: int
     train_loss: list[float]
+    valid_results: list[dict[str, float]]
+    updates: list[dict[str, Any]]
     sparsity: dict[str, Any]
     costs: dict[str, Any]
     environment: dict[str, Any]
     config: dict[str, Any]
+    analysis: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The result as JSON text; numbers that are not finite become null."""

@@ -24,6 +24,7 @@ LEVELS: list[set[str]] = [
     {"exporting"},
     {
         "train_command",
+        "compare_command",
         "export_command",
         "inspect_command",
         "recommend_command",

@@ -276,6 +276,8 @@ class Keeper:
                 "best_valid_result": plain(trainer.best_valid_result),
                 "train_loss": [[epoch, float(loss)] for epoch, loss in sorted(trainer.train_loss_dict.items())],
                 "epoch_seconds": trainer.epoch_seconds,
+                "valid_results": [[epoch, plain(told)] for epoch, told in trainer.valid_results.items()],
+                "updates": trainer.updates_made,
                 "best_file": Path(trainer.saved_model_file).name,
             },
         }
@@ -310,6 +312,8 @@ class Keeper:
         trainer.best_valid_result = kept["best_valid_result"]
         trainer.train_loss_dict = {epoch: loss for epoch, loss in kept["train_loss"]}
         trainer.epoch_seconds = list(kept["epoch_seconds"])
+        trainer.valid_results = {epoch: told for epoch, told in kept["valid_results"]}
+        trainer.updates_made = list(kept["updates"])
         trainer.saved_model_file = str(file.with_name(kept["best_file"]))
         if writes_there:
             self.file = file

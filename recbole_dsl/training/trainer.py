@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -71,6 +71,8 @@ class SparseTrainerMixin:
         self.ranks = Ranks(config)
         self.graph = GraphProducts(self.dsl.kernels) if self.dsl.graph == "csr" else None
         self.epoch_seconds: list[float] = []
+        self.valid_results: dict[int, dict[str, float]] = {}
+        self.updates_made: list[dict[str, Any]] = []
         self.plans: dict[tuple[str, ...], Plan] = {}
         self.sparse: SparseHandle = insert(
             model,
@@ -237,6 +239,11 @@ class SparseTrainerMixin:
         keeper.end_epoch(loss)
         return loss
 
+    def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
+        score, result = super()._valid_epoch(valid_data, show_progress)  # type: ignore[misc]
+        self.valid_results[self.keeper.position.epoch] = {key: float(value) for key, value in result.items()}
+        return score, result
+
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         if "saved_model_file" not in kwargs and not self._owns_file:
             self.keeper.file = self.claim_files()
@@ -384,6 +391,7 @@ class SparseTrainerMixin:
 
     def _on_update(self, event: UpdateEvent) -> None:
         clear_model_caches(self.model)
+        self.updates_made.append(asdict(event))
         if self.ranks.count > 1:
             self._require_equal(next(g for g in self.sparse.groups if g.name == event.group))
         rate = "" if event.exploration_rate is None else f", R = {event.exploration_rate:.4f}"

@@ -1,0 +1,72 @@
+"""Which cells there are, and in which order they can be run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import ConfigError
+from .methods import Method
+
+FIRST_SEED = 2020
+"""RecBole's default."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run; ``density`` is None for a method that has none."""
+
+    model: str
+    dataset: str
+    method: str
+    density: float | None
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """The name of its files."""
+        model = self.model.replace(":", ".")
+        density = "" if self.density is None else f"-{self.density:g}"
+        return f"{model}-{self.dataset}-{self.method}{density}-{self.seed}"
+
+    @property
+    def dense(self) -> Cell:
+        """The dense model of the same seed."""
+        return Cell(self.model, self.dataset, "dense", None, self.seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def cells_of(
+    models: Sequence[str],
+    datasets: Sequence[str],
+    methods: Sequence[Method],
+    densities: Sequence[float],
+    seeds: Sequence[int],
+) -> list[Cell]:
+    """All cells, seed by seed, so that a grid that is stopped has whole comparisons.
+
+    Raises:
+        ConfigError: a density is none, or two cells would have one name.
+    """
+    for density in densities:
+        if not 0 < density <= 1:
+            raise ConfigError(f"densities={density:g} is refused: allowed are numbers above 0 and at most 1.")
+    found = [
+        Cell(model, dataset, method.name, density, seed)
+        for seed in seeds
+        for dataset in datasets
+        for model in models
+        for method in methods
+        for density in (densities if method.densities else [None])
+    ]
+    keys = [cell.key for cell in found]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise ConfigError(
+            f"cell {twice[0]} is there twice; allowed is every model, method, density and seed once."
+        )
+    return found

@@ -1,0 +1,77 @@
+"""What can be compared: a method is a YAML file of ``properties/compare``, or a sparse one of ``properties/method``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from .. import property_files
+from ..errors import ConfigError, nearest
+from ..resources import properties_dir
+
+PROCEDURES: Final = ("recbole", "narrow", "sparse", "quantised")
+"""How a method is run; ``compare.procedures`` has a function for each."""
+
+_PARTS: Final = frozenset(
+    {"about", "procedure", "densities", "after", "trains_as", "as_large_as", "widths", "settings"}
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of a comparison.
+
+    ``about``: one sentence; ``procedure``: of :data:`PROCEDURES`; ``densities``: whether it has a cell for
+    every density, or one; ``after``: ``"dense"`` if it starts from the dense model that RecBole has trained;
+    ``trains_as``: the ``dsl_method`` of procedure ``sparse``; ``as_large_as``: of ``narrow``, ``"weights"`` or
+    ``"training"``; ``widths``: which settings of a model say how wide it is; ``settings``: of the run.
+    """
+
+    name: str
+    about: str
+    procedure: str = "sparse"
+    densities: bool = True
+    after: str | None = None
+    trains_as: str | None = None
+    as_large_as: str = "weights"
+    widths: Mapping[str, list[str]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def method_names() -> list[str]:
+    """All names, in alphabetical order."""
+    own = {path.stem for path in (properties_dir() / "compare").glob("*.yaml")}
+    return sorted(own | set(property_files.method_names()))
+
+
+def read_method(name: str) -> Method:
+    """The method of a name, or of the path of a method file of one's own (``mine.yaml``).
+
+    Raises:
+        ConfigError: there is none, or its file is not as it should be.
+    """
+    path = properties_dir() / "compare" / f"{name}.yaml"
+    if name in method_names() and path.is_file():
+        return _of_file(name, property_files.read_mapping(path))
+    if name not in method_names() and not name.endswith((".yaml", ".yml")):
+        raise ConfigError(
+            f"methods={name!r} is no known method{nearest(name, method_names())}; allowed are "
+            f"{', '.join(method_names())}, and the path of a method file ending in .yaml."
+        )
+    property_files.method_settings(name)
+    return Method(property_files.method_name(name), "Sparse from scratch.", trains_as=name)
+
+
+def _of_file(name: str, content: dict[str, Any]) -> Method:
+    for key in content:
+        if key not in _PARTS:
+            raise ConfigError(
+                f"Part {key!r} of method {name!r} is unknown; allowed are {', '.join(sorted(_PARTS))}."
+            )
+    method = Method(name, **content)
+    if method.procedure not in PROCEDURES:
+        raise ConfigError(
+            f"procedure={method.procedure!r} of method {name!r} is unknown; allowed are {', '.join(PROCEDURES)}."
+        )
+    return method

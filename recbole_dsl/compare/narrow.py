@@ -1,0 +1,114 @@
+"""How narrow a dense model has to be to take no more bytes than a sparse one."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..config import RecBoleDSLConfig
+from ..costs import held_bytes, undisturbed
+from ..errors import ConfigError
+from ..experiment import build_model, load_data
+from ..planning import OPTIMIZERS
+from ..training.trainer import sparse_trainer
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Settings that say how wide a model is, in their usual sizes; the first one counts columns."""
+
+    usual: Mapping[str, int | list[int]]
+
+    @classmethod
+    def of(cls, config: Any, names: Mapping[str, Sequence[str]]) -> Widths:
+        """Those of a configuration; ``names``: by model, and ``default``.
+
+        Raises:
+            ConfigError: the model has none of them.
+        """
+        keys = names.get(config["model"], names["default"])
+        usual = {key: config[key] for key in keys if config[key] is not None}
+        if not usual:
+            raise ConfigError(
+                f"model={config['model']!r} cannot be made narrow, since it has no {' or '.join(keys)}; allowed are "
+                "models with these settings, and those named below 'widths' of properties/compare/narrow.yaml."
+            )
+        return cls(usual)
+
+    @property
+    def columns(self) -> int:
+        """The usual number of columns."""
+        return _first(next(iter(self.usual.values())))
+
+    def at(self, columns: int) -> dict[str, int | list[int]]:
+        """All settings scaled so that the first one is ``columns``; none below 1."""
+        share = columns / self.columns
+
+        def scaled(size: int) -> int:
+            return max(1, int(size * share + 0.5))
+
+        return {k: [scaled(x) for x in v] if isinstance(v, list) else scaled(v) for k, v in self.usual.items()}
+
+
+def _first(size: Any) -> int:
+    return int(size[0] if isinstance(size, list) else size)
+
+
+def narrow_settings(
+    config: RecBoleDSLConfig, as_large_as: str, names: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """The settings of the widest dense model that is no larger than the sparse one of ``config``.
+
+    Args:
+        config: of the sparse model.
+        as_large_as: ``"weights"`` compares weight bytes with weight and index bytes; ``"training"`` weights,
+            gradients and optimizer state with the same and the index.
+        names: see :class:`Widths`.
+
+    Raises:
+        ConfigError: even one column is too many, or the model has no known width.
+    """
+    widths = Widths.of(config, names)
+    _, train_data, _, _ = load_data(config)
+    with undisturbed():
+        trainer = sparse_trainer(config["MODEL_TYPE"], *config.lineage)(
+            config, build_model(config, train_data), train_data
+        )
+    held = held_bytes(trainer.model, trainer.optimizer)
+    # Adam and others hold so many tensors of a parameter's size; their state does not exist before the first step.
+    copies = 1 if as_large_as == "weights" else 2 + OPTIMIZERS[config["learner"].lower()].tensors
+    allowed = copies * held["weight_bytes"] + held["index_bytes"]
+
+    @functools.cache
+    def largest_buildable(columns: int) -> tuple[int, int] | None:
+        """The next smaller number of columns of which a model can be built (heads divide it), and its bytes."""
+        while columns:
+            usual = {key: config[key] for key in widths.usual}
+            try:
+                for key, value in widths.at(columns).items():
+                    config[key] = value
+                with undisturbed():
+                    network = config.model_class(config, train_data._dataset)
+                return columns, sum(p.numel() * p.element_size() for p in network.parameters())
+            except (ValueError, AssertionError, RuntimeError, TypeError):
+                columns -= 1
+            finally:
+                for key, value in usual.items():
+                    config[key] = value
+        return None
+
+    def size(columns: int) -> int:
+        found = largest_buildable(columns)
+        return copies * found[1] if found else 0
+
+    columns = bisect.bisect_right(range(1, widths.columns + 1), allowed, key=size)
+    found = largest_buildable(columns) if columns else None
+    if found is None:
+        raise ConfigError(
+            f"model={config['model']!r} has no narrow twin at dsl_density={config['dsl_density']}: one column takes "
+            f"{size(1)} bytes, and the sparse model {allowed}; allowed are higher densities."
+        )
+    return widths.at(found[0])

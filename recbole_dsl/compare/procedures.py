@@ -1,0 +1,193 @@
+"""How one cell is run; a procedure is a function of a :class:`Task` and a row of :data:`PROCEDURES`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from .. import compat
+from ..config import RecBoleDSLConfig, no_flags
+from ..experiment import collect_result, train_and_test
+from ..results import PRIVATE_SETTINGS, RunResult
+from ..serving.quantise import decode, encode
+from ..training.trainer import interactions_of
+from .by_recbole import measure, needed_settings, recbole_data, result_of, trainer_of
+from .methods import Method
+from .narrow import narrow_settings
+from .popularity import by_popularity, live_per_row
+
+_SMALL: Final = 1024
+"""Tensors with fewer weights are not rounded to eight bits."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A cell and where its inputs are.
+
+    ``density``: None for methods that have none; ``settings``: above those of ``files``; ``folder``: for
+    checkpoints; ``dense``: RecBole's checkpoint of the dense model, for methods that start from it.
+    """
+
+    model: str
+    dataset: str
+    method: Method
+    density: float | None
+    seed: int
+    files: tuple[Path, ...]
+    settings: Mapping[str, Any]
+    folder: Path
+    dense: Path | None = None
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The settings of this run, for RecBole and for us."""
+        return {**self.settings, **self.method.settings, "seed": self.seed, "checkpoint_dir": str(self.folder)}
+
+    @property
+    def sparse(self) -> dict[str, Any]:
+        """The same with the keys of sparse training."""
+        return {**self.own, "dsl_method": self.method.trains_as or "static", "dsl_density": self.density}
+
+    def config(self, settings: Mapping[str, Any]) -> RecBoleDSLConfig:
+        """Our configuration with ``settings``."""
+        with no_flags():
+            return RecBoleDSLConfig(self.model, self.dataset, self.files, dict(settings))
+
+
+def by_recbole(task: Task, more: Mapping[str, Any] | None = None, weights: int | None = None) -> RunResult:
+    """RecBole's own training, validation and test, with ``more`` settings."""
+    settings = {**needed_settings(task.model), **_without_ours(task), **(more or {})}
+    config, train_data, valid_data, test_data = recbole_data(task.model, task.dataset, settings, task.files)
+    trainer = trainer_of(config, train_data)
+    told = measure(trainer)
+    _, valid = trainer.fit(train_data, valid_data, show_progress=False)
+    test = trainer.evaluate(test_data, show_progress=False)
+    result = result_of(trainer, told, valid, test, train_data, test_data, weights)
+    analysis = by_popularity(trainer, interactions_of(train_data), test_data, config["topk"])
+    if task.dense is not None:
+        os.replace(trainer.saved_model_file, task.dense)
+    return _finish(task, result, analysis)
+
+
+def _without_ours(task: Task) -> dict[str, Any]:
+    return {key: value for key, value in task.own.items() if not key.startswith("dsl_")}
+
+
+def narrow(task: Task) -> RunResult:
+    """RecBole's own training of the widest model that is no larger than the sparse one."""
+    config = task.config(task.sparse)
+    found = narrow_settings(config, task.method.as_large_as, task.method.widths)
+    full = by_model_size(task)
+    result = by_recbole(task, found, full)
+    return replace(result, analysis={**result.analysis, "narrow": found})
+
+
+def by_model_size(task: Task) -> int:
+    """Weights of the dense model of the usual width."""
+    settings = {**needed_settings(task.model), **_without_ours(task)}
+    config, train_data, _, _ = recbole_data(task.model, task.dataset, settings, task.files)
+    return sum(p.numel() for p in config.model_class(config, train_data._dataset).parameters())
+
+
+def sparse(task: Task) -> RunResult:
+    """Our training; from the dense model's weights if the method comes after it."""
+    settings = task.sparse
+    if task.dense is not None:
+        settings["dsl_start_from"] = str(task.dense)
+    config = task.config(settings)
+    before: dict[str, np.ndarray] = {}
+    finished = train_and_test(config, before=lambda trainer: before.update(live_per_row(trainer.sparse.groups)))
+    result = collect_result(config, finished)
+    trainer = finished.trainer
+    with trainer._graph_products():
+        analysis = by_popularity(
+            trainer,
+            interactions_of(finished.train_data),
+            finished.test_data,
+            config["topk"],
+            before,
+            live_per_row(trainer.sparse.groups),
+        )
+    return _finish(task, result, analysis)
+
+
+def quantised(task: Task) -> RunResult:
+    """The dense model with matrices of eight bits and a scale for every row."""
+    assert task.dense is not None
+    settings = {**needed_settings(task.model), **_without_ours(task)}
+    config, train_data, valid_data, test_data = recbole_data(task.model, task.dataset, settings, task.files)
+    trainer = trainer_of(config, train_data)
+    state = compat.read_dense_checkpoint(task.dense)
+    trainer.model.load_state_dict(state["state_dict"])
+    trainer.model.load_other_parameter(state.get("other_parameter"))
+    told = measure(trainer)
+    size = sum(_rounded(parameter) for parameter in trainer.model.parameters())
+    trainer.eval_collector.data_collect(train_data)
+    valid = trainer.evaluate(valid_data, load_best_model=False)
+    test = trainer.evaluate(test_data, load_best_model=False)
+    result = result_of(trainer, told, valid, test, train_data, test_data)
+    costs = {**result.costs, "weight_bytes": size, "gradient_bytes": 0}
+    analysis = by_popularity(trainer, interactions_of(train_data), test_data, config["topk"])
+    return _finish(task, replace(result, costs=costs), analysis)
+
+
+@torch.no_grad()
+def _rounded(parameter: torch.Tensor) -> int:
+    """Round a matrix to eight bits in place; returns the bytes that it takes then."""
+    if parameter.dim() < 2 or parameter.numel() < _SMALL:
+        return parameter.numel() * parameter.element_size()
+    table = parameter.detach().cpu().reshape(len(parameter), -1)
+    counts = np.full(len(table), table.shape[1])
+    stored, scales, factor = encode(table.numpy().reshape(-1), counts, "int8")
+    assert scales is not None
+    values = decode(stored, counts, "int8", scales, factor)
+    parameter.copy_(torch.from_numpy(values).reshape(parameter.shape))
+    return stored.nbytes + scales.nbytes + 4
+
+
+def _finish(task: Task, result: RunResult, analysis: Mapping[str, Any]) -> RunResult:
+    """The result under the method's name, with the bytes of its training and without this machine's paths."""
+    costs = result.costs
+    state = sum(costs[k] for k in ("weight_bytes", "index_bytes", "gradient_bytes", "optimizer_bytes"))
+    config = {key: value for key, value in result.config.items() if key not in PRIVATE_SETTINGS}
+    return replace(
+        result,
+        method=task.method.name,
+        costs={**costs, "training_state_bytes": state},
+        config=config,
+        analysis={"by_popularity": dict(analysis)},
+    )
+
+
+def with_dense(result: RunResult, dense: RunResult) -> RunResult:
+    """A result of a method that comes after dense training, which it needs as well: its costs are both's."""
+    own, theirs = result.costs, dense.costs
+    together = dict(own)
+    for key in ("training_seconds", "training_macs"):
+        together[key] = None if own[key] is None or theirs[key] is None else own[key] + theirs[key]
+    for key in ("gradient_bytes", "optimizer_bytes", "peak_memory_bytes", "training_state_bytes"):
+        together[key] = max(own[key], theirs[key])
+    phases = [
+        {
+            "what": what,
+            "epochs": part.epochs_run,
+            **{key: part.costs[key] for key in ("training_seconds", "training_macs", "training_state_bytes")},
+        }
+        for what, part in (("dense training", dense), ("after it", result))
+    ]
+    return replace(result, costs=together, analysis={**result.analysis, "phases": phases})
+
+
+PROCEDURES: Final[dict[str, Callable[[Task], RunResult]]] = {
+    "recbole": by_recbole,
+    "narrow": narrow,
+    "sparse": sparse,
+    "quantised": quantised,
+}
+"""By the names in ``methods.PROCEDURES``."""

@@ -1,0 +1,201 @@
+"""Runs the cells of a comparison, each in a process of its own, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .grid import Cell
+from .methods import Method
+from .store import Store
+
+
+@dataclass(frozen=True)
+class Job:
+    """A process to start: a cell, and what its process is told.
+
+    ``needs``: the dense cell whose model it starts from; ``counts``: False for a dense model that only others
+    need; ``keep``: whether the dense model is kept for others.
+    """
+
+    cell: Cell
+    method: str
+    settings: Mapping[str, Any]
+    needs: Cell | None = None
+    counts: bool = True
+    keep: bool = False
+
+
+@dataclass
+class Outcome:
+    """How many cells of a comparison are finished, failed and cancelled after a run."""
+
+    finished: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
+def jobs_of(
+    cells: Sequence[Cell], methods: Mapping[str, tuple[str, Method]], settings: Mapping[Cell, Any], store: Store
+) -> list[Job]:
+    """What is left to do, dense models that others need first.
+
+    Args:
+        cells: all cells.
+        methods: by name, what was asked for (a name or a path) and the method.
+        settings: of every cell, and of the dense cells that others need.
+    """
+    left = [cell for cell in cells if not store.is_finished(cell)]
+    after_dense = {cell.dense: None for cell in left if methods[cell.method][1].after == "dense"}
+    asked = set(cells)
+    first = [
+        Job(cell, "dense", settings[cell], counts=cell in asked and not store.is_finished(cell), keep=True)
+        for cell in after_dense
+        if not store.path("dense", cell, ".pth").is_file() or (cell in left)
+    ]
+    others = [cell for cell in left if cell not in {job.cell for job in first}]
+    rest = []
+    for cell in others:
+        asked_for, method = methods[cell.method]
+        rest.append(Job(cell, asked_for, settings[cell], cell.dense if method.after == "dense" else None))
+    return first + rest
+
+
+class Runner:
+    """Runs jobs, ``at_once`` at a time.
+
+    Args:
+        store: where results go.
+        at_once: processes.
+        threads: of each.
+    """
+
+    def __init__(self, store: Store, at_once: int, threads: int) -> None:
+        self.store, self.at_once, self.threads = store, at_once, threads
+        self.running: dict[subprocess.Popen[bytes], tuple[Job, float]] = {}
+        self.outcome = Outcome()
+
+    def run(self, jobs: Sequence[Job], total: int) -> Outcome:
+        """Run all; ``total``: cells of the comparison, those that are finished included.
+
+        What runs when it is interrupted is stopped and noted as cancelled.
+        """
+        waiting = list(jobs)
+        at_work = {job.cell for job in jobs}
+        done = total - sum(job.counts for job in jobs)
+        with tqdm(total=total, initial=done, unit="cell", smoothing=0, dynamic_ncols=True) as bar:
+            try:
+                while waiting or self.running:
+                    while len(self.running) < self.at_once and (job := self._ready(waiting, at_work)):
+                        waiting.remove(job)
+                        self._start(job)
+                    bar.set_postfix_str(", ".join(job.cell.key for job, _ in self.running.values()))
+                    time.sleep(0.1)
+                    for job in self._ended():
+                        at_work.discard(job.cell)
+                        bar.update(int(job.counts))
+                        waiting = self._without_orphans(job, waiting, bar)
+            except BaseException as stop:
+                self._stop(stop)
+                raise
+        return self.outcome
+
+    def _ready(self, waiting: Sequence[Job], at_work: set[Cell]) -> Job | None:
+        return next((job for job in waiting if job.needs not in at_work), None)
+
+    def _start(self, job: Job) -> None:
+        request = {
+            "cell": job.cell.to_dict(),
+            "method": job.method,
+            "settings": dict(job.settings),
+            "store": str(self.store.folder),
+            "threads": self.threads,
+            "counts": job.counts,
+            "keep": job.keep,
+        }
+        handle, path = tempfile.mkstemp(suffix=".json", prefix="recbole-dsl-cell-")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(request, file)
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+        environment = {**os.environ, **dict.fromkeys(names, str(self.threads))}
+        with self.store.path("logs", job.cell, ".log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "recbole_dsl.compare.cell", path],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the comparison, which tells its cells
+            )
+        process.request_file = Path(path)  # type: ignore[attr-defined]
+        self.running[process] = job, time.monotonic()
+
+    def _ended(self) -> list[Job]:
+        """Jobs whose process has ended, counted by how."""
+        ended = []
+        for process, (job, _) in list(self.running.items()):
+            if process.poll() is None:
+                continue
+            self._forget(process)
+            ended.append(job)
+            dense = self.store.path("dense", job.cell, ".pth").is_file()
+            if self.store.is_finished(job.cell) if job.counts else dense:
+                self.outcome.finished += job.counts
+                continue
+            self.outcome.failed += 1
+            if not self.store.path("failed", job.cell).is_file():
+                self.store.note("failed", job.cell, _how_it_ended(process.returncode))
+        return ended
+
+    def _forget(self, process: subprocess.Popen[bytes]) -> None:
+        del self.running[process]
+        process.request_file.unlink(missing_ok=True)  # type: ignore[attr-defined]
+        assert process.stdin is not None
+        process.stdin.close()
+
+    def _without_orphans(self, job: Job, waiting: list[Job], bar: Any) -> list[Job]:
+        """What can still be run after ``job`` has ended; cells that need its model are cancelled without it."""
+        if not job.keep or self.store.path("dense", job.cell, ".pth").is_file():
+            return waiting
+        orphans = [other for other in waiting if other.needs == job.cell]
+        for orphan in orphans:
+            self.store.note(
+                "cancelled", orphan.cell, f"The dense model {job.cell.key} that it starts from failed."
+            )
+            self.outcome.cancelled += 1
+            bar.update(1)
+        return [other for other in waiting if other not in orphans]
+
+    def _stop(self, stop: BaseException) -> None:
+        for process in self.running:
+            process.terminate()
+        for process, (job, started) in list(self.running.items()):
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            self._forget(process)
+            if job.counts and not self.store.is_finished(job.cell):
+                after = time.monotonic() - started
+                why = "interrupted" if isinstance(stop, KeyboardInterrupt) else type(stop).__name__
+                self.store.note(
+                    "cancelled", job.cell, f"The comparison was stopped ({why}) after {after:.0f} s."
+                )
+                self.outcome.cancelled += 1
+
+
+def _how_it_ended(code: int) -> str:
+    if code < 0:
+        return f"The process of the cell was ended by signal {-code}; out of memory, perhaps."
+    return f"The process of the cell ended with status {code} and no result; its log may say why."

@@ -1,0 +1,111 @@
+"""The folder of a comparison: its settings, and a file for every cell, finished, failed or cancelled.
+
+::
+
+    grid.json            models, datasets, methods, densities, seeds and the settings of all cells
+    settings.yaml        the contents of the config files
+    cells/KEY.json       RunResult of a finished cell; never written again
+    failed/KEY.json      a cell that failed, with its error
+    cancelled/KEY.json   a cell that was stopped, or never begun because its dense model failed
+    dense/KEY.pth, .json RecBole's dense models that methods start from; can be deleted, and is made anew
+    logs/KEY.log         what a cell has printed
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from filelock import FileLock, Timeout
+
+from ..errors import ConfigError
+from ..files import written_whole
+from ..results import RunResult
+from .grid import Cell
+
+STATES: Final = ("cells", "failed", "cancelled")
+
+
+class Store:
+    """The files of one comparison below ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = FileLock(folder / ".lock")
+
+    def open(self, grid: dict[str, Any], files: dict[str, Any]) -> None:
+        """Create the folder, or take it up; one process at a time.
+
+        Args:
+            grid: what is asked for; ``settings`` and ``tuned`` must be those of an earlier call.
+            files: the contents of the config files, merged.
+
+        Raises:
+            ConfigError: another process is at work there, or it holds a comparison with other settings.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"'{self.folder}' cannot be created ({error.strerror}); allowed is another --name or --results."
+            ) from None
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(
+                f"Another 'recbole-dsl compare' is at work in '{self.folder}'; allowed is another --name."
+            ) from None
+        grid = {**grid, "settings": {**files, **grid["settings"]}}
+        path = self.folder / "grid.json"
+        if path.is_file():
+            grid = _extended(json.loads(path.read_text(encoding="utf-8")), grid, self.folder)
+        for state in (*STATES, "dense", "logs"):
+            (self.folder / state).mkdir(exist_ok=True)
+        self._write(path, grid)
+        with written_whole(self.folder / "settings.yaml") as file:
+            file.write(yaml.safe_dump(files, sort_keys=True).encode())
+
+    def close(self) -> None:
+        """Let another process at work."""
+        self._lock.release()
+
+    def path(self, state: str, cell: Cell, suffix: str = ".json") -> Path:
+        """The file of a cell in one of the folders."""
+        return self.folder / state / f"{cell.key}{suffix}"
+
+    def is_finished(self, cell: Cell) -> bool:
+        """Whether the cell has its result."""
+        return self.path("cells", cell).is_file()
+
+    def note(self, state: str, cell: Cell, error: str, **more: Any) -> None:
+        """Write down that a cell failed or was cancelled."""
+        self._write(self.path(state, cell), {"cell": cell.to_dict(), "error": error, **more})
+
+    def keep(self, cell: Cell, result: RunResult) -> None:
+        """Write a result, and forget that the cell failed or was cancelled before."""
+        result.save(self.path("cells", cell))
+        for state in ("failed", "cancelled"):
+            self.path(state, cell).unlink(missing_ok=True)
+
+    @staticmethod
+    def _write(path: Path, content: dict[str, Any]) -> None:
+        with written_whole(path) as file:
+            file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _extended(old: dict[str, Any], new: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A grid of both, if both have the same settings."""
+    new = json.loads(json.dumps(new))
+    for part in ("settings", "tuned"):
+        if old[part] != new[part]:
+            keys = sorted(
+                k for k in old[part].keys() | new[part].keys() if old[part].get(k) != new[part].get(k)
+            )
+            raise ConfigError(
+                f"'{folder}' was made with {part} {keys[0]}={old[part].get(keys[0])!r}, and now it is "
+                f"{new[part].get(keys[0])!r}; allowed are the same settings for all cells, or another --name."
+            )
+    lists = ("models", "datasets", "methods", "densities", "seeds")
+    return {**new, **{part: old[part] + [x for x in new[part] if x not in old[part]] for part in lists}}
