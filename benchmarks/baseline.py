@@ -2,39 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from time import perf_counter
 from typing import Any
 
-from recbole_dsl import compat
-
-compat.apply()
-
-from recbole.config import Config  # noqa: E402
-from recbole.data import create_dataset, data_preparation  # noqa: E402
-from recbole.utils import get_trainer, init_logger, init_seed  # noqa: E402
-
-from recbole_dsl.costs import held_bytes, peak_memory_bytes  # noqa: E402
-
-
-def recbole_data(model: str | type, dataset: str, config_dict: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
-    """RecBole's configuration, and its loaders for training, validation and test."""
-    argv, sys.argv = sys.argv, sys.argv[:1]  # RecBole reads the command line
-    try:
-        config = Config(model=model, dataset=dataset, config_dict=dict(config_dict))
-    finally:
-        sys.argv = argv
-    init_seed(config["seed"], config["reproducibility"])
-    init_logger(config)
-    train_data, valid_data, test_data = data_preparation(config, create_dataset(config))
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    return config, train_data, valid_data, test_data
-
-
-def trainer_of(config: Any, train_data: Any) -> Any:
-    """RecBole's trainer of a new dense model."""
-    network = config.model_class(config, train_data._dataset).to(config["device"])
-    return get_trainer(config["MODEL_TYPE"], config["model"])(config, network)
+from recbole_dsl.compare.by_recbole import measure, recbole_data, trainer_of
+from recbole_dsl.costs import held_bytes, peak_memory_bytes
 
 
 def recbole_trainer(model: str | type, dataset: str, config_dict: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
@@ -48,16 +19,7 @@ def run_recbole_itself(model: str, dataset: str, config_dict: dict[str, Any]) ->
     """Train RecBole's dense ``model`` and test the best epoch; returns metrics and costs."""
     trainer, train_data, valid_data, test_data = recbole_trainer(model, dataset, config_dict)
     config, network = trainer.config, trainer.model
-    seconds: list[float] = []
-    plain_epoch = trainer._train_epoch
-
-    def timed_epoch(*args: Any, **kwargs: Any) -> Any:
-        started = perf_counter()
-        loss = plain_epoch(*args, **kwargs)
-        seconds.append(perf_counter() - started)
-        return loss
-
-    trainer._train_epoch = timed_epoch
+    told = measure(trainer)
     _, valid = trainer.fit(train_data, valid_data, show_progress=config["show_progress"])
     test = trainer.evaluate(test_data, show_progress=config["show_progress"])
     return {
@@ -67,11 +29,11 @@ def run_recbole_itself(model: str, dataset: str, config_dict: dict[str, Any]) ->
         "seed": config["seed"],
         "best_valid_result": {k: float(v) for k, v in valid.items()},
         "test_result": {k: float(v) for k, v in test.items()},
-        "epochs_run": len(seconds),
+        "epochs_run": len(told.epoch_seconds),
         "train_loss": [float(v) for v in trainer.train_loss_dict.values()],
         "live": sum(p.numel() for p in network.parameters()),
         "costs": {
-            "seconds_per_epoch": sum(seconds) / len(seconds),
+            "seconds_per_epoch": sum(told.epoch_seconds) / len(told.epoch_seconds),
             **held_bytes(network, trainer.optimizer),
             "peak_memory_bytes": peak_memory_bytes(config["device"]),
         },

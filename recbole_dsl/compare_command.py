@@ -43,8 +43,8 @@ def parser() -> Parser:
     """The command's options; every other flag is a setting of all cells."""
     result = Parser(
         "compare",
-        "Run a grid of methods, densities and seeds, and print a table. A call that was stopped goes on where it "
-        "was: finished cells are never run again, failed and cancelled ones are.",
+        "Run a grid of methods, densities and seeds, and print a table. A call that was stopped goes on "
+        "where it was: finished cells are never run again, failed and cancelled ones are.",
         "Every RecBole or dsl_ setting is a flag (--epochs=100), and holds for all cells. Methods: "
         f"{', '.join(method_names())}, and method files of your own (.yaml). docs/compare.md has more.",
     )
@@ -112,8 +112,8 @@ def run(argv: Sequence[str]) -> None:
     print(f"\nResults: {store.folder}")
     if outcome.failed or outcome.cancelled:
         raise ConfigError(
-            f"{outcome.failed} cells failed and {outcome.cancelled} were cancelled; '{store.folder}/failed' and "
-            "'cancelled' say why; allowed is to call the command again, which runs them anew."
+            f"{outcome.failed} cells failed and {outcome.cancelled} were cancelled; '{store.folder}/failed' "
+            "and 'cancelled' say why; allowed is to call the command again, which runs them anew."
         )
 
 
@@ -162,8 +162,8 @@ def _refuse_own(settings: Mapping[str, Any]) -> None:
     for key in SET_BY_CELLS:
         if key in settings:
             raise ConfigError(
-                f"{key}={settings[key]!r} is refused, because every cell of a comparison has its own; allowed are "
-                "--models, --datasets, --methods, --densities and --seeds, and all other settings."
+                f"{key}={settings[key]!r} is refused, because every cell of a comparison has its own; allowed "
+                "are --models, --datasets, --methods, --densities and --seeds, and all other settings."
             )
 
 
@@ -174,11 +174,13 @@ def _tuned(path: str | None) -> dict[str, Any]:
     content = property_files.read_mapping(Path(path))
     for model, of_model in content.items():
         of_datasets = of_model.values() if isinstance(of_model, dict) else [None]
-        of_methods = [m for d in of_datasets for m in (d.values() if isinstance(d, dict) else [None])]
+        of_methods: list[Any] = [
+            m for d in of_datasets for m in (d.values() if isinstance(d, dict) else [None])
+        ]
         if not all(isinstance(found, dict) for found in of_methods):
             raise ConfigError(
-                f"--tuned={path}: {model} is refused; allowed are models, below each datasets, below each methods, "
-                "and below each method settings such as learning_rate."
+                f"--tuned={path}: {model} is refused; allowed are models, below each datasets, below each "
+                "methods, and below each method settings such as learning_rate."
             )
         for found in of_methods:
             property_files.check_keys(found, KEYS, f"'{path}'")
@@ -206,7 +208,7 @@ def _check(
         own = {**files, **each[cell], **sparse, "dsl_method": method.trains_as or "static"}
         with no_flags():
             config = RecBoleDSLConfig(cell.model, cell.dataset, None, own)
-        known = config._metric_names()
+        known = config.metric_names()
         found = found or str(config["valid_metric"]).lower()
         if found not in known:
             raise ConfigError(

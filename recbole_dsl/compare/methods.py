@@ -1,4 +1,4 @@
-"""What can be compared: a method is a YAML file of ``properties/compare``, or a sparse one of ``properties/method``."""
+"""What can be compared: methods of ``properties/compare``, and the sparse ones of ``properties/method``."""
 
 from __future__ import annotations
 
@@ -72,6 +72,7 @@ def _of_file(name: str, content: dict[str, Any]) -> Method:
     method = Method(name, **content)
     if method.procedure not in PROCEDURES:
         raise ConfigError(
-            f"procedure={method.procedure!r} of method {name!r} is unknown; allowed are {', '.join(PROCEDURES)}."
+            f"procedure={method.procedure!r} of method {name!r} is unknown; allowed are "
+            f"{', '.join(PROCEDURES)}."
         )
     return method

@@ -33,8 +33,8 @@ class Widths:
         usual = {key: config[key] for key in keys if config[key] is not None}
         if not usual:
             raise ConfigError(
-                f"model={config['model']!r} cannot be made narrow, since it has no {' or '.join(keys)}; allowed are "
-                "models with these settings, and those named below 'widths' of properties/compare/narrow.yaml."
+                f"model={config['model']!r} cannot be made narrow, as it has no {' or '.join(keys)}; allowed "
+                "are models with that, and those below 'widths' of properties/compare/narrow.yaml."
             )
         return cls(usual)
 
@@ -59,7 +59,7 @@ def _first(size: Any) -> int:
 
 def narrow_settings(
     config: RecBoleDSLConfig, as_large_as: str, names: Mapping[str, Sequence[str]]
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], int]:
     """The settings of the widest dense model that is no larger than the sparse one of ``config``.
 
     Args:
@@ -67,6 +67,9 @@ def narrow_settings(
         as_large_as: ``"weights"`` compares weight bytes with weight and index bytes; ``"training"`` weights,
             gradients and optimizer state with the same and the index.
         names: see :class:`Widths`.
+
+    Returns:
+        The settings, and the weights of the dense model of the usual width.
 
     Raises:
         ConfigError: even one column is too many, or the model has no known width.
@@ -78,13 +81,14 @@ def narrow_settings(
             config, build_model(config, train_data), train_data
         )
     held = held_bytes(trainer.model, trainer.optimizer)
-    # Adam and others hold so many tensors of a parameter's size; their state does not exist before the first step.
+    # An optimizer has no state before its first step.
     copies = 1 if as_large_as == "weights" else 2 + OPTIMIZERS[config["learner"].lower()].tensors
+    value_bytes = next(trainer.model.parameters()).element_size()
     allowed = copies * held["weight_bytes"] + held["index_bytes"]
 
     @functools.cache
     def largest_buildable(columns: int) -> tuple[int, int] | None:
-        """The next smaller number of columns of which a model can be built (heads divide it), and its bytes."""
+        """The next smaller number of columns that a model can be built of (heads divide it); its weights."""
         while columns:
             usual = {key: config[key] for key in widths.usual}
             try:
@@ -92,7 +96,7 @@ def narrow_settings(
                     config[key] = value
                 with undisturbed():
                     network = config.model_class(config, train_data._dataset)
-                return columns, sum(p.numel() * p.element_size() for p in network.parameters())
+                return columns, sum(p.numel() for p in network.parameters())
             except (ValueError, AssertionError, RuntimeError, TypeError):
                 columns -= 1
             finally:
@@ -102,13 +106,13 @@ def narrow_settings(
 
     def size(columns: int) -> int:
         found = largest_buildable(columns)
-        return copies * found[1] if found else 0
+        return copies * value_bytes * found[1] if found else 0
 
     columns = bisect.bisect_right(range(1, widths.columns + 1), allowed, key=size)
     found = largest_buildable(columns) if columns else None
     if found is None:
         raise ConfigError(
-            f"model={config['model']!r} has no narrow twin at dsl_density={config['dsl_density']}: one column takes "
-            f"{size(1)} bytes, and the sparse model {allowed}; allowed are higher densities."
+            f"model={config['model']!r} has no narrow twin at dsl_density={config['dsl_density']}: one column "
+            f"takes {size(1)} bytes, and the sparse model {allowed}; allowed are higher densities."
         )
-    return widths.at(found[0])
+    return widths.at(found[0]), (largest_buildable(widths.columns) or found)[1]

@@ -52,10 +52,10 @@ def by_popularity(
     """What a tested model does for each decile of users and items.
 
     Returns:
-        For ``users`` and ``items``: ``rows`` and training ``interactions`` of every decile, and ``live`` weights
-        per row by tensor, ``before`` and ``after`` training. For items also the test interactions
-        (``positives``) and ``recall``, the share of them that is among the first k recommended, by k; null where
-        the evaluation does not rank all items. Empty for data without users and items.
+        For ``users`` and ``items``: ``rows`` and training ``interactions`` of every decile, and ``live``
+        weights per row by tensor, ``before`` and ``after`` training. For items also the test interactions
+        (``positives``) and ``recall``, the share of them that is among the first k recommended, by k; null
+        where the evaluation does not rank all items. Empty for data without users and items.
     """
     if interactions is None:
         return {}
@@ -104,7 +104,8 @@ def _recall(trainer: Any, test_data: Any, of: np.ndarray, ks: Sequence[int]) -> 
     if not isinstance(test_data, FullSortEvalDataLoader):
         return {"positives": None, "recall": None}
     trainer.model.eval()
-    positives, hits = np.zeros(DECILES, np.int64), np.zeros((max(ks), DECILES), np.int64)
+    positives: Any = np.zeros(DECILES, np.int64)
+    hits: Any = np.zeros((max(ks), DECILES), np.int64)
     for batch in test_data:
         _, scores, users, items = trainer._full_sort_batch_eval(batch)
         ranked = scores.topk(min(max(ks), scores.shape[1]), dim=-1).indices

@@ -82,17 +82,9 @@ def _without_ours(task: Task) -> dict[str, Any]:
 def narrow(task: Task) -> RunResult:
     """RecBole's own training of the widest model that is no larger than the sparse one."""
     config = task.config(task.sparse)
-    found = narrow_settings(config, task.method.as_large_as, task.method.widths)
-    full = by_model_size(task)
-    result = by_recbole(task, found, full)
+    found, weights = narrow_settings(config, task.method.as_large_as, task.method.widths)
+    result = by_recbole(task, found, weights)
     return replace(result, analysis={**result.analysis, "narrow": found})
-
-
-def by_model_size(task: Task) -> int:
-    """Weights of the dense model of the usual width."""
-    settings = {**needed_settings(task.model), **_without_ours(task)}
-    config, train_data, _, _ = recbole_data(task.model, task.dataset, settings, task.files)
-    return sum(p.numel() for p in config.model_class(config, train_data._dataset).parameters())
 
 
 def sparse(task: Task) -> RunResult:

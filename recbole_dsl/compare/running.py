@@ -99,7 +99,7 @@ class Runner:
                     while len(self.running) < self.at_once and (job := self._ready(waiting, at_work)):
                         waiting.remove(job)
                         self._start(job)
-                    bar.set_postfix_str(", ".join(job.cell.key for job, _ in self.running.values()))
+                        bar.set_postfix_str(", ".join(job.cell.key for job, _ in self.running.values()))
                     time.sleep(0.1)
                     for job in self._ended():
                         at_work.discard(job.cell)
