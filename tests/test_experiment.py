@@ -190,7 +190,7 @@ def test_a_run_too_short_for_an_update_warns(tmp_path: Path, caplog: pytest.LogC
 
 
 def test_command_line_writes_the_documented_result(tmp_path: Path) -> None:
-    """The real command from another working directory; its JSON is a RunResult of schema 1."""
+    """The real command from another working directory; its JSON is a RunResult of schema 2."""
     out = tmp_path / "new" / "result.json"
     config = tmp_path / "mine.yaml"
     config.write_text("learning_rate: 0.002\ntopk: [5, 10]\n")
@@ -204,7 +204,7 @@ def test_command_line_writes_the_documented_result(tmp_path: Path) -> None:
         "schema", "model", "dataset", "method", "seed", "best_valid_result", "test_result",
         "epochs_run", "train_loss", "sparsity", "costs", "environment", "config",
     }  # fmt: skip
-    assert result.schema == 1 and result.model == "BPR" and result.method == "dsl_plus"
+    assert result.schema == 2 and result.model == "BPR" and result.method == "dsl_plus"
     assert result.config["learning_rate"] == 0.002 and "recall@5" in result.test_result
     assert set(result.costs) == {
         "seconds_per_epoch", "weight_bytes", "index_bytes", "gradient_bytes", "optimizer_bytes",

@@ -11,13 +11,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tqdm import tqdm
 
 from .grid import Cell
 from .methods import Method
 from .store import Store
+
+_HOME: Final = str(Path(__file__).resolve().parents[2])
+"""Where this package is, which need not be installed."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,8 @@ class Runner:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(request, file)
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-        environment = {**os.environ, **dict.fromkeys(names, str(self.threads))}
+        path_of_code = os.pathsep.join([_HOME, *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, **dict.fromkeys(names, str(self.threads)), "PYTHONPATH": path_of_code}
         with self.store.path("logs", job.cell, ".log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "recbole_dsl.compare.cell", path],

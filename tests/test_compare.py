@@ -1,0 +1,546 @@
+"""Comparisons: what each method is, which cells there are, and a grid that can be stopped anywhere."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recbole_dsl import RunResult, compare_command
+from recbole_dsl.cli import main
+from recbole_dsl.compare import methods, popularity, procedures, summary
+from recbole_dsl.compare.by_recbole import recbole_data, trainer_of
+from recbole_dsl.compare.grid import Cell, cells_of
+from recbole_dsl.compare.methods import Method, read_method
+from recbole_dsl.compare.narrow import Widths
+from recbole_dsl.compare.procedures import PROCEDURES, Task, with_dense
+from recbole_dsl.compare.running import jobs_of
+from recbole_dsl.compare.store import Store
+from recbole_dsl.config import no_flags
+from recbole_dsl.errors import ConfigError
+from recbole_dsl.sparsity.interactions import Interactions
+from tests.tiny_data import ITEMS, NAME, USERS
+
+pytestmark = pytest.mark.usefixtures("in_folder")
+
+SCRIPT = Path(__file__).resolve().parents[1] / "run_recbole_dsl.py"
+ROWS = USERS + ITEMS + 2  # with padding
+TINY: dict[str, Any] = {
+    "epochs": 2,
+    "learning_rate": 0.02,
+    "embedding_size": 16,
+    "train_batch_size": 256,
+    "topk": [5, 10],
+    "metrics": ["Recall", "NDCG"],
+    "valid_metric": "NDCG@10",
+    "load_col": {"inter": ["user_id", "item_id"]},
+    "show_progress": False,
+}
+
+
+def settings_for(data: Path) -> dict[str, Any]:
+    return {**TINY, "data_path": str(data)}
+
+
+def task(data: Path, folder: Path, method: str, density: float | None = None, **more: Any) -> Task:
+    """A cell of BPR on the generated data."""
+    values = {"model": "BPR", "dataset": NAME, "seed": 2020, "files": (), "dense": None, **more}
+    return Task(
+        method=read_method(method),
+        density=density,
+        settings=settings_for(data),
+        folder=folder / "own",
+        **values,
+    )
+
+
+def run(of: Task) -> RunResult:
+    return PROCEDURES[of.method.procedure](of)
+
+
+# --- every method is what its name says ------------------------------------------------------------
+
+
+def test_dense_is_recbole_itself(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last digit, what RecBole's own entry point returns for the same settings."""
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(tune=None))  # imported there, and not used
+    quick_start = importlib.import_module("recbole.quick_start")
+    with no_flags():
+        theirs = quick_start.run_recbole("BPR", NAME, config_dict={**settings_for(data), "seed": 7}, saved=True)
+    ours = run(task(data, tmp_path, "dense", seed=7))
+    assert ours.test_result == {k: float(v) for k, v in theirs["test_result"].items()}
+    assert ours.best_valid_result == {k: float(v) for k, v in theirs["best_valid_result"].items()}
+    assert ours.sparsity["live"] == ROWS * 16 and ours.costs["weight_bytes"] == ROWS * 16 * 4
+    assert [told["epoch"] for told in ours.valid_results] == [0, 1]
+    assert max(told["ndcg@10"] for told in ours.valid_results) == ours.best_valid_result["ndcg@10"]
+
+
+@pytest.mark.parametrize(("method", "columns"), [("narrow", 6), ("narrow_training", 5)])
+def test_narrow_is_the_widest_that_is_no_larger(method: str, columns: int, data: Path, tmp_path: Path) -> None:
+    """Density 0.25 of 184 × 16: 736 weights, and an index of 1 byte each and 4 for each row, and 4 more.
+
+    Weights: 2944 + 1480 (index 736 + 185 · 4 = 1476) bytes hold 4420 / (184 · 4) = 6.0 columns. Training holds
+    four numbers for each weight: (4 · 2944 + 1476) / (184 · 16) = 4.5 columns, so 4.
+    """
+    sparse = run(task(data, tmp_path, "static", 0.25))
+    narrow = run(task(data, tmp_path, method, 0.25))
+    state = ("weight_bytes", "index_bytes") if method == "narrow" else ("training_state_bytes",)
+
+    def size(result: RunResult) -> int:
+        return sum(result.costs[key] for key in state)
+
+    # A step count for each parameter, of which narrow has two and the group one.
+    assert size(narrow) <= size(sparse) + (4 if method == "narrow_training" else 0)
+    found = narrow.analysis["narrow"]["embedding_size"]
+    assert narrow.sparsity["live"] == ROWS * found and narrow.sparsity["weights"] == ROWS * 16
+    one_more = ROWS * (found + 1) * 4 * (1 if method == "narrow" else 4)
+    assert one_more > size(sparse)
+
+
+def test_magnitude_keeps_the_largest_weights(data: Path, tmp_path: Path) -> None:
+    """Without fine-tuning it is the dense model with all but the 294 largest weights set to zero by hand."""
+    kept = tmp_path / "dense.pth"
+    dense = run(task(data, tmp_path, "dense", dense=kept))
+    pruned = run(task(data, tmp_path, "magnitude_once", 0.1, dense=kept))
+    budget = int(0.1 * ROWS * 16 + 0.5)
+    assert pruned.sparsity["live"] == budget == 294 and pruned.epochs_run == 0
+
+    trainer, test_data = trainer_with(kept, data)
+    everything = torch.cat([p.detach().reshape(-1) for p in trainer.model.parameters()])
+    least = everything.abs().sort(descending=True).values[budget - 1]
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter[parameter.abs() < least] = 0
+    by_hand = trainer.evaluate(test_data, load_best_model=False)
+    assert pruned.test_result == {k: float(v) for k, v in by_hand.items()} != dense.test_result
+
+    tuned = run(task(data, tmp_path, "magnitude", 0.1, dense=kept))
+    assert tuned.sparsity["live"] == budget and tuned.sparsity["updates"] == 0 and tuned.epochs_run == 2
+    assert tuned.test_result != pruned.test_result
+
+
+def trainer_with(checkpoint: Path, data: Path) -> tuple[Any, Any]:
+    """RecBole's trainer of a dense model with the weights of a checkpoint, and the test data."""
+    config, train_data, _, test_data = recbole_data("BPR", NAME, {**settings_for(data), "seed": 2020})
+    trainer = trainer_of(config, train_data)
+    state = torch.load(checkpoint, weights_only=False)["state_dict"]
+    trainer.model.load_state_dict(state)
+    trainer.eval_collector.data_collect(train_data)
+    return trainer, test_data
+
+
+def test_int8_rounds_every_row(data: Path, tmp_path: Path) -> None:
+    """Each weight is within half a step of its own, and the bytes are those of eight bits and a scale."""
+    kept = tmp_path / "dense.pth"
+    dense = run(task(data, tmp_path, "dense", dense=kept))
+    result = run(task(data, tmp_path, "int8", dense=kept))
+    assert result.costs["weight_bytes"] == ROWS * 16 + ROWS * 2 + 2 * 4
+    assert result.test_result["recall@10"] == pytest.approx(dense.test_result["recall@10"], abs=0.02)
+    trainer, _ = trainer_with(kept, data)
+    for parameter in trainer.model.parameters():
+        before = parameter.detach().clone()
+        size = procedures._rounded(parameter)
+        assert size == before.numel() + 2 * len(before) + 4
+        step = before.abs().amax(dim=1, keepdim=True) / 127
+        assert bool(((parameter - before).abs() <= 0.51 * step + 1e-4 * before.abs()).all())
+        assert not torch.equal(parameter, before)
+        assert max(len(row.unique()) for row in parameter) <= 255
+
+
+@pytest.mark.parametrize("method", ["static", "set", "rigl", "dsl", "dsl_plus", "sparserec"])
+def test_sparse_methods_keep_their_budget(method: str, data: Path, tmp_path: Path) -> None:
+    """Live weights are exactly the density's, and where they lie is told by decile, before and after."""
+    of = task(data, tmp_path, method, 0.2)
+    of = replace(of, settings={**of.settings, "dsl_update_interval": 2, "epochs": 4})
+    result = run(of)
+    assert result.method == method and result.sparsity["live"] == int(0.2 * ROWS * 16 + 0.5) == 589
+    live = result.analysis["by_popularity"]["items"]["live"]["item_embedding.weight"]
+    moved = live["before"] != live["after"]
+    assert moved == (method != "static") == bool(result.updates)
+    rows = result.analysis["by_popularity"]["items"]["rows"]
+    users = result.analysis["by_popularity"]["users"]
+    mine = users["live"]["user_embedding.weight"]["after"]
+    padding = 589 - np.dot(rows, live["after"]) - np.dot(users["rows"], mine)
+    assert -1e-6 < padding <= 32 + 1e-6  # the two padding rows have the rest
+
+
+def test_sparserec_scores_a_part_of_the_rows(data: Path, tmp_path: Path) -> None:
+    """A topology from factors, accumulated gradients, and growth scores of a quarter of the rows."""
+    sampled = run(task(data, tmp_path, "sparserec", 0.2))
+    of = task(data, tmp_path, "sparserec", 0.2)
+    everything = run(replace(of, settings={**of.settings, "dsl_growth_rows": 1.0}))
+    assert sampled.config["dsl_init"] == "nmf" and sampled.config["dsl_grow"] == "accumulated_gradient"
+    assert 0 < sampled.costs["growth_bytes"] < 0.5 * everything.costs["growth_bytes"]
+
+
+def test_methods_that_need_dense_training_say_so(data: Path, tmp_path: Path) -> None:
+    """Seconds and MACs of both trainings are added, and the bytes are those of the larger one."""
+    kept = tmp_path / "dense.pth"
+    dense = run(task(data, tmp_path, "dense", dense=kept))
+    alone = run(task(data, tmp_path, "magnitude", 0.1, dense=kept))
+    both = with_dense(alone, dense)
+    for key in ("training_seconds", "training_macs"):
+        assert both.costs[key] == alone.costs[key] + dense.costs[key]
+    assert both.costs["training_state_bytes"] == dense.costs["training_state_bytes"]
+    assert both.costs["weight_bytes"] == alone.costs["weight_bytes"] < dense.costs["weight_bytes"]
+    assert [phase["what"] for phase in both.analysis["phases"]] == ["dense training", "after it"]
+
+
+def test_training_macs_are_those_of_every_step(data: Path, tmp_path: Path) -> None:
+    """Steps of two epochs, by RecBole and by us."""
+    for method, density in (("dense", None), ("static", 0.5)):
+        result = run(task(data, tmp_path, method, density))
+        steps = 2 * -(-int(0.8 * 24 * USERS) // 256)
+        assert result.costs["training_macs"] / result.costs["macs_per_training_step"] == pytest.approx(
+            steps, abs=2
+        )
+
+
+def test_every_method_has_a_procedure() -> None:
+    """The two tables agree, and every name can be read."""
+    assert set(PROCEDURES) == set(methods.PROCEDURES)
+    for name in methods.method_names():
+        method = read_method(name)
+        assert method.name == name and method.about.endswith(".")
+        assert method.procedure in PROCEDURES and method.after in (None, "dense")
+
+
+def test_a_method_of_ones_own(tmp_path: Path) -> None:
+    """A YAML file is a method; its name is the file's."""
+    (tmp_path / "mine.yaml").write_text("dsl_init: aligned\ndsl_update_ratio: 0.0\n")
+    method = read_method("mine.yaml")
+    assert (method.name, method.trains_as, method.densities) == ("mine", "mine.yaml", True)
+
+
+@given(st.integers(1, 64), st.integers(1, 64))
+def test_widths_scale_together(usual: int, columns: int) -> None:
+    """The first one exactly, the others in proportion, none below 1."""
+    widths = Widths({"a": usual, "b": [2 * usual, 1]})
+    told = widths.at(columns)
+    assert told["a"] == columns and told["b"] == [2 * columns, max(1, int(columns / usual + 0.5))]
+
+
+# --- popularity --------------------------------------------------------------------------------------
+
+
+def test_deciles_by_hand() -> None:
+    """Twenty ids after the padding: two in each, the most popular first, ties by id."""
+    counts = np.array([99, *range(20)])
+    told = popularity.deciles(counts)
+    assert told[0] == -1
+    assert told[20] == told[19] == 0 and told[1] == told[2] == 9
+    assert popularity.deciles(np.zeros(21, int))[1:].tolist() == [i // 2 for i in range(20)]
+
+
+def test_recall_by_decile_by_hand(data: Path) -> None:
+    """Of a model with scores of its own, counted naively; it adds up to all hits."""
+    trainer, test_data = untrained(data)
+    train = Interactions(torch.tensor([1, 1]), torch.tensor([3, 3]), USERS + 1, ITEMS + 1)
+    told = popularity.by_popularity(trainer, train, test_data, [5, 10])["items"]
+    of = popularity.deciles(np.bincount([3, 3], minlength=ITEMS + 1))
+    hits, positives = {5: [0] * 10, 10: [0] * 10}, [0] * 10
+    for batch in test_data:
+        _, scores, users, items = trainer._full_sort_batch_eval(batch)
+        for user, item in zip(users.tolist(), items.tolist(), strict=True):
+            best = scores[user].sort(descending=True).indices.tolist()
+            positives[of[item]] += 1
+            for k in hits:
+                hits[k][of[item]] += item in best[:k]
+    assert told["positives"] == positives and sum(positives) > 100
+    for k, expected in hits.items():
+        ratio = [h / p if p else None for h, p in zip(expected, positives, strict=True)]
+        assert told["recall"][str(k)] == pytest.approx(ratio)
+
+
+def untrained(data: Path) -> tuple[Any, Any]:
+    config, train_data, _, test_data = recbole_data("BPR", NAME, settings_for(data))
+    trainer = trainer_of(config, train_data)
+    trainer.eval_collector.data_collect(train_data)
+    trainer.evaluate(test_data, load_best_model=False)
+    return trainer, test_data
+
+
+# --- the grid ----------------------------------------------------------------------------------------
+
+
+def test_cells_of_a_grid() -> None:
+    """Methods without a density have one cell; whole seeds follow each other."""
+    dense, dsl = read_method("dense"), read_method("dsl")
+    cells = cells_of(["BPR"], ["ml-100k"], [dense, dsl], [0.5, 0.05], [1, 2])
+    assert [cell.key for cell in cells] == [
+        "BPR-ml-100k-dense-1", "BPR-ml-100k-dsl-0.5-1", "BPR-ml-100k-dsl-0.05-1",
+        "BPR-ml-100k-dense-2", "BPR-ml-100k-dsl-0.5-2", "BPR-ml-100k-dsl-0.05-2",
+    ]  # fmt: skip
+    assert Cell("a.b:C", "d", "dense", None, 1).key == "a.b.C-d-dense-1"
+    for densities in ([0.0], [1.5], [0.1, 0.1]):
+        with pytest.raises(ConfigError):
+            cells_of(["BPR"], ["ml-100k"], [dsl], densities, [1])
+
+
+def test_dense_models_that_others_need_come_first(tmp_path: Path) -> None:
+    """Once for each seed, counted only if asked for, and only if something is left that needs them."""
+    used = [read_method("magnitude"), read_method("int8"), read_method("dsl")]
+    cells = cells_of(["BPR"], ["ml-100k"], used, [0.1], [1, 2])
+    store = Store(tmp_path / "s")
+    store.open(grid(), {})
+    named = {method.name: (method.name, method) for method in used}
+    settings = {cell: {} for one in cells for cell in (one, one.dense)}
+    jobs = jobs_of(cells, named, settings, store)
+    assert [job.cell.key for job in jobs[:2]] == ["BPR-ml-100k-dense-1", "BPR-ml-100k-dense-2"]
+    assert not jobs[0].counts and jobs[0].keep and len(jobs) == 8
+    assert [job.needs for job in jobs[2:5]] == [cells[0].dense, cells[0].dense, None]
+    for cell in cells:
+        if cell.method != "dsl":
+            store.path("cells", cell).write_text("{}")
+    assert [job.cell.method for job in jobs_of(cells, named, settings, store)] == ["dsl", "dsl"]
+    store.close()
+
+
+def grid(**more: Any) -> dict[str, Any]:
+    lists = {key: [] for key in ("models", "datasets", "methods", "densities", "seeds")}
+    return {**lists, "settings": {}, "tuned": {}, **more}
+
+
+def test_a_folder_has_one_setting(tmp_path: Path) -> None:
+    """More seeds may be added, other settings may not, and two processes may not work there at once."""
+    store = Store(tmp_path / "results" / "one")
+    store.open(grid(seeds=[1], settings={"epochs": "3"}), {"topk": [10]})
+    with pytest.raises(ConfigError, match="at work"):
+        Store(store.folder).open(grid(), {})
+    store.close()
+    with pytest.raises(ConfigError, match="epochs='3', and now it is '4'"):
+        Store(store.folder).open(grid(settings={"epochs": "4"}), {"topk": [10]})
+    again = Store(store.folder)
+    again._lock.release(force=True)
+    again.open(grid(seeds=[2], settings={"epochs": "3"}), {"topk": [10]})
+    again.close()
+    assert json.loads((store.folder / "grid.json").read_text())["seeds"] == [1, 2]
+
+
+BAD = [
+    (["--methods=dsl_puls"], "did you mean 'dsl_plus'"),
+    (["--densities=0"], "densities=0 is refused"),
+    (["--densities=a"], "allowed are numbers"),
+    (["--densities=0.1,0.1"], "different names"),
+    (["--seeds=0"], "--seeds=0 is refused"),
+    (["--seeds=a,b"], "--seeds=a,b is refused"),
+    (["--jobs=none"], "--jobs=none is refused"),
+    (["--models=BPRR"], "did you mean 'BPR'"),
+    (["--datasets=no-such-data"], "no-such-data"),
+    (["--metric=auc"], "--metric=auc is none"),
+    (["--seed=3"], "seed='3' is refused"),
+    (["--dsl_density=0.3"], "dsl_density='0.3' is refused"),
+    (["--dsl_densty=0.3"], "dsl_density"),
+    (["--epochs", "3"], "allowed is --epochs=3"),
+    (["--name=a/b"], "--name=a/b is refused"),
+    (["--tuned=no.yaml"], "cannot be read"),
+    (["--config_files=no.yaml"], "cannot be read"),
+    (["--learning_rate=-1"], "learning_rate"),
+    (["--methods="], "--methods= is refused"),
+]
+
+
+@pytest.mark.parametrize(("flags", "told"), BAD, ids=lambda x: x[0] if isinstance(x, list) else None)
+def test_bad_flags_are_one_sentence(
+    flags: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit status 2, one line, and no folder."""
+    assert main(["compare", *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and told in error
+    assert not (tmp_path / "results").exists()
+
+
+def test_tuned_settings_are_those_of_a_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By model, dataset and method; anything else in the file is refused."""
+    good = tmp_path / "good.yaml"
+    good.write_text("BPR: {ml-100k: {dsl: {learning_rate: 0.01}}}\n")
+    tuned = compare_command._tuned(str(good))
+    assert compare_command._of(tuned, Cell("BPR", "ml-100k", "dsl", 0.1, 1)) == {"learning_rate": 0.01}
+    assert compare_command._of(tuned, Cell("BPR", "ml-100k", "dense", None, 1)) == {}
+    for bad in ("BPR: 3", "BPR: {ml-100k: 3}", "BPR: {ml-100k: {dsl: 3}}", "BPR: {ml-100k: {dsl: {seed: 3}}}"):
+        (tmp_path / "bad.yaml").write_text(bad + "\n")
+        assert main(["compare", "--tuned=bad.yaml"]) == 2
+        assert "allowed" in capsys.readouterr().err
+
+
+# --- whole comparisons, by the command line ----------------------------------------------------------
+
+
+def command(data: Path, *flags: str) -> list[str]:
+    """The real command, on the generated data."""
+    own = [f"--data_path={data}", "--epochs=2", "--embedding_size=16", "--train_batch_size=256"]
+    own += ["--load_col={'inter': ['user_id', 'item_id']}", "--topk=[5, 10]", "--valid_metric=NDCG@10"]
+    own += ["--metrics=['Recall', 'NDCG']", f"--dataset={NAME}", "--name=t"]
+    return [sys.executable, "-W", "ignore", str(SCRIPT), "compare", *own, *flags]
+
+
+def test_a_killed_comparison_goes_on(data: Path, tmp_path: Path) -> None:
+    """SIGKILL after the first cell: nothing stays behind, and the next call runs the others only."""
+    flags = ["--methods=static,magnitude", "--densities=0.25", "--seeds=2"]
+    cells = tmp_path / "results" / "t" / "cells"
+    process = subprocess.Popen(command(data, *flags), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wait_for(lambda: len(list(cells.glob("*.json"))) >= 1)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not working_in(tmp_path))
+    before = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
+    assert 1 <= len(before) < 4
+    done = subprocess.run(command(data, *flags), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    results = summary.read_cells(cells.parent)
+    assert sorted(results) == [f"BPR-tiny-{m}-0.25-{s}" for m in ("magnitude", "static") for s in (2020, 2021)]
+    assert not list((cells.parent / "failed").iterdir())
+    check_tables(cells.parent, done.stdout)
+    again = subprocess.run(command(data, *flags), capture_output=True, text=True)
+    assert again.returncode == 0 and {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def check_tables(folder: Path, printed: str) -> None:
+    """The Markdown and CSV tables are what the cells' JSON says, recomputed here."""
+    by_row: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for path in sorted((folder / "cells").glob("*.json")):
+        cell = json.loads(path.read_text())
+        by_row.setdefault((cell["method"], path.stem.split("-")[3]), []).append(cell)
+    text = (folder / "table.md").read_text()
+    assert text.strip() in printed
+    for (method, density), cells in by_row.items():
+        scores = [cell["test_result"]["ndcg@10"] for cell in cells]
+        told = f"{statistics.fmean(scores):.4f} ± {statistics.stdev(scores):.4f}"
+        size = cells[0]["costs"]["weight_bytes"] + cells[0]["costs"]["index_bytes"]
+        (line,) = [line for line in text.splitlines() if f"| {method} | {density} |" in line]
+        assert told in line and f"| {size:,} |" in line and line.endswith(f"| {len(scores)} |")
+    rows = list(csv.DictReader((folder / "table.csv").open()))
+    assert len(rows) == len(by_row)
+    for row in rows:
+        scores = [c["test_result"]["ndcg@10"] for c in by_row[row["method"], row["density"]]]
+        assert float(row["test ndcg@10"]) == statistics.fmean(scores)
+
+
+def wait_for(condition: Any, seconds: float = 90) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def working_in(folder: Path) -> list[int]:
+    """Processes whose working directory is ``folder``, this one aside."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if int(process.name) != os.getpid() and process.joinpath("cwd").resolve() == folder.resolve():
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_an_interrupted_comparison_says_what_it_stopped(data: Path, tmp_path: Path) -> None:
+    """Ctrl-C: status 130, its cell is among the cancelled ones, and the next call runs it."""
+    folder = tmp_path / "results" / "t"
+    flags = ["--methods=static", "--densities=0.25", "--epochs=100000"]
+    flags = [flag for flag in command(data, *flags) if flag != "--epochs=2"]
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from recbole_dsl.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, *flags[4:]], stderr=subprocess.PIPE, text=True)
+    log = folder / "logs" / "BPR-tiny-static-0.25-2020.log"
+    wait_for(lambda: log.is_file() and "train loss" in log.read_text())
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in error
+    told = json.loads((folder / "cancelled" / "BPR-tiny-static-0.25-2020.json").read_text())
+    assert "interrupted" in told["error"] and told["cell"]["density"] == 0.25
+    assert not working_in(tmp_path) and not list((folder / "cells").iterdir())
+    with FileLock(folder / ".lock", timeout=0):
+        pass
+
+
+def test_failed_and_cancelled_cells_are_kept_apart(tmp_path: Path) -> None:
+    """Data that RecBole cannot read: every cell says why, and what needed the dense model was not begun."""
+    home = tmp_path / "data" / NAME
+    home.mkdir(parents=True)
+    (home / f"{NAME}.inter").write_text("user_id:token\titem_id:nonsense\nu1\ti1\n")
+    done = subprocess.run(
+        command(tmp_path / "data", "--methods=dense,dsl,magnitude", "--jobs=2"), capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: 2 cells failed and 1 were cancelled")
+    folder = tmp_path / "results" / "t"
+    assert {p.stem for p in (folder / "failed").iterdir()} == {
+        "BPR-tiny-dense-2020",
+        "BPR-tiny-dsl-0.1-2020",
+    }
+    (cancelled,) = (folder / "cancelled").iterdir()
+    assert "BPR-tiny-dense-2020 that it starts from failed" in json.loads(cancelled.read_text())["error"]
+    failed = json.loads((folder / "failed" / "BPR-tiny-dsl-0.1-2020.json").read_text())
+    assert "cannot be prepared" in failed["error"] and "\n" not in failed["error"]
+    assert not list((folder / "cells").iterdir())
+
+
+# --- the table ---------------------------------------------------------------------------------------
+
+
+def test_rows_by_hand(tmp_path: Path) -> None:
+    """Means and deviations over seeds, and the ratio to dense over the seeds that both have."""
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "grid.json").write_text(json.dumps({"methods": ["dsl", "dense"]}))
+    scores = {
+        ("dense", None): {1: 0.4, 2: 0.6},
+        ("dsl", 0.5): {1: 0.2, 2: 0.4, 3: 0.9},
+        ("dsl", 1e-05): {2: 0.3},
+    }
+    for (method, density), by_seed in scores.items():
+        for seed, score in by_seed.items():
+            result_with(method, seed, score).save(
+                tmp_path / "cells" / f"{Cell('M', 'a-b', method, density, seed).key}.json"
+            )
+    rows = summary.rows_of(tmp_path, "ndcg@10")
+    assert [(r.method, r.density, len(r.scores)) for r in rows] == [
+        ("dsl", 0.5, 3), ("dsl", 1e-05, 1), ("dense", None, 2),
+    ]  # fmt: skip
+    assert rows[0].mean == pytest.approx(0.5) and rows[0].to_dense == pytest.approx(0.6 / 1.0)
+    assert rows[0].deviation == pytest.approx(statistics.stdev([0.2, 0.4, 0.9])) and rows[1].deviation is None
+    text = summary.as_markdown(rows)
+    assert "| a-b | M | dense |  | 0.5000 ± 0.1414 | 1.000 | 10 |" in text
+    assert "| 1.50·10^8 |" in text
+
+
+def result_with(method: str, seed: int, score: float) -> RunResult:
+    costs = {
+        "weight_bytes": 40, "index_bytes": 2, "training_state_bytes": 99, "training_macs": 1.5e8,
+        "macs_per_recommended_user": 7.25, "training_seconds": 0.5,
+    }  # fmt: skip
+    return RunResult(
+        2, "M", "a-b", method, seed, {}, {"ndcg@10": score}, 3, [], [], [], {"live": 10}, costs, {}, {}
+    )
+
+
+def test_method_files_are_checked() -> None:
+    """An unknown part or procedure is refused by name."""
+    with pytest.raises(ConfigError, match="Part 'colour'"):
+        methods._of_file("x", {"about": "x.", "colour": 1})
+    with pytest.raises(ConfigError, match="procedure='magic'"):
+        methods._of_file("x", {"about": "x.", "procedure": "magic"})
+    assert isinstance(methods._of_file("x", {"about": "x."}), Method)
