@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import itertools
 import json
 import os
 import signal
@@ -31,6 +32,7 @@ from recbole_dsl.compare.grid import Cell, cells_of
 from recbole_dsl.compare.methods import Method, read_method
 from recbole_dsl.compare.narrow import Widths
 from recbole_dsl.compare.procedures import PROCEDURES, Task, with_dense
+from recbole_dsl.compare.pruning import Budget, GradualPruning, kept_at
 from recbole_dsl.compare.running import jobs_of
 from recbole_dsl.compare.store import Store
 from recbole_dsl.config import no_flags
@@ -188,6 +190,93 @@ def test_sparserec_scores_a_part_of_the_rows(data: Path, tmp_path: Path) -> None
     everything = run(replace(of, settings={**of.settings, "dsl_growth_rows": 1.0}))
     assert sampled.config["dsl_init"] == "nmf" and sampled.config["dsl_grow"] == "accumulated_gradient"
     assert 0 < sampled.costs["growth_bytes"] < 0.5 * everything.costs["growth_bytes"]
+
+
+@given(st.integers(1, 50), st.integers(1, 1000), st.data())
+def test_the_cubic_schedule(end: int, weights: int, draw: st.DataObject) -> None:
+    """From nearly all to exactly the budget, never up again; by hand at the half: (1 - 1/2)³ of the rest."""
+    live = draw.draw(st.integers(0, weights))
+    told = [kept_at(step, end, weights, live) for step in range(end + 2)]
+    assert told[0] == weights and told[end] == told[end + 1] == live
+    assert told == sorted(told, reverse=True)
+    assert kept_at(5, 10, 900, 100) == 100 + 800 // 8
+
+
+def test_gmp_ends_at_the_density(data: Path, tmp_path: Path) -> None:
+    """Exactly the budget, counted in the weights of RecBole's checkpoint; chosen among epochs after the end."""
+    of = task(data, tmp_path, "gmp", 0.1)
+    of = replace(of, settings={**of.settings, "epochs": 6})
+    result = run(of)
+    assert result.sparsity["live"] == result.sparsity["budget"] == 294 and result.method == "gmp"
+    (saved,) = of.folder.glob("BPR-*.pth")
+    tables = torch.load(saved, weights_only=False)["state_dict"].values()
+    assert sum(int((table != 0).sum()) for table in tables) == 294
+    trainer, test_data = trainer_with(saved, data)
+    by_hand = trainer.evaluate(test_data, load_best_model=False)
+    assert result.test_result == {k: float(v) for k, v in by_hand.items()}
+    after = [told["ndcg@10"] for told in result.valid_results if told["epoch"] >= 2]  # half of six epochs
+    assert result.best_valid_result["ndcg@10"] == max(after) and len(result.valid_results) == 6
+    assert (
+        result.costs["training_state_bytes"] > 4 * ROWS * 16 * 4 - 100
+    )  # dense, and the weights served sparse
+    assert result.costs["weight_bytes"] == 294 * 4
+
+
+def test_dropped_weights_stay_dropped(data: Path) -> None:
+    """Masks only shrink, as the schedule says, and the weights outside them are zero after every step."""
+    config, train_data, valid_data, _ = recbole_data("BPR", NAME, {**settings_for(data), "epochs": 3})
+    trainer = trainer_of(config, train_data)
+    names = ("user_embedding.weight", "item_embedding.weight")
+    pruning = GradualPruning(trainer, [Budget(names, 300)], end=8, times=4)
+    seen: list[torch.Tensor] = []
+
+    def note(*_: Any) -> None:
+        mask = torch.cat([pruning.masks[id(p)].reshape(-1) for p in trainer.model.parameters()])
+        weights = torch.cat([p.detach().reshape(-1) for p in trainer.model.parameters()])
+        assert not bool(weights[~mask].any())
+        seen.append(mask)
+
+    trainer.optimizer.register_step_post_hook(note)
+    trainer.fit(train_data, valid_data, saved=False)
+    counts = [int(mask.sum()) for mask in seen]
+    assert [counts[step - 1] for step in (1, 2, 4, 6, 8)] == [
+        ROWS * 16, *(kept_at(step, 8, ROWS * 16, 300) for step in (2, 4, 6)), 300,
+    ]  # fmt: skip
+    assert counts[-1] == 300 and len(seen) > 8
+    for earlier, later in itertools.pairwise(seen):
+        assert not bool((later & ~earlier).any())
+
+
+def test_lottery_rewinds_and_prunes_in_rounds(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every round's topology lies in that before, and its training starts from RecBole's initial values."""
+    kept = tmp_path / "dense.pth"
+    run(task(data, tmp_path, "dense", dense=kept))
+    starts: list[Any] = []
+    plain = procedures.rewind
+
+    def noted(trainer: Any, initial: Any) -> None:
+        plain(trainer, initial)
+        (group,) = trainer.sparse.groups
+        starts.append((group.live_positions().clone(), group.live_values().detach().clone(), initial))
+
+    monkeypatch.setattr(procedures, "rewind", noted)
+    result = run(task(data, tmp_path, "lottery", 0.125, dense=kept))
+    n = ROWS * 16
+    assert [len(live) for live, _, _ in starts] == [n // 2, n // 4, n // 8] and result.sparsity[
+        "live"
+    ] == n // 8
+    config, train_data, _, _ = recbole_data("BPR", NAME, {**settings_for(data), "seed": 2020})
+    first = torch.cat([p.detach().reshape(-1) for p in trainer_of(config, train_data).model.parameters()])
+    for live, values, _ in starts:
+        assert torch.equal(values, first[live])
+    for (before, _, _), (after, _, _) in itertools.pairwise(starts):
+        assert set(after.tolist()) <= set(before.tolist())
+    trained = torch.cat([t.reshape(-1) for t in torch.load(kept, weights_only=False)["state_dict"].values()])
+    assert set(starts[0][0].tolist()) == set(trained.abs().topk(n // 2).indices.tolist())
+    told = result.analysis["phases"]
+    assert len(told) == 3 and result.costs["training_seconds"] == sum(p["training_seconds"] for p in told)
 
 
 def test_methods_that_need_dense_training_say_so(data: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ from recbole_dsl.settings import (  # noqa: E402
     literal,
 )
 
-METHODS = {"dense", "dsl", "dsl_plus", "static", "set", "rigl"}
+METHODS = {"dense", "dsl", "dsl_plus", "sparserec", "static", "set", "rigl"}
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ EXPLORING = {"dsl_update_interval": 10, "dsl_end": "100%"}
 pytestmark = pytest.mark.usefixtures("in_folder")
 
 
-@pytest.mark.parametrize("method", ["dense", "dsl", "dsl_plus", "static", "set", "rigl"])
+@pytest.mark.parametrize("method", ["dense", "dsl", "dsl_plus", "sparserec", "static", "set", "rigl"])
 def test_every_method_keeps_its_budget(method: str, tmp_path: Path) -> None:
     """One epoch of BPR by each shipped method; live is counted from the topology."""
     result = sparse_run("BPR", tmp_path, epochs=1, dsl_method=method, **EXPLORING)
@@ -33,6 +33,8 @@ def test_every_method_keeps_its_budget(method: str, tmp_path: Path) -> None:
     assert sparsity["budget"] == int(expected * sparsity["weights"] + 0.5)
     # RigL's ratio falls to zero at the end, so its fourth update exchanges nothing.
     assert sparsity["updates"] == {"dense": 0, "static": 0, "rigl": 3}.get(method, 4)
+    assert len(result.updates) == sparsity["updates"]
+    assert all(event["live"] == sparsity["live"] for event in result.updates)
     assert (sparsity["exploration_rate"] > sparsity["density"]) == (sparsity["updates"] > 0)
 
 
@@ -202,16 +204,19 @@ def test_command_line_writes_the_documented_result(tmp_path: Path) -> None:
     result = RunResult.from_json(out.read_text())
     assert set(json.loads(out.read_text())) == {
         "schema", "model", "dataset", "method", "seed", "best_valid_result", "test_result",
-        "epochs_run", "train_loss", "sparsity", "costs", "environment", "config",
+        "epochs_run", "train_loss", "valid_results", "updates", "sparsity", "costs", "environment", "config",
+        "analysis",
     }  # fmt: skip
     assert result.schema == 2 and result.model == "BPR" and result.method == "dsl_plus"
     assert result.config["learning_rate"] == 0.002 and "recall@5" in result.test_result
     assert set(result.costs) == {
-        "seconds_per_epoch", "weight_bytes", "index_bytes", "gradient_bytes", "optimizer_bytes",
+        "training_seconds", "training_macs", "seconds_per_epoch",
+        "weight_bytes", "index_bytes", "gradient_bytes", "optimizer_bytes",
         "peak_memory_bytes", "checkpoint_bytes", "macs_per_training_step",
         "macs_per_recommended_user", "exploration_record_bytes", "growth_bytes",
     }  # fmt: skip
     assert result.costs["exploration_record_bytes"] == (result.sparsity["weights"] + 7) // 8
+    assert [told["epoch"] for told in result.valid_results] == [0, 1] and result.updates == []
     assert result.costs["growth_bytes"] == 0  # exploration ends before its first update
     assert set(result.sparsity) == {
         "density", "overall_density", "weights", "budget", "live", "updates", "exploration_rate",

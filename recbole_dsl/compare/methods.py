@@ -10,11 +10,11 @@ from .. import property_files
 from ..errors import ConfigError, nearest
 from ..resources import properties_dir
 
-PROCEDURES: Final = ("recbole", "narrow", "sparse", "quantised")
+PROCEDURES: Final = ("recbole", "narrow", "sparse", "quantised", "gradual", "lottery")
 """How a method is run; ``compare.procedures`` has a function for each."""
 
 _PARTS: Final = frozenset(
-    {"about", "procedure", "densities", "after", "trains_as", "as_large_as", "widths", "settings"}
+    {"about", "procedure", "densities", "after", "trains_as", "as_large_as", "widths", "options", "settings"}
 )
 
 
@@ -25,7 +25,8 @@ class Method:
     ``about``: one sentence; ``procedure``: of :data:`PROCEDURES`; ``densities``: whether it has a cell for
     every density, or one; ``after``: ``"dense"`` if it starts from the dense model that RecBole has trained;
     ``trains_as``: the ``dsl_method`` of procedure ``sparse``; ``as_large_as``: of ``narrow``, ``"weights"`` or
-    ``"training"``; ``widths``: which settings of a model say how wide it is; ``settings``: of the run.
+    ``"training"``; ``widths``: which settings of a model say how wide it is; ``options``: of the procedure;
+    ``settings``: of the run.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Method:
     trains_as: str | None = None
     as_large_as: str = "weights"
     widths: Mapping[str, list[str]] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -21,6 +21,7 @@ from .by_recbole import measure, needed_settings, recbole_data, result_of, train
 from .methods import Method
 from .narrow import narrow_settings
 from .popularity import by_popularity, live_per_row
+from .pruning import GradualPruning, budgets_of, rewind, save_dense, with_phases
 
 _SMALL: Final = 1024
 """Tensors with fewer weights are not rounded to eight bits."""
@@ -89,12 +90,24 @@ def narrow(task: Task) -> RunResult:
 
 def sparse(task: Task) -> RunResult:
     """Our training; from the dense model's weights if the method comes after it."""
+    result, _ = _sparse(task)
+    return result
+
+
+def _sparse(task: Task, before_training: Callable[[Any], None] | None = None) -> tuple[RunResult, Any]:
+    """The result and the trainer, which has the tested weights."""
     settings = task.sparse
     if task.dense is not None:
         settings["dsl_start_from"] = str(task.dense)
     config = task.config(settings)
     before: dict[str, np.ndarray] = {}
-    finished = train_and_test(config, before=lambda trainer: before.update(live_per_row(trainer.sparse.groups)))
+
+    def at_start(trainer: Any) -> None:
+        before.update(live_per_row(trainer.sparse.groups))
+        if before_training is not None:
+            before_training(trainer)
+
+    finished = train_and_test(config, before=at_start)
     result = collect_result(config, finished)
     trainer = finished.trainer
     with trainer._graph_products():
@@ -106,7 +119,7 @@ def sparse(task: Task) -> RunResult:
             before,
             live_per_row(trainer.sparse.groups),
         )
-    return _finish(task, result, analysis)
+    return _finish(task, result, analysis), trainer
 
 
 def quantised(task: Task) -> RunResult:
@@ -158,22 +171,57 @@ def _finish(task: Task, result: RunResult, analysis: Mapping[str, Any]) -> RunRe
 
 
 def with_dense(result: RunResult, dense: RunResult) -> RunResult:
-    """A result of a method that comes after dense training, which it needs as well: its costs are both's."""
-    own, theirs = result.costs, dense.costs
-    together = dict(own)
-    for key in ("training_seconds", "training_macs"):
-        together[key] = None if own[key] is None or theirs[key] is None else own[key] + theirs[key]
-    for key in ("gradient_bytes", "optimizer_bytes", "peak_memory_bytes", "training_state_bytes"):
-        together[key] = max(own[key], theirs[key])
-    phases = [
-        {
-            "what": what,
-            "epochs": part.epochs_run,
-            **{key: part.costs[key] for key in ("training_seconds", "training_macs", "training_state_bytes")},
-        }
-        for what, part in (("dense training", dense), ("after it", result))
-    ]
-    return replace(result, costs=together, analysis={**result.analysis, "phases": phases})
+    """A result of a method that comes after dense training: its costs are both's."""
+    own = result.analysis.get("phases")
+    if own is None:
+        return with_phases(result, [("dense training", dense), ("after it", result)])
+    together = with_phases(result, [("dense training", dense), ("after it", result)])
+    first = together.analysis["phases"][0]
+    return replace(together, analysis={**result.analysis, "phases": [first, *own]})
+
+
+def gradual(task: Task) -> RunResult:
+    """RecBole's training, in which weights are set to zero; then the model packed and tested."""
+    assert task.density is not None
+    budgets, _ = budgets_of(task.config(task.sparse))
+    settings = {**needed_settings(task.model), **_without_ours(task)}
+    config, train_data, valid_data, test_data = recbole_data(task.model, task.dataset, settings, task.files)
+    trainer = trainer_of(config, train_data)
+    told = measure(trainer)
+    end = int(task.method.options["end"] * len(train_data) * config["epochs"])
+    GradualPruning(trainer, budgets, end, task.method.options["times"])
+    _, valid = trainer.fit(train_data, valid_data, show_progress=False)
+    trained = _finish(task, result_of(trainer, told, valid, {}, train_data, test_data), {})
+    packed = _packed(task, Path(trainer.saved_model_file))
+    both = replace(
+        packed,
+        best_valid_result=trained.best_valid_result,
+        valid_results=trained.valid_results,
+        train_loss=trained.train_loss,
+        epochs_run=trained.epochs_run,
+    )
+    return with_phases(both, [("dense training with masks", trained)])
+
+
+def _packed(task: Task, checkpoint: Path) -> RunResult:
+    """A dense checkpoint's largest weights, packed and tested."""
+    once = replace(task.method, settings={**task.method.settings, "dsl_init": "magnitude", "epochs": 0})
+    return sparse(replace(task, method=once, dense=checkpoint))
+
+
+def lottery(task: Task) -> RunResult:
+    """Train, keep the largest weights, rewind them to their initial values, and so on down to the density."""
+    assert task.density is not None and task.dense is not None
+    _, initial = budgets_of(task.config(task.sparse))
+    rounds, checkpoint = task.method.options["rounds"], task.dense
+    phases: list[tuple[str, RunResult]] = []
+    for number in range(1, rounds + 1):
+        density = task.density if number == rounds else task.density ** (number / rounds)
+        of_round = replace(task, density=density, dense=checkpoint)
+        result, trainer = _sparse(of_round, lambda trainer: rewind(trainer, initial))
+        phases.append((f"round {number}, density {density:.3g}", result))
+        checkpoint = save_dense(trainer.model, task.folder / f"round-{number}.pth")
+    return with_phases(result, phases)
 
 
 PROCEDURES: Final[dict[str, Callable[[Task], RunResult]]] = {
@@ -181,5 +229,7 @@ PROCEDURES: Final[dict[str, Callable[[Task], RunResult]]] = {
     "narrow": narrow,
     "sparse": sparse,
     "quantised": quantised,
+    "gradual": gradual,
+    "lottery": lottery,
 }
 """By the names in ``methods.PROCEDURES``."""

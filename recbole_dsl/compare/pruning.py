@@ -1,0 +1,150 @@
+"""Methods that prune what was trained dense: gradual magnitude pruning, and lottery tickets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import RecBoleDSLConfig
+from ..costs import undisturbed
+from ..experiment import build_model, load_data
+from ..packed.group import PackedGroup
+from ..packed.layout import dense_state_dict, layout_of
+from ..training.trainer import sparse_trainer
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Names of the tensors that share a budget, in order, and how many of their weights live in the end."""
+
+    names: tuple[str, ...]
+    live: int
+
+
+def budgets_of(config: RecBoleDSLConfig) -> tuple[list[Budget], dict[str, Tensor]]:
+    """The groups of the sparse model of a configuration, and the dense model's initial weights."""
+    _, train_data, _, _ = load_data(config)
+    network = build_model(config, train_data)
+    initial = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    with undisturbed():
+        handle = sparse_trainer(config["MODEL_TYPE"], *config.lineage)(config, network, train_data).sparse
+    return [Budget(tuple(s.name for s in group.slices), group.budget) for group in handle.groups], initial
+
+
+def kept_at(step: int, end: int, weights: int, live: int) -> int:
+    """How many weights are left after ``step`` of ``end`` steps, between all ``weights`` and ``live``.
+
+    The cubic schedule of Zhu and Gupta (2017, arXiv 1710.01878, equation 1), from density 1 on.
+    """
+    left = max(0.0, 1 - step / end)
+    return live + int((weights - live) * left**3)
+
+
+class GradualPruning:
+    """Masks of a dense model whose smallest weights are set to zero for good, more and more of them.
+
+    Args:
+        trainer: RecBole's, before its training.
+        budgets: by group; all weights of a group compete.
+        end: the step at which only the budgets live.
+        times: how often weights are dropped until then, evenly spaced.
+    """
+
+    def __init__(self, trainer: Any, budgets: Sequence[Budget], end: int, times: int) -> None:
+        named = dict(trainer.model.named_parameters())
+        self.trainer = trainer
+        self.step = 0
+        self.end = max(1, end)
+        self.interval = max(1, self.end // times)
+        self.groups: list[tuple[list[nn.Parameter], int]] = [
+            ([named[name] for name in budget.names], budget.live) for budget in budgets
+        ]
+        self.masks = {id(p): torch.ones_like(p, dtype=torch.bool) for group, _ in self.groups for p in group}
+        self.is_settled = False
+        trainer.optimizer.register_step_post_hook(self._after_step)
+        self._validate, trainer._valid_epoch = trainer._valid_epoch, self._valid_epoch
+
+    @torch.no_grad()
+    def _after_step(self, *_: Any) -> None:
+        self.step += 1
+        if self.step <= self.end and (self.step % self.interval == 0 or self.step == self.end):
+            for parameters, live in self.groups:
+                self._drop(parameters, live)
+        for parameters, _ in self.groups:
+            for parameter in parameters:
+                parameter.mul_(self.masks[id(parameter)])
+
+    def _drop(self, parameters: Sequence[nn.Parameter], live: int) -> None:
+        sizes = [p.numel() for p in parameters]
+        keep = kept_at(self.step, self.end, sum(sizes), live)
+        # What is dropped stays dropped: it ranks below everything that lives, a live zero included.
+        score = torch.cat([p.abs().masked_fill(~self.masks[id(p)], -1.0).reshape(-1) for p in parameters])
+        mask = torch.zeros_like(score, dtype=torch.bool)
+        mask[score.topk(keep).indices] = True
+        for parameter, part in zip(parameters, mask.split(sizes), strict=True):
+            self.masks[id(parameter)] = part.reshape(parameter.shape)
+
+    def _valid_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        """Until the budgets are reached every model is the best so far: a denser one must not be kept."""
+        score, result = self._validate(*args, **kwargs)
+        if not self.is_settled:
+            self.trainer.cur_step = 0
+            self.trainer.best_valid_score = -float("inf") if self.trainer.valid_metric_bigger else float("inf")
+            self.is_settled = self.step >= self.end
+        return score, result
+
+
+@torch.no_grad()
+def rewind(trainer: Any, initial: Mapping[str, Tensor]) -> None:
+    """Give a sparse model the dense initial weights at its live positions (tickets of arXiv 1803.03635)."""
+    model, groups = trainer.model, trainer.sparse.groups
+    for group in groups:
+        flat = torch.cat([initial[s.name].reshape(-1) for s in group.slices])
+        if isinstance(group, PackedGroup):
+            group.weight.copy_(flat[group.live_positions()])
+        else:
+            masks = group.masks()
+            for parameter, part in zip(group.trained_parameters(), group.slices, strict=True):
+                parameter.copy_(initial[part.name] * masks[part.name])
+        group.clear_caches()
+    trained = {id(p) for group in groups for p in group.trained_parameters()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in trained:
+            parameter.copy_(initial[name])
+
+
+def save_dense(model: nn.Module, path: Path) -> Path:
+    """The dense tensors of a sparse model as a checkpoint that training starts from."""
+    state = dense_state_dict(model.state_dict(), layout_of(model))
+    torch.save({"state_dict": state, "other_parameter": None, "config": None}, path)
+    return path
+
+
+def with_phases(result: Any, phases: Sequence[tuple[str, Any]]) -> Any:
+    """A result of several trainings one after the other: seconds and MACs added, bytes of the largest.
+
+    Args:
+        result: a RunResult of the model in the end.
+        phases: what each training was, and its RunResult.
+    """
+    costs = dict(result.costs)
+    parts = [part for _, part in phases]
+    for key in ("training_seconds", "training_macs"):
+        each = [part.costs[key] for part in parts]
+        costs[key] = None if None in each else sum(each)
+    for key in ("gradient_bytes", "optimizer_bytes", "peak_memory_bytes", "training_state_bytes"):
+        costs[key] = max(part.costs[key] for part in parts)
+    told = [
+        {
+            "what": what,
+            "epochs": part.epochs_run,
+            **{key: part.costs[key] for key in ("training_seconds", "training_macs", "training_state_bytes")},
+        }
+        for what, part in phases
+    ]
+    return replace(result, costs=costs, analysis={**result.analysis, "phases": told})
