@@ -75,7 +75,7 @@ class GradualPruning:
         if self.step <= self.end and (self.step % self.interval == 0 or self.step == self.end):
             for parameters, live in self.groups:
                 self._drop(parameters, live)
-        for parameters, _ in self.groups:
+        for parameters, _live in self.groups:
             for parameter in parameters:
                 parameter.mul_(self.masks[id(parameter)])
 
