@@ -6,6 +6,7 @@ import csv
 import importlib
 import itertools
 import json
+import math
 import os
 import signal
 import statistics
@@ -29,12 +30,14 @@ from recbole_dsl.cli import main
 from recbole_dsl.compare import methods, popularity, procedures, summary
 from recbole_dsl.compare.by_recbole import recbole_data, trainer_of
 from recbole_dsl.compare.grid import Cell, cells_of
+from recbole_dsl.compare.hashing import QuotientRemainder, buckets_of
 from recbole_dsl.compare.methods import Method, read_method
 from recbole_dsl.compare.narrow import Widths
 from recbole_dsl.compare.procedures import PROCEDURES, Task, with_dense
 from recbole_dsl.compare.pruning import Budget, GradualPruning, kept_at
 from recbole_dsl.compare.running import jobs_of
 from recbole_dsl.compare.store import Store
+from recbole_dsl.compare.thresholds import SoftThreshold
 from recbole_dsl.config import no_flags
 from recbole_dsl.errors import ConfigError
 from recbole_dsl.sparsity.interactions import Interactions
@@ -277,6 +280,90 @@ def test_lottery_rewinds_and_prunes_in_rounds(
     assert set(starts[0][0].tolist()) == set(trained.abs().topk(n // 2).indices.tolist())
     told = result.analysis["phases"]
     assert len(told) == 3 and result.costs["training_seconds"] == sum(p["training_seconds"] for p in told)
+
+
+@given(st.integers(2, 400), st.integers(1, 400))
+def test_buckets_are_the_most_that_fit(rows: int, allowed: int) -> None:
+    """Compared with trying all; every id has a pair of rows of its own."""
+    found = buckets_of(rows, allowed)
+    sizes = {m: m + math.ceil(rows / m) for m in range(1, rows + 1)}
+    fitting = [m for m, size in sizes.items() if size <= allowed]
+    assert found == (max(fitting) if fitting else None)
+    if found:
+        assert len({(i // found, i % found) for i in range(rows)}) == rows
+
+
+def test_hash_has_the_declared_parameters(data: Path, tmp_path: Path) -> None:
+    """Quotients and remainders of both tables are all its weights, no more bytes than the sparse model has."""
+    result = run(task(data, tmp_path, "hash", 0.25))
+    told = result.analysis["hash"]
+    assert set(told) == {"user_embedding.weight", "item_embedding.weight"}
+    rows = sum(part["quotients"] + part["remainders"] for part in told.values())
+    assert result.sparsity["live"] == rows * 16 and result.sparsity["weights"] == ROWS * 16
+    sparse = run(task(data, tmp_path, "static", 0.25)).costs
+    assert result.costs["weight_bytes"] == rows * 16 * 4 <= sparse["weight_bytes"] + sparse["index_bytes"]
+    users = told["user_embedding.weight"]
+    assert users["quotients"] == math.ceil((USERS + 1) / users["remainders"])
+    assert result.test_result["recall@10"] > 0 and result.train_loss[-1] < result.train_loss[0]
+    with pytest.raises(ConfigError, match="that leave at least 18"):
+        run(task(data, tmp_path, "hash", 0.1))
+
+
+def test_a_hashed_table_by_hand() -> None:
+    """Row 5 of 7 with 3 buckets is quotient row 1 times remainder row 2; gradients reach both."""
+    composed = QuotientRemainder(7, 3, 1, "x")
+    quotients = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], requires_grad=True)
+    remainders = torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 0.5]], requires_grad=True)
+    table = composed(quotients, remainders)
+    assert table.shape == (7, 2) and table[5].tolist() == [9.0, 2.0] and table[6].tolist() == [5.0, 6.0]
+    table[5].sum().backward()
+    assert quotients.grad is not None and quotients.grad[1].tolist() == [3.0, 0.5]
+    assert remainders.grad is not None and remainders.grad[2].tolist() == [3.0, 4.0]
+
+
+def test_soft_thresholds_by_hand() -> None:
+    """sign(v) · max(|v| - σ(s), 0); the threshold's gradient is -sign(v) σ'(s) where a weight lives."""
+    soft = SoftThreshold(2, 0.0)  # σ = 1/2
+    values = torch.tensor([[0.75, -2.0], [0.25, -0.5]], requires_grad=True)
+    out = soft(values)
+    assert out.tolist() == [[0.25, -1.5], [0.0, 0.0]]
+    out[0, 0].backward()
+    assert soft.threshold.grad is not None and soft.threshold.grad.tolist() == [[-0.25], [0.0]]
+
+
+def test_pep_learns_a_topology_and_trains_it_anew(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search ends at the density; the largest margins live, from RecBole's initial values."""
+    starts: list[Any] = []
+    plain, search_of = procedures.rewind, procedures.Search
+    searches: list[Any] = []
+
+    def noted(trainer: Any, initial: Any) -> None:
+        plain(trainer, initial)
+        (group,) = trainer.sparse.groups
+        starts.append((group.live_positions().clone(), group.live_values().detach().clone(), initial))
+
+    def kept(*args: Any) -> Any:
+        searches.append(search_of(*args))
+        return searches[-1]
+
+    monkeypatch.setattr(procedures, "rewind", noted)
+    monkeypatch.setattr(procedures, "Search", kept)
+    of = task(data, tmp_path, "pep", 0.25)
+    fast = replace(of.method, options={"initial": -4.0, "learning_rate": 0.1, "weight_decay": 0.01})
+    result = run(replace(of, method=fast, settings={**of.settings, "epochs": 12}))
+    ((live, values, initial),) = starts
+    assert result.analysis["pep"]["reached"] and result.analysis["pep"]["live"] <= 736
+    assert result.sparsity["live"] == len(live) == 736
+    names = ("user_embedding.weight", "item_embedding.weight")
+    margins = torch.cat([searches[0].margins(name).reshape(-1) for name in names])
+    assert set(live.tolist()) == set(margins.topk(736).indices.tolist())
+    assert torch.equal(values, torch.cat([initial[name].reshape(-1) for name in names])[live])
+    search, training = result.analysis["phases"]
+    assert search["what"] == "search" and search["epochs"] < 12
+    assert search["training_state_bytes"] > training["training_state_bytes"]
+    assert result.costs["training_state_bytes"] == search["training_state_bytes"]
 
 
 def test_methods_that_need_dense_training_say_so(data: Path, tmp_path: Path) -> None:

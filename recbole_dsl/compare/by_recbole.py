@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -60,9 +60,12 @@ class Measured:
     steps: int = 0
 
 
-def trainer_of(config: Any, train_data: Any) -> Any:
-    """RecBole's trainer of a new dense model."""
-    network = config.model_class(config, train_data._dataset).to(config["device"])
+def trainer_of(config: Any, train_data: Any, prepare: Callable[[Any], object] | None = None) -> Any:
+    """RecBole's trainer of a new dense model; ``prepare`` is called with the model first."""
+    network = config.model_class(config, train_data._dataset)
+    if prepare is not None:
+        prepare(network)
+    network = network.to(config["device"])
     return get_trainer(config["MODEL_TYPE"], config["model"])(config, network)
 
 

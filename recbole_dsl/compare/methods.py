@@ -10,7 +10,10 @@ from .. import property_files
 from ..errors import ConfigError, nearest
 from ..resources import properties_dir
 
-PROCEDURES: Final = ("recbole", "narrow", "sparse", "quantised", "gradual", "lottery")
+PROCEDURES: Final = (
+    *("recbole", "narrow", "sparse", "quantised", "gradual", "lottery"),
+    *("hashed", "thresholds"),
+)
 """How a method is run; ``compare.procedures`` has a function for each."""
 
 _PARTS: Final = frozenset(

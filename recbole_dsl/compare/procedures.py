@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,10 +19,12 @@ from ..results import PRIVATE_SETTINGS, RunResult
 from ..serving.quantise import decode, encode
 from ..training.trainer import interactions_of
 from .by_recbole import measure, needed_settings, recbole_data, result_of, trainer_of
+from .hashing import hash_tables
 from .methods import Method
 from .narrow import narrow_settings
 from .popularity import by_popularity, live_per_row
-from .pruning import GradualPruning, budgets_of, rewind, save_dense, with_phases
+from .pruning import GradualPruning, budgets_of, dense_tensors, rewind, save_dense, with_phases
+from .thresholds import ReachedError, Search
 
 _SMALL: Final = 1024
 """Tensors with fewer weights are not rounded to eight bits."""
@@ -220,8 +223,59 @@ def lottery(task: Task) -> RunResult:
         of_round = replace(task, density=density, dense=checkpoint)
         result, trainer = _sparse(of_round, lambda trainer: rewind(trainer, initial))
         phases.append((f"round {number}, density {density:.3g}", result))
-        checkpoint = save_dense(trainer.model, task.folder / f"round-{number}.pth")
+        checkpoint = save_dense(dense_tensors(trainer.model), task.folder / f"round-{number}.pth")
     return with_phases(result, phases)
+
+
+def hashed(task: Task) -> RunResult:
+    """RecBole's training of a model whose tables are composed of two small ones."""
+    budgets, initial = budgets_of(task.config(task.sparse))
+    told: dict[str, Any] = {}
+
+    def prepare(network: Any) -> None:
+        for budget in budgets:
+            told.update(hash_tables(network, budget.names, budget.bytes, task.seed))
+
+    names = {name for budget in budgets for name in budget.names}
+    settings = {**needed_settings(task.model), **_without_ours(task)}
+    config, train_data, valid_data, test_data = recbole_data(task.model, task.dataset, settings, task.files)
+    trainer = trainer_of(config, train_data, prepare)
+    left = sum(p.numel() for name, p in trainer.model.named_parameters() if "parametrizations" not in name)
+    weights = left + sum(initial[name].numel() for name in names)
+    noted = measure(trainer)
+    _, valid = trainer.fit(train_data, valid_data, show_progress=False)
+    test = trainer.evaluate(test_data, show_progress=False)
+    result = result_of(trainer, noted, valid, test, train_data, test_data, weights)
+    analysis = by_popularity(trainer, interactions_of(train_data), test_data, config["topk"])
+    result = _finish(task, result, analysis)
+    return replace(result, analysis={**result.analysis, "hash": told})
+
+
+def thresholds(task: Task) -> RunResult:
+    """Search a topology with learned thresholds, then train it from the initial values."""
+    budgets, initial = budgets_of(task.config(task.sparse))
+    options = task.method.options
+    settings = {**needed_settings(task.model), **_without_ours(task)}
+    config, train_data, valid_data, test_data = recbole_data(task.model, task.dataset, settings, task.files)
+    searches: list[Search] = []
+    trainer = trainer_of(
+        config, train_data, lambda model: searches.append(Search(model, budgets, options["initial"]))
+    )
+    (search,) = searches
+    noted = measure(trainer)
+    search.attach(trainer, options["learning_rate"], options["weight_decay"])
+    with contextlib.suppress(ReachedError):
+        trainer.fit(train_data, valid_data, saved=False, show_progress=False)
+    trainer.eval_collector.data_collect(train_data)
+    trainer.evaluate(
+        test_data, load_best_model=False
+    )  # for what costs are counted with; its result is not used
+    searched = _finish(task, result_of(trainer, noted, {}, {}, train_data, test_data), {})
+    found = save_dense(search.topology(initial), task.folder / "topology.pth")
+    result, _ = _sparse(replace(task, dense=found), lambda trainer: rewind(trainer, initial))
+    told = {"live": sum(map(search.live, budgets)), "reached": search.is_reached}
+    result = replace(result, analysis={**result.analysis, "pep": told})
+    return with_phases(result, [("search", searched), ("training", result)])
 
 
 PROCEDURES: Final[dict[str, Callable[[Task], RunResult]]] = {
@@ -231,5 +285,7 @@ PROCEDURES: Final[dict[str, Callable[[Task], RunResult]]] = {
     "quantised": quantised,
     "gradual": gradual,
     "lottery": lottery,
+    "hashed": hashed,
+    "thresholds": thresholds,
 }
 """By the names in ``methods.PROCEDURES``."""

@@ -20,10 +20,12 @@ from ..training.trainer import sparse_trainer
 
 @dataclass(frozen=True)
 class Budget:
-    """Names of the tensors that share a budget, in order, and how many of their weights live in the end."""
+    """Names of the tensors that share a budget, in order, how many of their weights live in the end, and the
+    bytes of those and their index."""
 
     names: tuple[str, ...]
     live: int
+    bytes: int = 0
 
 
 def budgets_of(config: RecBoleDSLConfig) -> tuple[list[Budget], dict[str, Tensor]]:
@@ -33,7 +35,15 @@ def budgets_of(config: RecBoleDSLConfig) -> tuple[list[Budget], dict[str, Tensor
     initial = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     with undisturbed():
         handle = sparse_trainer(config["MODEL_TYPE"], *config.lineage)(config, network, train_data).sparse
-    return [Budget(tuple(s.name for s in group.slices), group.budget) for group in handle.groups], initial
+    budgets = [
+        Budget(
+            tuple(s.name for s in group.slices),
+            group.budget,
+            group.budget * group.dtype.itemsize + group.index_bytes,
+        )
+        for group in handle.groups
+    ]
+    return budgets, initial
 
 
 def kept_at(step: int, end: int, weights: int, live: int) -> int:
@@ -118,10 +128,15 @@ def rewind(trainer: Any, initial: Mapping[str, Tensor]) -> None:
             parameter.copy_(initial[name])
 
 
-def save_dense(model: nn.Module, path: Path) -> Path:
-    """The dense tensors of a sparse model as a checkpoint that training starts from."""
-    state = dense_state_dict(model.state_dict(), layout_of(model))
-    torch.save({"state_dict": state, "other_parameter": None, "config": None}, path)
+def dense_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a sparse model with dense tensors, dead weights zero."""
+    return dict(dense_state_dict(model.state_dict(), layout_of(model)))
+
+
+def save_dense(state: Mapping[str, Tensor], path: Path) -> Path:
+    """Write dense tensors as a checkpoint that training starts from."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": dict(state), "other_parameter": None, "config": None}, path)
     return path
 
 
