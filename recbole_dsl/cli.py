@@ -15,6 +15,7 @@ COMMANDS: Final = {
     "models": "models_command",
     "plan": "plan_command",
     "compare": "compare_command",
+    "tune": "tune_command",
     "to-recbole": "to_recbole",
     "export": "export_command",
     "inspect": "inspect_command",

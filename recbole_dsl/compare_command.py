@@ -8,16 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import property_files
 from .command_line import Parser, check_command_line
-from .compare.grid import FIRST_SEED, Cell, cells_of
+from .compare.grid import Cell, cells_of
 from .compare.methods import Method, method_names, read_method
+from .compare.options import contents, numbers, read_tuned, refuse_own, seeds, settings_of, whole, words
 from .compare.running import Runner, jobs_of
 from .compare.store import Store
 from .compare.summary import as_markdown, rows_of, write_tables
 from .config import RecBoleDSLConfig, no_flags
 from .errors import ConfigError
-from .settings import KEYS
 
 OPTIONS = (
     *(
@@ -32,11 +31,6 @@ OPTIONS = (
     ),
     *("--name", "--results", "--jobs", "--tuned", "--metric"),
 )
-SET_BY_CELLS = (
-    *("model", "dataset", "seed", "dsl_method", "dsl_density", "dsl_budget", "dsl_result", "dsl_resume"),
-    *("dsl_start_from", "checkpoint_dir"),
-)
-"""Settings that a comparison decides itself."""
 
 
 def parser() -> Parser:
@@ -74,18 +68,18 @@ def run(argv: Sequence[str]) -> None:
     check_command_line(argv, OPTIONS)
     options, flags = parser().parse_known_args(list(argv))
     settings = dict(flag[2:].split("=", 1) for flag in flags)
-    files = _contents(options.config_files.split())
+    files = contents(options.config_files.split())
     for source in (settings, files):
-        _refuse_own(source)
-    models, datasets = _words(options.models, "models"), _words(options.datasets, "datasets")
-    asked = _words(options.methods, "methods")
+        refuse_own(source)
+    models, datasets = words(options.models, "models"), words(options.datasets, "datasets")
+    asked = words(options.methods, "methods")
     methods = {method.name: (word, method) for word, method in ((word, read_method(word)) for word in asked)}
     only = [method for _, method in methods.values()]
-    cells = cells_of(models, datasets, only, _numbers(options.densities), _seeds(options.seeds))
-    tuned = _tuned(options.tuned)
-    each = {cell: {**settings, **_of(tuned, cell)} for one in cells for cell in (one, one.dense)}
+    cells = cells_of(models, datasets, only, numbers(options.densities), seeds(options.seeds))
+    tuned = read_tuned(options.tuned)
+    each = {cell: {**settings, **settings_of(tuned, cell)} for one in cells for cell in (one, one.dense)}
     metric = _check(cells, methods, files, each, options.metric)
-    jobs = _whole(options.jobs, "jobs")
+    jobs = whole(options.jobs, "jobs")
     name = options.name or re.sub(r"\W+", "-", f"{'-'.join(models)}-{'-'.join(datasets)}")
     if Path(name).name != name:
         raise ConfigError(f"--name={name} is refused: allowed is the name of a folder.")
@@ -94,8 +88,8 @@ def run(argv: Sequence[str]) -> None:
         "models": models,
         "datasets": datasets,
         "methods": asked,
-        "densities": _numbers(options.densities),
-        "seeds": _seeds(options.seeds),
+        "densities": numbers(options.densities),
+        "seeds": seeds(options.seeds),
         "settings": settings,
         "tuned": tuned,
     }
@@ -115,82 +109,6 @@ def run(argv: Sequence[str]) -> None:
             f"{outcome.failed} cells failed and {outcome.cancelled} were cancelled; '{store.folder}/failed' "
             "and 'cancelled' say why; allowed is to call the command again, which runs them anew."
         )
-
-
-def _words(text: str, option: str) -> list[str]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(words) or len(set(words)) < len(words):
-        raise ConfigError(f"--{option}={text} is refused: allowed are different names, separated by commas.")
-    return words
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(word) for word in _words(text, "densities")]
-    except ValueError:
-        raise ConfigError(f"--densities={text} is refused: allowed are numbers, separated by commas.") from None
-
-
-def _whole(text: str, option: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"--{option}={text} is refused: allowed is a whole number of at least 1.")
-    return int(text)
-
-
-def _seeds(text: str) -> list[int]:
-    """``3``: three seeds; ``5,9``: these; ``5,``: this one."""
-    if "," not in text:
-        return [FIRST_SEED + number for number in range(_whole(text, "seeds"))]
-    words = [word for word in text.split(",") if word]
-    if not words or not all(word.isdecimal() for word in words):
-        raise ConfigError(
-            f"--seeds={text} is refused: allowed is how many, or a list of whole numbers such as 1,7."
-        )
-    return [int(word) for word in words]
-
-
-def _contents(paths: Sequence[str]) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    for path in paths:
-        content = property_files.read_mapping(Path(path))
-        property_files.check_keys(content, KEYS, f"'{path}'")
-        merged |= content
-    return merged
-
-
-def _refuse_own(settings: Mapping[str, Any]) -> None:
-    for key in SET_BY_CELLS:
-        if key in settings:
-            raise ConfigError(
-                f"{key}={settings[key]!r} is refused, because every cell of a comparison has its own; allowed "
-                "are --models, --datasets, --methods, --densities and --seeds, and all other settings."
-            )
-
-
-def _tuned(path: str | None) -> dict[str, Any]:
-    """Settings by model, dataset and method, as a file has them."""
-    if path is None:
-        return {}
-    content = property_files.read_mapping(Path(path))
-    for model, of_model in content.items():
-        of_datasets = of_model.values() if isinstance(of_model, dict) else [None]
-        of_methods: list[Any] = [
-            m for d in of_datasets for m in (d.values() if isinstance(d, dict) else [None])
-        ]
-        if not all(isinstance(found, dict) for found in of_methods):
-            raise ConfigError(
-                f"--tuned={path}: {model} is refused; allowed are models, below each datasets, below each "
-                "methods, and below each method settings such as learning_rate."
-            )
-        for found in of_methods:
-            property_files.check_keys(found, KEYS, f"'{path}'")
-            _refuse_own(found)
-    return content
-
-
-def _of(tuned: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
-    of_model = tuned.get(cell.model) or {}
-    return dict((of_model.get(cell.dataset) or {}).get(cell.method) or {})
 
 
 def _check(

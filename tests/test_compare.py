@@ -25,7 +25,7 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_dsl import RunResult, compare_command
+from recbole_dsl import RunResult
 from recbole_dsl.cli import main
 from recbole_dsl.compare import methods, popularity, procedures, summary
 from recbole_dsl.compare.by_recbole import recbole_data, trainer_of
@@ -33,9 +33,11 @@ from recbole_dsl.compare.grid import Cell, cells_of
 from recbole_dsl.compare.hashing import QuotientRemainder, buckets_of
 from recbole_dsl.compare.methods import Method, read_method
 from recbole_dsl.compare.narrow import Widths
+from recbole_dsl.compare.options import read_tuned, settings_of
 from recbole_dsl.compare.procedures import PROCEDURES, Task, with_dense
 from recbole_dsl.compare.pruning import Budget, GradualPruning, kept_at
 from recbole_dsl.compare.running import jobs_of
+from recbole_dsl.compare.space import Dimension, points_of, read_space
 from recbole_dsl.compare.store import Store
 from recbole_dsl.compare.thresholds import SoftThreshold
 from recbole_dsl.config import no_flags
@@ -547,12 +549,12 @@ def test_bad_flags_are_one_sentence(
 def test_tuned_settings_are_those_of_a_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By model, dataset and method; anything else in the file is refused."""
     good = tmp_path / "good.yaml"
-    good.write_text("BPR: {ml-100k: {dsl: {learning_rate: 0.01}}}\n")
-    tuned = compare_command._tuned(str(good))
-    assert compare_command._of(tuned, Cell("BPR", "ml-100k", "dsl", 0.1, 1)) == {"learning_rate": 0.01}
-    assert compare_command._of(tuned, Cell("BPR", "ml-100k", "dense", None, 1)) == {}
-    for bad in ("BPR: 3", "BPR: {ml-100k: 3}", "BPR: {ml-100k: {dsl: 3}}", "BPR: {ml-100k: {dsl: {seed: 3}}}"):
-        (tmp_path / "bad.yaml").write_text(bad + "\n")
+    good.write_text("chosen: {BPR: {ml-100k: {dsl: {learning_rate: 0.01}}}}\n")
+    tuned = read_tuned(str(good))
+    assert settings_of(tuned, Cell("BPR", "ml-100k", "dsl", 0.1, 1)) == {"learning_rate": 0.01}
+    assert settings_of(tuned, Cell("BPR", "ml-100k", "dense", None, 1)) == {}
+    for bad in ("3", "{BPR: 3}", "{BPR: {d: 3}}", "{BPR: {d: {dsl: 3}}}", "{BPR: {d: {dsl: {seed: 3}}}}", "{}"):
+        (tmp_path / "bad.yaml").write_text(f"chosen: {bad}\n")
         assert main(["compare", "--tuned=bad.yaml"]) == 2
         assert "allowed" in capsys.readouterr().err
 
@@ -570,7 +572,7 @@ def command(data: Path, *flags: str) -> list[str]:
 
 def test_a_killed_comparison_goes_on(data: Path, tmp_path: Path) -> None:
     """SIGKILL after the first cell: nothing stays behind, and the next call runs the others only."""
-    flags = ["--methods=static,magnitude", "--densities=0.25", "--seeds=2"]
+    flags = ["--methods=static,magnitude", "--densities=0.25"]
     cells = tmp_path / "results" / "t" / "cells"
     process = subprocess.Popen(command(data, *flags), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_for(lambda: len(list(cells.glob("*.json"))) >= 1)
@@ -578,12 +580,12 @@ def test_a_killed_comparison_goes_on(data: Path, tmp_path: Path) -> None:
     process.wait()
     wait_for(lambda: not working_in(tmp_path))
     before = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
-    assert 1 <= len(before) < 4
+    assert len(before) == 1
     done = subprocess.run(command(data, *flags), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
     results = summary.read_cells(cells.parent)
-    assert sorted(results) == [f"BPR-tiny-{m}-0.25-{s}" for m in ("magnitude", "static") for s in (2020, 2021)]
+    assert sorted(results) == ["BPR-tiny-magnitude-0.25-2020", "BPR-tiny-static-0.25-2020"]
     assert not list((cells.parent / "failed").iterdir())
     check_tables(cells.parent, done.stdout)
     again = subprocess.run(command(data, *flags), capture_output=True, text=True)
@@ -600,7 +602,7 @@ def check_tables(folder: Path, printed: str) -> None:
     assert text.strip() in printed
     for (method, density), cells in by_row.items():
         scores = [cell["test_result"]["ndcg@10"] for cell in cells]
-        told = f"{statistics.fmean(scores):.4f} ± {statistics.stdev(scores):.4f}"
+        told = f"| {statistics.fmean(scores):.4f} |"
         size = cells[0]["costs"]["weight_bytes"] + cells[0]["costs"]["index_bytes"]
         (line,) = [line for line in text.splitlines() if f"| {method} | {density} |" in line]
         assert told in line and f"| {size:,} |" in line and line.endswith(f"| {len(scores)} |")
@@ -673,6 +675,88 @@ def test_failed_and_cancelled_cells_are_kept_apart(tmp_path: Path) -> None:
     failed = json.loads((folder / "failed" / "BPR-tiny-dsl-0.1-2020.json").read_text())
     assert "cannot be prepared" in failed["error"] and "\n" not in failed["error"]
     assert not list((folder / "cells").iterdir())
+
+
+# --- tuning ------------------------------------------------------------------------------------------
+
+
+def test_points_are_a_grid_or_drawn_once(tmp_path: Path) -> None:
+    """RecBole's form of file; all choices where they are few enough, else different ones within bounds."""
+    (tmp_path / "space").write_text(
+        "learning_rate choice [0.01, 0.001]  # two\n\nreg_weight loguniform -8, 0\n"
+        "dropout uniform 0.1,0.5\nn_layers quniform 1,4,1\n"
+    )
+    space = read_space(tmp_path / "space")
+    assert [d.kind for d in space] == ["choice", "loguniform", "uniform", "quniform"]
+    points = points_of(space, 20, seed=3)
+    assert points == points_of(space, 20, seed=3) != points_of(space, 20, seed=4) and len(points) == 20
+    for point in points:
+        assert point["learning_rate"] in (0.01, 0.001) and 0.1 <= point["dropout"] <= 0.5
+        assert math.exp(-8) <= point["reg_weight"] <= 1 and point["n_layers"] in (1, 2, 3, 4)
+    choices = [Dimension("a", "choice", (1, 2)), Dimension("b", "choice", ("x", "y", "z"))]
+    assert points_of(choices, 6, 0) == [{"a": a, "b": b} for a in (1, 2) for b in ("x", "y", "z")]
+    few = points_of(choices, 4, 0)
+    assert len(few) == 4 and all(few.count(point) == 1 for point in few)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["a choice", "a choice []", "a choice x", "a uniform 2,1", "a uniform 1", "a quniform 1,2,0", "a magic 1,2",
+     "a choice [1]\na choice [2]", "", "seed choice [1, 2]", "dsl_densty choice [1]",
+     "learning_rate choice [-1]"],
+)  # fmt: skip
+def test_bad_spaces_are_one_sentence(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before any trial, and with what is allowed."""
+    (tmp_path / "space").write_text(line + "\n")
+    assert main(["tune", "--space=space"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "allowed" in error
+    assert not (tmp_path / "results").exists()
+
+
+def test_tune_needs_something_to_tune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A space, and methods that train."""
+    assert main(["tune"]) == 2 and "--space is missing" in capsys.readouterr().err
+    (tmp_path / "space").write_text("learning_rate choice [0.01]\n")
+    assert main(["tune", "--space=space", "--methods=int8"]) == 2
+    assert "nothing to tune" in capsys.readouterr().err
+
+
+def test_tuning_chooses_on_validation(data: Path, tmp_path: Path) -> None:
+    """The best validation result of every method's trials; what prunes starts from the tuned dense model."""
+    (tmp_path / "space").write_text("learning_rate choice [0.00001, 0.05]\n")
+    flags = [flag for flag in command(data) if flag != "compare"]
+    flags.insert(flags.index(str(SCRIPT)) + 1, "tune")
+    own = ["--space=space", "--methods=magnitude,dense", "--density=0.25", "--epochs=6", "--jobs=2"]
+    flags = [flag for flag in flags if flag != "--epochs=2"]
+    done = subprocess.run([*flags, *own], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "results" / "t"
+    rows = list(csv.DictReader((folder / "trials.csv").open()))
+    assert [(row["method"], row["learning_rate"]) for row in rows] == [
+        (method, rate) for method in ("magnitude", "dense") for rate in ("1e-05", "0.05")
+    ]
+    chosen = read_tuned(str(folder / "tuned.yaml"))
+    for method in ("magnitude", "dense"):
+        best = max((r for r in rows if r["method"] == method), key=lambda r: float(r["best validation result"]))
+        density = 0.25 if method == "magnitude" else None
+        told = settings_of(chosen, Cell("BPR", NAME, method, density, 2020))
+        assert told == {"learning_rate": float(best["learning_rate"])}
+    assert chosen["how"]["trials"] == 2 and chosen["how"]["metric"] == "ndcg@10"
+    results = summary.read_cells(folder)
+    assert len(results) == 4 and all(r.test_result == {} == r.analysis for r in results.values())
+    dense = RunResult.from_json((folder / "dense" / "BPR-tiny-dense-2020.json").read_text())
+    rate = settings_of(chosen, Cell("BPR", NAME, "dense", None, 1))["learning_rate"]
+    assert dense.config["learning_rate"] == rate
+    flags = [flag for flag in command(data) if flag not in ("--name=t", "--epochs=2")]
+    compared = subprocess.run(
+        [*flags, "--methods=dense", "--name=u", "--epochs=6", f"--tuned={folder / 'tuned.yaml'}"],
+        capture_output=True,
+        text=True,
+    )
+    assert compared.returncode == 0, compared.stderr
+    (result,) = summary.read_cells(tmp_path / "results" / "u").values()
+    assert result.test_result == dense.test_result and result.config["learning_rate"] == rate
 
 
 # --- the table ---------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ LEVELS: list[set[str]] = [
     {
         "train_command",
         "compare_command",
+        "tune_command",
         "export_command",
         "inspect_command",
         "recommend_command",

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import traceback
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def _run(cell: Cell, store: Store, request: dict[str, Any]) -> None:
             folder=Path(folder),
             dense=kept if method.after == "dense" or (method.name == "dense" and request["keep"]) else None,
         )
-        if method.name == "dense" and kept.is_file() and figures.is_file():
+        if method.name == "dense" and cell.trial is None and kept.is_file() and figures.is_file():
             result = RunResult.from_json(figures.read_text(encoding="utf-8"))
         else:
             result = PROCEDURES[method.procedure](task)
@@ -66,6 +67,8 @@ def _run(cell: Cell, store: Store, request: dict[str, Any]) -> None:
         result = with_dense(result, RunResult.from_json(figures.read_text(encoding="utf-8")))
     if method.name == "dense" and request["keep"]:
         result.save(figures)
+    if cell.trial is not None:  # settings are chosen on validation, and nothing else can be looked at
+        result = replace(result, test_result={}, analysis={})
     if request["counts"]:
         store.keep(cell, result)
 

@@ -15,20 +15,22 @@ FIRST_SEED = 2020
 
 @dataclass(frozen=True)
 class Cell:
-    """One run; ``density`` is None for a method that has none."""
+    """One run; ``density`` is None for a method that has none; ``trial``: number of a point that is tried."""
 
     model: str
     dataset: str
     method: str
     density: float | None
     seed: int
+    trial: int | None = None
 
     @property
     def key(self) -> str:
         """The name of its files."""
         model = self.model.replace(":", ".")
         density = "" if self.density is None else f"-{self.density:g}"
-        return f"{model}-{self.dataset}-{self.method}{density}-{self.seed}"
+        trial = "" if self.trial is None else f"-trial{self.trial}"
+        return f"{model}-{self.dataset}-{self.method}{density}-{self.seed}{trial}"
 
     @property
     def dense(self) -> Cell:

@@ -17,7 +17,10 @@ PROCEDURES: Final = (
 """How a method is run; ``compare.procedures`` has a function for each."""
 
 _PARTS: Final = frozenset(
-    {"about", "procedure", "densities", "after", "trains_as", "as_large_as", "widths", "options", "settings"}
+    [
+        *("about", "procedure", "densities", "after", "trains_as", "tuned", "as_large_as"),
+        *("widths", "options", "settings"),
+    ]
 )
 
 
@@ -27,7 +30,8 @@ class Method:
 
     ``about``: one sentence; ``procedure``: of :data:`PROCEDURES`; ``densities``: whether it has a cell for
     every density, or one; ``after``: ``"dense"`` if it starts from the dense model that RecBole has trained;
-    ``trains_as``: the ``dsl_method`` of procedure ``sparse``; ``as_large_as``: of ``narrow``, ``"weights"`` or
+    ``tuned``: whether it trains anything that settings change; ``trains_as``: the ``dsl_method`` of procedure
+    ``sparse``, and whose scope and budget the others have; ``as_large_as``: of ``narrow``, ``"weights"`` or
     ``"training"``; ``widths``: which settings of a model say how wide it is; ``options``: of the procedure;
     ``settings``: of the run.
     """
@@ -38,6 +42,7 @@ class Method:
     densities: bool = True
     after: str | None = None
     trains_as: str | None = None
+    tuned: bool = True
     as_large_as: str = "weights"
     widths: Mapping[str, list[str]] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -98,14 +98,18 @@ class Store:
 def _extended(old: dict[str, Any], new: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A grid of both, if both have the same settings."""
     new = json.loads(json.dumps(new))
-    for part in ("settings", "tuned"):
-        if old[part] != new[part]:
-            keys = sorted(
-                k for k in old[part].keys() | new[part].keys() if old[part].get(k) != new[part].get(k)
-            )
-            raise ConfigError(
-                f"'{folder}' was made with {part} {keys[0]}={old[part].get(keys[0])!r}, and now it is "
-                f"{new[part].get(keys[0])!r}; allowed are the same settings for all cells, or another --name."
-            )
+    if old["tuned"] != new["tuned"]:
+        raise ConfigError(
+            f"'{folder}' was made with other tuned settings, which its grid.json has; allowed are the same "
+            "ones for all cells, or another --name."
+        )
+    before, now = old["settings"], new["settings"]
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"'{folder}' was made with settings {key}={before.get(key)!r}, and now it is {now.get(key)!r}; "
+            "allowed are the same settings for all cells, or another --name."
+        )
     lists = ("models", "datasets", "methods", "densities", "seeds")
     return {**new, **{part: old[part] + [x for x in new[part] if x not in old[part]] for part in lists}}
