@@ -1,7 +1,7 @@
 """A search space in the form of RecBole's hyper-parameter files, and the points of it that are tried.
 
 The points are drawn once and are the same for every method, so all have the same chances. RecBole's own tuning
-(hyperopt) proposes other points to every method, and needs packages that current Pythons cannot install.
+proposes other points to every method, and needs hyperopt.
 """
 
 from __future__ import annotations
