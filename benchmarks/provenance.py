@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from recbole_dsl.results import environment
+from recbole_dsl.results import commit, environment, processor
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def provenance(device: torch.device | None = None) -> dict[str, Any]:
     """``environment`` (versions, threads), ``processor``, ``device`` and ``commit`` of this process."""
     return {
-        "commit": commit(),
+        "commit": commit() or "unknown",
         "processor": processor(),
         "device": device_name(device or torch.device("cpu")),
         "environment": environment(),
@@ -36,13 +35,6 @@ def chosen_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def commit() -> str:
-    """The commit this was measured at, with ``-dirty`` if anything but results had changes."""
-    name = _git("describe", "--always", "--abbrev=12")
-    dirty = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
-    return (name or "unknown") + ("-dirty" if dirty else "")
-
-
 def code_commit() -> str:
     """The last commit of what is measured, so that committing results does not make them stale."""
     measured = ("recbole_dsl", "properties", "benchmarks/*.py")
@@ -53,13 +45,3 @@ def code_commit() -> str:
 
 def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"

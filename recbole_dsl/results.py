@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import subprocess
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -92,6 +93,37 @@ def recbole_version() -> str | None:
         return None
 
 
+def commit() -> str | None:
+    """The commit of the checkout that this package runs from, ``-dirty`` if anything but results has changed.
+
+    None where it is installed without one.
+    """
+    home = Path(__file__).resolve().parents[1]
+    if not (home / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=home, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    try:
+        name = git("describe", "--always", "--abbrev=12")
+        dirty = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    except OSError:
+        return None
+    return name + ("-dirty" if dirty else "") if name else None
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
+
+
 def environment() -> dict[str, Any]:
     """Versions and machine of this process."""
     import numpy
@@ -109,6 +141,8 @@ def environment() -> dict[str, Any]:
         "numpy": numpy.__version__,
         "scipy": scipy.__version__,
         "pandas": pandas.__version__,
+        "commit": commit(),
+        "processor": processor(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
