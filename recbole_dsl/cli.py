@@ -16,6 +16,7 @@ COMMANDS: Final = {
     "plan": "plan_command",
     "compare": "compare_command",
     "tune": "tune_command",
+    "report": "report_command",
     "to-recbole": "to_recbole",
     "export": "export_command",
     "inspect": "inspect_command",

@@ -26,6 +26,7 @@ LEVELS: list[set[str]] = [
         "train_command",
         "compare_command",
         "tune_command",
+        "report_command",
         "export_command",
         "inspect_command",
         "recommend_command",

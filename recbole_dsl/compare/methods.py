@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from .. import property_files
@@ -70,7 +72,17 @@ def read_method(name: str) -> Method:
             f"{', '.join(method_names())}, and the path of a method file ending in .yaml."
         )
     property_files.method_settings(name)
-    return Method(property_files.method_name(name), "Sparse from scratch.", trains_as=name)
+    plain = property_files.method_name(name)
+    own = Path(name) if name != plain else properties_dir() / "method" / f"{plain}.yaml"
+    return Method(plain, _first_comment(own) or "Sparse from scratch.", trains_as=name)
+
+
+def _first_comment(path: Path) -> str:
+    """What a method file says about itself in its first lines."""
+    lines = itertools.takewhile(
+        lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines()
+    )
+    return " ".join(line.lstrip("# ") for line in lines)
 
 
 def _of_file(name: str, content: dict[str, Any]) -> Method:

@@ -7,10 +7,12 @@ import io
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
+
+from scipy import stats
 
 from ..files import written_whole
 from ..results import RunResult
@@ -22,6 +24,7 @@ COLUMNS: Final[dict[str, Callable[[RunResult], float | None]]] = {
     "training MACs": lambda r: r.costs["training_macs"],
     "MACs per user": lambda r: r.costs["macs_per_recommended_user"],
     "training seconds": lambda r: r.costs["training_seconds"],
+    "peak bytes": lambda r: r.costs["peak_memory_bytes"],
     "epochs": lambda r: r.epochs_run,
 }
 """What is told of a row besides the metric: means over its seeds."""
@@ -29,7 +32,12 @@ COLUMNS: Final[dict[str, Callable[[RunResult], float | None]]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One method at one density; ``scores``: of the tested models, by seed."""
+    """One method at one density.
+
+    ``scores``: of the tested models, by seed; ``to_dense``: ratio of the sums over the seeds that both have;
+    ``p_dense``, ``p_narrow``: of a two-sided paired t-test over seeds against dense, and against narrow at the
+    same density, None with fewer than two seeds; ``place``: among the methods at this density, 1 for the best.
+    """
 
     dataset: str
     model: str
@@ -39,6 +47,9 @@ class Row:
     scores: dict[int, float]
     figures: dict[str, float | None]
     to_dense: float | None
+    p_dense: float | None = None
+    p_narrow: float | None = None
+    place: int | None = None
 
     @property
     def mean(self) -> float:
@@ -62,7 +73,7 @@ def rows_of(folder: Path, metric: str) -> list[Row]:
     grid = json.loads((folder / "grid.json").read_text(encoding="utf-8"))
     by_row: dict[tuple[str, str, str, float | None], list[RunResult]] = {}
     for key, result in read_cells(folder).items():
-        density = _density_of(key, result)
+        density = asked_density(key, result)
         by_row.setdefault((result.dataset, result.model, result.method, density), []).append(result)
     dense = {
         row[:2]: {r.seed: r.test_result[metric] for r in results}
@@ -79,12 +90,38 @@ def rows_of(folder: Path, metric: str) -> list[Row]:
         rows.append(Row(dataset, model, method, density, metric, scores, figures, ratio))
 
     places = {Path(name).stem: place for place, name in enumerate(grid["methods"])}
-    return sorted(
-        rows, key=lambda r: (r.dataset, r.model, places.get(r.method, 99), -(r.density or 2), r.method)
-    )
+    last = len(places)
+    rows.sort(key=lambda r: (r.dataset, r.model, places.get(r.method, last), -(r.density or 2), r.method))
+    return [_compared(row, rows) for row in rows]
 
 
-def _density_of(key: str, result: RunResult) -> float | None:
+def _compared(row: Row, rows: Sequence[Row]) -> Row:
+    """The row with its tests against dense and narrow, and its place."""
+    same = [other for other in rows if (other.dataset, other.model) == (row.dataset, row.model)]
+    against = {
+        other.method: paired_p(row.scores, other.scores)
+        for other in same
+        if other.method == "dense" or (other.method == "narrow" and other.density == row.density)
+    }
+    against.pop(row.method, None)
+    rivals = sorted((other.mean for other in same if other.density == row.density), reverse=True)
+    place = rivals.index(row.mean) + 1 if row.density is not None and len(rivals) > 1 else None
+    return replace(row, p_dense=against.get("dense"), p_narrow=against.get("narrow"), place=place)
+
+
+def paired_p(one: Mapping[int, float], other: Mapping[int, float]) -> float | None:
+    """The p-value of a two-sided paired t-test over the seeds that both have.
+
+    None for fewer than two of them, or where all differences are equal.
+    """
+    seeds = sorted(one.keys() & other.keys())
+    differences = [one[seed] - other[seed] for seed in seeds]
+    if len(seeds) < 2 or max(differences) - min(differences) < 1e-12:
+        return None
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def asked_density(key: str, result: RunResult) -> float | None:
     """The density that was asked for, which is part of the cell's name."""
     end = key.removesuffix(f"-{result.seed}").rpartition(f"-{result.method}")[2]
     return float(end[1:]) if end else None
@@ -95,29 +132,58 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if len(known) == len(values) else None
 
 
-def _head(rows: Sequence[Row]) -> list[str]:
+def head_of(rows: Sequence[Row]) -> list[str]:
     metric = rows[0].metric if rows else "metric"
-    return ["dataset", "model", "method", "density", f"test {metric}", "/ dense", *COLUMNS, "seeds"]
+    first = ["dataset", "model", "method", "density", f"test {metric}", "/ dense", "p dense", "p narrow"]
+    return [*first, *COLUMNS, "seeds"]
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table."""
-    lines = [_head(rows), ["---"] * 4 + ["---:"] * (len(_head(rows)) - 4)]
+    """The rows as a Markdown table; the best method at a density is bold, the second best in italics."""
+    lines = [head_of(rows), ["---"] * 4 + ["---:"] * (len(head_of(rows)) - 4)]
+    marks = {1: "**", 2: "*"}
     for row in rows:
-        spread = "" if row.deviation is None else f" ± {row.deviation:.4f}"
-        lines.append(
-            [
-                row.dataset,
-                row.model,
-                row.method,
-                "" if row.density is None else f"{row.density:g}",
-                f"{row.mean:.4f}{spread}",
-                "" if row.to_dense is None else f"{row.to_dense:.3f}",
-                *(_figure(value) for value in row.figures.values()),
-                str(len(row.scores)),
-            ]
-        )
+        words = words_of(row)
+        mark = marks.get(row.place or 0, "")
+        words[4] = f"{mark}{words[4]}{mark}"
+        lines.append(words)
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def words_of(row: Row) -> list[str]:
+    """What the table says of a row, column by column."""
+    spread = "" if row.deviation is None else f" ± {row.deviation:.4f}"
+    return [
+        row.dataset,
+        row.model,
+        row.method,
+        "" if row.density is None else f"{row.density:g}",
+        f"{row.mean:.4f}{spread}",
+        *("" if value is None else f"{value:.3f}" for value in (row.to_dense, row.p_dense, row.p_narrow)),
+        *(_figure(value) for value in row.figures.values()),
+        str(len(row.scores)),
+    ]
+
+
+def as_latex(rows: Sequence[Row]) -> str:
+    """The rows as a LaTeX table (booktabs); the best at a density is bold, the second best underlined."""
+    signs = {"_": r"\_", "%": r"\%", "±": r"$\pm$", "·10^": r"e"}
+
+    def escaped(text: str) -> str:
+        for sign, word in signs.items():
+            text = text.replace(sign, word)
+        return text
+
+    head = head_of(rows)
+    lines = [r"\begin{tabular}{llll" + "r" * (len(head) - 4) + "}", r"\toprule"]
+    lines += [" & ".join(map(escaped, head)) + r" \\", r"\midrule"]
+    marks = {1: r"\textbf", 2: r"\underline"}
+    for row in rows:
+        words = [escaped(word) for word in words_of(row)]
+        if row.place in marks:
+            words[4] = f"{marks[row.place]}{{{words[4]}}}"
+        lines.append(" & ".join(words) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
 
 def _figure(value: float | None) -> str:
@@ -134,24 +200,22 @@ def as_csv(rows: Sequence[Row]) -> str:
     """The rows with all digits, and the scores of every seed."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_head(rows)[:5], "standard deviation", *_head(rows)[5:], "scores by seed"])
+    writer.writerow([*head_of(rows)[:5], "standard deviation", *head_of(rows)[5:], "scores by seed"])
     for row in rows:
         by_seed = " ".join(f"{seed}:{score}" for seed, score in row.scores.items())
-        given: list[Any] = [
-            row.dataset,
-            row.model,
-            row.method,
-            row.density,
-            row.mean,
-            row.deviation,
-            row.to_dense,
-        ]
+        given: list[Any] = [row.dataset, row.model, row.method, row.density]
+        given += [row.mean, row.deviation, row.to_dense, row.p_dense, row.p_narrow]
         writer.writerow([*given, *row.figures.values(), len(row.scores), by_seed])
     return text.getvalue()
 
 
 def write_tables(folder: Path, rows: Sequence[Row]) -> None:
-    """``table.md`` and ``table.csv``."""
-    for name, text in (("table.md", as_markdown(rows) + "\n"), ("table.csv", as_csv(rows))):
+    """``table.md``, ``table.csv`` and ``table.tex``."""
+    texts = {
+        "table.md": as_markdown(rows) + "\n",
+        "table.csv": as_csv(rows),
+        "table.tex": as_latex(rows) + "\n",
+    }
+    for name, text in texts.items():
         with written_whole(folder / name) as file:
             file.write(text.encode())

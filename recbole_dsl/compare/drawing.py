@@ -1,0 +1,116 @@
+"""Draws figures: for the page by plotly, as PNG and SVG by matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from .figures import Figure
+
+_COLOURS: Final = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8B5A2B"),
+    *("#7F3C8D", "#A5AA00", "#3969AC", "#E73F74", "#80BA5A", "#666666", "#F97B72"),
+)
+"""The first eight can be told apart by people with any colour vision (Okabe and Ito)."""
+
+_MARKERS: Final = (
+    ("circle", "o"),
+    ("square", "s"),
+    ("diamond", "D"),
+    ("triangle-up", "^"),
+    ("x", "X"),
+    ("star", "*"),
+)
+"""As plotly and as matplotlib call them."""
+
+
+class Styles:
+    """The same colour and marker for a method in every figure."""
+
+    def __init__(self, methods: Sequence[str]) -> None:
+        self._places = {method: place for place, method in enumerate(methods)}
+
+    def colour(self, method: str) -> str:
+        """Of its lines."""
+        return _COLOURS[self._places[method] % len(_COLOURS)]
+
+    def marker(self, method: str) -> tuple[str, str]:
+        """Of its points, for plotly and for matplotlib."""
+        return _MARKERS[self._places[method] % len(_MARKERS)]
+
+
+def as_plotly(figure: Figure, styles: Styles) -> dict[str, Any]:
+    """The figure as plotly's JSON: ``data`` and ``layout``."""
+    import plotly.graph_objects as go
+
+    drawn = go.Figure()
+    for series in figure.series:
+        drawn.add_scatter(
+            x=series.x,
+            y=series.y,
+            name=series.name,
+            mode="lines+markers" if len(series.x) <= 40 else "lines",
+            line={"color": styles.colour(series.method), "dash": "dash" if series.dashed else "solid"},
+            marker={"symbol": styles.marker(series.method)[0], "size": 8},
+            error_y=None if series.error is None else {"array": series.error, "thickness": 1},
+        )
+    for name, level in figure.levels.items():
+        drawn.add_hline(y=level, line={"color": styles.colour(name), "dash": "dot", "width": 1})
+    if figure.log_x:
+        scale: dict[str, Any] = {"type": "log", "dtick": "D2", "tickformat": "~s"}
+    elif figure.x_names is not None:
+        scale = {"tickvals": list(range(10)), "ticktext": figure.x_names}
+    else:
+        scale = {"rangemode": "tozero"}
+    drawn.update_layout(
+        template="plotly_white",
+        height=460,
+        margin={"l": 70, "r": 20, "t": 20, "b": 60},
+        xaxis={"title": {"text": figure.x_label}, **scale},
+        yaxis={"title": {"text": figure.y_label}, "rangemode": "tozero"},
+        showlegend=True,
+        hovermode="closest",
+    )
+    told: dict[str, Any] = drawn.to_plotly_json()
+    return {"data": told["data"], "layout": told["layout"]}
+
+
+def save_images(figure: Figure, styles: Styles, folder: Path, name: str) -> list[Path]:
+    """Write ``name.png`` and ``name.svg``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(8.4, 4.6), dpi=150, layout="constrained")
+    FigureCanvasAgg(canvas)
+    axes = canvas.add_subplot()
+    for series in figure.series:
+        axes.errorbar(
+            series.x,
+            series.y,
+            yerr=series.error,
+            label=series.name,
+            color=styles.colour(series.method),
+            linestyle="--" if series.dashed else "-",
+            marker=styles.marker(series.method)[1] if len(series.x) <= 40 else None,
+            markersize=5,
+            linewidth=1.4,
+            capsize=2,
+        )
+    for level_name, level in figure.levels.items():
+        axes.axhline(level, color=styles.colour(level_name), linestyle=":", linewidth=1)
+    if figure.log_x:
+        axes.set_xscale("log")
+    if figure.x_names is not None:
+        axes.set_xticks(range(10), figure.x_names, rotation=30, ha="right", fontsize=8)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(figure.x_label)
+    axes.set_ylabel(figure.y_label)
+    axes.set_title(figure.title, fontsize=10)
+    axes.grid(alpha=0.25)
+    canvas.legend(loc="outside right upper", fontsize=8, frameon=False)
+    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    # Without a date, so that the same results give the same files.
+    canvas.savefig(paths[0], metadata={"Software": None})
+    canvas.savefig(paths[1], metadata={"Date": None})
+    return paths
