@@ -341,11 +341,11 @@ class RecBoleDSLConfig(Config):
         settings: Settings = super()._get_final_config_dict()
         if settings[METHOD_KEY] is None:
             settings[METHOD_KEY] = self.internal_config_dict[METHOD_KEY]
-        if self._ranks_all_items(settings) and "train_neg_sample_args" not in self.external_config_dict:
+        if self.ranks_all_items(settings) and "train_neg_sample_args" not in self.external_config_dict:
             settings["train_neg_sample_args"] = None  # RecBole's own default is one that it refuses
         return settings
 
-    def _ranks_all_items(self, settings: Settings) -> bool:
+    def ranks_all_items(self, settings: Settings) -> bool:
         """Whether a sequential model's loss is a softmax over all items, which knows no negatives."""
         sequential = self.model_class.type == ModelType.SEQUENTIAL
         return sequential and not hasattr(self.model_class, "input_type") and settings.get("loss_type") == "CE"

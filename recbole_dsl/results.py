@@ -64,8 +64,8 @@ class RunResult:
             ValueError: the text is of another schema.
         """
         values = json.loads(text)
-        if values.get("schema") != SCHEMA:
-            raise ValueError(f"RunResult schema {values.get('schema')!r} is not {SCHEMA}")
+        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+            raise ValueError(f"it is no RunResult of schema {SCHEMA}")
         return cls(**values)
 
     def save(self, path: str | os.PathLike[str]) -> None:

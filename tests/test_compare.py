@@ -400,6 +400,20 @@ def test_every_method_has_a_procedure() -> None:
         assert method.procedure in PROCEDURES and method.after in (None, "dense")
 
 
+def test_dense_runs_models_that_recbole_alone_refuses(data: Path, tmp_path: Path) -> None:
+    """SASRec's softmax loss knows no negatives, which RecBole wants to be told; a user's own setting wins."""
+    of = task(data, tmp_path, "dense", model="SASRec")
+    columns = {
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "MAX_ITEM_LIST_LENGTH": 5,
+        "epochs": 1,
+    }
+    of = replace(of, settings={**of.settings, **columns, "hidden_size": 16, "inner_size": 16})
+    assert of.recbole["train_neg_sample_args"] is None and run(of).test_result
+    (tmp_path / "mine.yaml").write_text("loss_type: BPR\ntrain_neg_sample_args: {distribution: uniform}\n")
+    assert "train_neg_sample_args" not in replace(of, files=(tmp_path / "mine.yaml",)).recbole
+
+
 def test_a_method_of_ones_own(tmp_path: Path) -> None:
     """A YAML file is a method; its name is the file's."""
     (tmp_path / "mine.yaml").write_text("dsl_init: aligned\ndsl_update_ratio: 0.0\n")
@@ -484,6 +498,10 @@ def test_dense_models_that_others_need_come_first(tmp_path: Path) -> None:
     assert [job.cell.key for job in jobs[:2]] == ["BPR-ml-100k-dense-1", "BPR-ml-100k-dense-2"]
     assert not jobs[0].counts and jobs[0].keep and len(jobs) == 8
     assert [job.needs for job in jobs[2:5]] == [cells[0].dense, cells[0].dense, None]
+    store.path("dense", cells[0].dense, ".pth").write_text("")  # without its figures it does not count
+    assert len(jobs_of(cells, named, settings, store)) == 8
+    store.path("dense", cells[0].dense).write_text("")
+    assert len(jobs_of(cells, named, settings, store)) == 7
     for cell in cells:
         if cell.method != "dsl":
             store.path("cells", cell).write_text("{}")

@@ -234,6 +234,15 @@ def test_bad_flags_are_one_sentence(
     assert not (folder / "report.html").exists()
 
 
+def test_a_damaged_cell_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cut, of another schema, or something else."""
+    file = sorted((folder / "cells").iterdir())[0]
+    for text in (file.read_text()[:50], file.read_text().replace('"schema": 2', '"schema": 1'), "[]", "{}"):
+        file.write_text(text)
+        assert main(["report", str(folder)]) == 2
+        assert file.name in capsys.readouterr().err
+
+
 def test_a_comparison_without_results(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing finished, or trials only, whose tests nobody may see."""
     for path in (folder / "cells").iterdir():

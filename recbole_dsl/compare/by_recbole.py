@@ -45,10 +45,12 @@ def recbole_data(
     return config, *loaders
 
 
-def needed_settings(model: str | type) -> dict[str, Any]:
-    """RecBole's settings without which a model does not run, of its property file."""
-    name = model.__name__ if isinstance(model, type) else model
-    return dict(property_files.model_file(name).get("recbole") or {})
+def needed_settings(names: Sequence[str]) -> dict[str, Any]:
+    """RecBole's settings without which a model does not run, of its property file.
+
+    ``names``: of the model, and of those it derives from.
+    """
+    return dict(property_files.model_file(property_files.file_of_model(names)).get("recbole") or {})
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from .. import compat
 from ..config import RecBoleDSLConfig, no_flags
 from ..experiment import collect_result, train_and_test
+from ..files import copy_whole
 from ..results import PRIVATE_SETTINGS, RunResult
 from ..serving.quantise import decode, encode
 from ..training.trainer import interactions_of
@@ -58,6 +58,17 @@ class Task:
         """The same with the keys of sparse training."""
         return {**self.own, "dsl_method": self.method.trains_as or "static", "dsl_density": self.density}
 
+    @property
+    def recbole(self) -> dict[str, Any]:
+        """The settings for RecBole alone, with those that it does not run the model without."""
+        config = self.config({**self.own, "dsl_method": "static"})
+        needed = needed_settings(config.lineage)
+        if config.ranks_all_items(config.final_config_dict):
+            needed["train_neg_sample_args"] = None
+        given = config.external_config_dict
+        own = {key: value for key, value in self.own.items() if not key.startswith("dsl_")}
+        return {**{key: value for key, value in needed.items() if key not in given}, **own}
+
     def config(self, settings: Mapping[str, Any]) -> RecBoleDSLConfig:
         """Our configuration with ``settings``."""
         with no_flags():
@@ -66,7 +77,7 @@ class Task:
 
 def by_recbole(task: Task, more: Mapping[str, Any] | None = None, weights: int | None = None) -> RunResult:
     """RecBole's own training, validation and test, with ``more`` settings."""
-    settings = {**needed_settings(task.model), **_without_ours(task), **(more or {})}
+    settings = {**task.recbole, **(more or {})}
     config, train_data, valid_data, test_data = recbole_data(task.model, task.dataset, settings, task.files)
     trainer = trainer_of(config, train_data)
     told = measure(trainer)
@@ -75,12 +86,8 @@ def by_recbole(task: Task, more: Mapping[str, Any] | None = None, weights: int |
     result = result_of(trainer, told, valid, test, train_data, test_data, weights)
     analysis = by_popularity(trainer, interactions_of(train_data), test_data, config["topk"])
     if task.dense is not None:
-        os.replace(trainer.saved_model_file, task.dense)
+        copy_whole(trainer.saved_model_file, task.dense)
     return _finish(task, result, analysis)
-
-
-def _without_ours(task: Task) -> dict[str, Any]:
-    return {key: value for key, value in task.own.items() if not key.startswith("dsl_")}
 
 
 def narrow(task: Task) -> RunResult:
@@ -128,8 +135,7 @@ def _sparse(task: Task, before_training: Callable[[Any], None] | None = None) ->
 def quantised(task: Task) -> RunResult:
     """The dense model with matrices of eight bits and a scale for every row."""
     assert task.dense is not None
-    settings = {**needed_settings(task.model), **_without_ours(task)}
-    config, train_data, valid_data, test_data = recbole_data(task.model, task.dataset, settings, task.files)
+    config, train_data, valid_data, test_data = recbole_data(task.model, task.dataset, task.recbole, task.files)
     trainer = trainer_of(config, train_data)
     state = compat.read_dense_checkpoint(task.dense)
     trainer.model.load_state_dict(state["state_dict"])
@@ -187,8 +193,7 @@ def gradual(task: Task) -> RunResult:
     """RecBole's training, in which weights are set to zero; then the model packed and tested."""
     assert task.density is not None
     budgets, _ = budgets_of(task.config(task.sparse))
-    settings = {**needed_settings(task.model), **_without_ours(task)}
-    config, train_data, valid_data, test_data = recbole_data(task.model, task.dataset, settings, task.files)
+    config, train_data, valid_data, test_data = recbole_data(task.model, task.dataset, task.recbole, task.files)
     trainer = trainer_of(config, train_data)
     told = measure(trainer)
     end = int(task.method.options["end"] * len(train_data) * config["epochs"])
@@ -237,8 +242,7 @@ def hashed(task: Task) -> RunResult:
             told.update(hash_tables(network, budget.names, budget.bytes, task.seed))
 
     names = {name for budget in budgets for name in budget.names}
-    settings = {**needed_settings(task.model), **_without_ours(task)}
-    config, train_data, valid_data, test_data = recbole_data(task.model, task.dataset, settings, task.files)
+    config, train_data, valid_data, test_data = recbole_data(task.model, task.dataset, task.recbole, task.files)
     trainer = trainer_of(config, train_data, prepare)
     left = sum(p.numel() for name, p in trainer.model.named_parameters() if "parametrizations" not in name)
     weights = left + sum(initial[name].numel() for name in names)
@@ -255,8 +259,7 @@ def thresholds(task: Task) -> RunResult:
     """Search a topology with learned thresholds, then train it from the initial values."""
     budgets, initial = budgets_of(task.config(task.sparse))
     options = task.method.options
-    settings = {**needed_settings(task.model), **_without_ours(task)}
-    config, train_data, valid_data, test_data = recbole_data(task.model, task.dataset, settings, task.files)
+    config, train_data, valid_data, test_data = recbole_data(task.model, task.dataset, task.recbole, task.files)
     searches: list[Search] = []
     trainer = trainer_of(
         config, train_data, lambda model: searches.append(Search(model, budgets, options["initial"]))
@@ -267,9 +270,7 @@ def thresholds(task: Task) -> RunResult:
     with contextlib.suppress(ReachedError):
         trainer.fit(train_data, valid_data, saved=False, show_progress=False)
     trainer.eval_collector.data_collect(train_data)
-    trainer.evaluate(
-        test_data, load_best_model=False
-    )  # for what costs are counted with; its result is not used
+    trainer.evaluate(test_data, load_best_model=False)  # which costs are counted with; its result is not used
     searched = _finish(task, result_of(trainer, noted, {}, {}, train_data, test_data), {})
     found = save_dense(search.topology(initial), task.folder / "topology.pth")
     result, _ = _sparse(replace(task, dense=found), lambda trainer: rewind(trainer, initial))

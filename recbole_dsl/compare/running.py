@@ -64,7 +64,7 @@ def jobs_of(
     first = [
         Job(cell, "dense", settings[cell], counts=cell in asked and not store.is_finished(cell), keep=True)
         for cell in after_dense
-        if not store.path("dense", cell, ".pth").is_file() or (cell in left)
+        if not store.has_dense(cell) or cell in left
     ]
     others = [cell for cell in left if cell not in {job.cell for job in first}]
     rest = []
@@ -152,8 +152,7 @@ class Runner:
                 continue
             self._forget(process)
             ended.append(job)
-            dense = self.store.path("dense", job.cell, ".pth").is_file()
-            if self.store.is_finished(job.cell) if job.counts else dense:
+            if self.store.is_finished(job.cell) if job.counts else self.store.has_dense(job.cell):
                 self.outcome.finished += job.counts
                 continue
             self.outcome.failed += 1
@@ -169,7 +168,7 @@ class Runner:
 
     def _without_orphans(self, job: Job, waiting: list[Job], bar: Any) -> list[Job]:
         """What can still be run after ``job`` has ended; cells that need its model are cancelled without it."""
-        if not job.keep or self.store.path("dense", job.cell, ".pth").is_file():
+        if not job.keep or self.store.has_dense(job.cell):
             return waiting
         orphans = [other for other in waiting if other.needs == job.cell]
         for orphan in orphans:

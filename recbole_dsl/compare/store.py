@@ -79,6 +79,10 @@ class Store:
         """Whether the cell has its result."""
         return self.path("cells", cell).is_file()
 
+    def has_dense(self, cell: Cell) -> bool:
+        """Whether the dense model of a cell is there for others, with its figures, which are written last."""
+        return self.path("dense", cell, ".pth").is_file() and self.path("dense", cell).is_file()
+
     def note(self, state: str, cell: Cell, error: str, **more: Any) -> None:
         """Write down that a cell failed or was cancelled."""
         self._write(self.path(state, cell), {"cell": cell.to_dict(), "error": error, **more})

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from scipy import stats
 
+from ..errors import ConfigError, on_one_line
 from ..files import written_whole
 from ..results import RunResult
 
@@ -63,9 +64,22 @@ class Row:
 
 
 def read_cells(folder: Path) -> dict[str, RunResult]:
-    """The results of all finished cells by the names of their files."""
-    files = sorted((folder / "cells").glob("*.json"))
-    return {file.stem: RunResult.from_json(file.read_text(encoding="utf-8")) for file in files}
+    """The results of all finished cells by the names of their files.
+
+    Raises:
+        ConfigError: one of them is no result.
+    """
+    return {file.stem: _read(file) for file in sorted((folder / "cells").glob("*.json"))}
+
+
+def _read(file: Path) -> RunResult:
+    try:
+        return RunResult.from_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"'{file}' is no result ({on_one_line(error)}); allowed are files that 'recbole-dsl compare' has "
+            "written; one that is removed is made anew by it."
+        ) from None
 
 
 def rows_of(folder: Path, metric: str) -> list[Row]:
