@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from recbole_dsl.results import commit, environment, processor
-
-ROOT = Path(__file__).resolve().parents[1]
+from recbole_dsl.results import commit, environment, git, processor
 
 
 def provenance(device: torch.device | None = None) -> dict[str, Any]:
@@ -38,10 +34,6 @@ def chosen_device(name: str) -> torch.device:
 def code_commit() -> str:
     """The last commit of what is measured, so that committing results does not make them stale."""
     measured = ("recbole_dsl", "properties", "benchmarks/*.py")
-    name = _git("log", "-1", "--format=%h", "--abbrev=12", "--", *measured)
-    dirty = _git("status", "--porcelain", "--", *measured)
+    name = git("log", "-1", "--format=%h", "--abbrev=12", "--", *measured)
+    dirty = git("status", "--porcelain", "--", *measured)
     return (name or "unknown") + ("-dirty" if dirty else "")
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()

@@ -299,7 +299,6 @@ def _costs(config: RecBoleDSLConfig, finished: Finished) -> dict[str, Any]:
     trainer = finished.trainer
     path = Path(trainer.saved_model_file)
     seconds = trainer.epoch_seconds
-    per_step = macs_or_none(training_macs, trainer, finished.train_data)
     return {
         "training_seconds": sum(seconds),
         "seconds_per_epoch": sum(seconds) / len(seconds) if seconds else None,
@@ -308,23 +307,35 @@ def _costs(config: RecBoleDSLConfig, finished: Finished) -> dict[str, Any]:
         "growth_bytes": trainer.sparse.explorer.growth_bytes,
         "peak_memory_bytes": peak_memory_bytes(torch.device(config["device"])),
         "checkpoint_bytes": path.stat().st_size if finished.saved and path.exists() else None,
-        "macs_per_training_step": per_step,
-        "training_macs": None if per_step is None else per_step * trainer.keeper.position.steps,
-        "macs_per_recommended_user": macs_or_none(user_macs, trainer, finished.test_data),
+        **macs(trainer, finished.train_data, finished.test_data, trainer.keeper.position.steps),
     }
 
 
-def macs_or_none(measure: Callable[[Any, Any], float | None], trainer: Any, data: Any) -> float | None:
+def macs(trainer: Any, train_data: Any, test_data: Any, steps: int) -> dict[str, float | None]:
+    """The MACs of a step, of ``steps`` of them and of recommending to a user; None where they cannot be had.
+
+    Args:
+        trainer: RecBole's or ours, which has evaluated.
+    """
+    per_step = _or_none(_training_macs, trainer, train_data)
+    return {
+        "macs_per_training_step": per_step,
+        "training_macs": None if per_step is None else per_step * steps,
+        "macs_per_recommended_user": _or_none(_user_macs, trainer, test_data),
+    }
+
+
+def _or_none(measure: Callable[[Any, Any], float | None], trainer: Any, data: Any) -> float | None:
     """A figure, or None and a warning: a cost that cannot be had must not cost the result."""
     try:
         return measure(trainer, data)
     except Exception as error:
-        name = measure.__name__
+        name = measure.__name__.strip("_")
         getLogger().warning(f"{name} of {type(trainer.model).__name__} are unknown: {error!r}")
         return None
 
 
-def training_macs(trainer: Any, train_data: Any) -> float | None:
+def _training_macs(trainer: Any, train_data: Any) -> float | None:
     """MACs of one step's forward pass times 3 (the backward pass has two products for each one)."""
     with undisturbed():
         if hasattr(train_data, "set_mode"):
@@ -336,7 +347,7 @@ def training_macs(trainer: Any, train_data: Any) -> float | None:
     return 3 * macs if math.isfinite(macs) else None
 
 
-def user_macs(trainer: Any, test_data: Any) -> float | None:
+def _user_macs(trainer: Any, test_data: Any) -> float | None:
     """MACs per user of scoring what the evaluation ranks, model caches filled before.
 
     That is all items, or the sampled ones. None where an evaluation knows no users (labelled rows).

@@ -37,6 +37,12 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise
 
 
+def write_text_whole(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
+    with written_whole(path) as file:
+        file.write(text.encode())
+
+
 def _here() -> str:
     """This machine's name, as part of the name of a file."""
     return re.sub(r"\W", "_", platform.node())

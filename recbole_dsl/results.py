@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .files import written_whole
+from .files import write_text_whole
 
 SCHEMA = 2
 
@@ -71,8 +72,7 @@ class RunResult:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON to ``path``, whole or not at all, creating its folders."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as file:
-            file.write((self.to_json() + "\n").encode())
+        write_text_whole(path, self.to_json() + "\n")
 
 
 def _finite(value: Any) -> Any:
@@ -93,24 +93,26 @@ def recbole_version() -> str | None:
         return None
 
 
+_HOME = Path(__file__).resolve().parents[1]
+
+
+def git(*arguments: str) -> str:
+    """What git says of the checkout that this package is in; nothing without git."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=_HOME, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return done.stdout.strip()
+
+
+@functools.cache
 def commit() -> str | None:
     """The commit of the checkout that this package runs from, ``-dirty`` if anything but results has changed.
 
     None where it is installed without one.
     """
-    home = Path(__file__).resolve().parents[1]
-    if not (home / ".git").exists():
-        return None
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=home, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    try:
-        name = git("describe", "--always", "--abbrev=12")
-        dirty = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
-    except OSError:
-        return None
+    name = git("describe", "--always", "--abbrev=12") if (_HOME / ".git").exists() else ""
+    dirty = name and git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     return name + ("-dirty" if dirty else "") if name else None
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,22 +11,20 @@ from typing import Any
 
 import yaml
 
-from .command_line import Parser, check_command_line
-from .compare.grid import Cell, cells_of
-from .compare.methods import Method, read_method
-from .compare.options import contents, numbers, read_tuned, refuse_own, seeds, settings_of, whole, words
-from .compare.running import Runner, jobs_of
+from .command_line import Parser
+from .compare.grid import FIRST_SEED, Cell
+from .compare.options import Request, add_options, number, refuse_own, settings_of, whole
+from .compare.running import Runner, jobs_of, refuse_unfinished
 from .compare.space import points_of, read_space
 from .compare.store import Store
 from .compare.summary import read_cells
 from .config import RecBoleDSLConfig, no_flags
 from .errors import ConfigError
-from .files import written_whole
+from .files import write_text_whole
+from .results import RunResult
 
-OPTIONS = (
-    *("--models", "--model", "--datasets", "--dataset", "--methods", "--density", "--seed", "--space"),
-    *("--trials", "--config_files", "--name", "--results", "--jobs", "--tuned"),
-)
+Point = Mapping[str, Any]
+"""Settings that are tried together."""
 
 
 def parser() -> Parser:
@@ -39,18 +35,15 @@ def parser() -> Parser:
         "'recbole-dsl compare --tuned=FILE'. Goes on where it was stopped.",
         "Every RecBole or dsl_ setting is a flag, and holds for all trials. docs/compare.md has more.",
     )
-    result.add_argument("--models", "--model", default="BPR", metavar="A,B")
-    result.add_argument("--datasets", "--dataset", default="ml-100k", metavar="A,B")
-    result.add_argument("--methods", default="dense,narrow,dsl_plus", metavar="A,B")
-    result.add_argument("--density", default="0.1", help="of the trials (0.1)")
-    result.add_argument("--seed", default="2020", help="of the trials, and of the points that are drawn (2020)")
+    add_options(result, "models, datasets and 'tuning'")
     result.add_argument("--space", metavar="FILE", help="lines such as 'learning_rate choice [0.001, 0.01]'")
     result.add_argument("--trials", default="10", metavar="N", help="points for each method at most (10)")
-    result.add_argument("--config_files", default="", metavar="'A B'", help="YAML files")
-    result.add_argument("--tuned", metavar="FILE", help="settings that methods are tuned on top of")
-    result.add_argument("--name", metavar="NAME", help="of the tuning (default: models, datasets and 'tuning')")
-    result.add_argument("--results", default="results", metavar="DIR", help="where it is (results)")
-    result.add_argument("--jobs", default="1", metavar="N", help="trials that run at once (1)")
+    result.add_argument("--density", default="0.1", help="of the trials (0.1)")
+    result.add_argument(
+        "--seed",
+        default=str(FIRST_SEED),
+        help=f"of the trials, and of the points that are drawn ({FIRST_SEED})",
+    )
     return result
 
 
@@ -59,127 +52,101 @@ def run(argv: Sequence[str]) -> None:
     if {"-h", "--help"} & set(argv):
         parser().print_help()
         return
-    check_command_line(argv, OPTIONS)
-    options, flags = parser().parse_known_args(list(argv))
+    options, request = Request.read(parser(), argv, ending="-tuning")
     if options.space is None:
         raise ConfigError(
             "--space is missing: allowed is a file with lines 'learning_rate choice [0.001, 0.01]'."
         )
-    settings = dict(flag[2:].split("=", 1) for flag in flags)
-    files = contents(options.config_files.split())
     space = read_space(Path(options.space))
-    for source in (settings, files, {dimension.name: dimension.values for dimension in space}):
-        refuse_own(source)
-    models, datasets = words(options.models, "models"), words(options.datasets, "datasets")
-    asked = {method.name: (w, method) for w in words(options.methods, "methods") for method in [read_method(w)]}
-    fixed = [name for name, (_, method) in asked.items() if not method.tuned]
+    refuse_own({dimension.name: dimension.values for dimension in space})
+    fixed = [name for name, (_, method) in request.methods.items() if not method.tuned]
     if fixed:
         raise ConfigError(
             f"method {fixed[0]} has nothing to tune, since it trains nothing; allowed are others."
         )
-    density, (seed,) = numbers(options.density), seeds(f"{options.seed},")
+    density, seed = number(options.density, "density"), whole(options.seed, "seed", least=0)
     points = points_of(space, whole(options.trials, "trials"), seed)
-    cells = cells_of(models, datasets, [m for _, m in asked.values()], density, [seed])
-    tuned = read_tuned(options.tuned)
-    metrics = {model: _check(model, datasets, {**files, **settings}, points) for model in models}
-    name = options.name or re.sub(r"\W+", "-", f"{'-'.join(models)}-{'-'.join(datasets)}-tuning")
-    if Path(name).name != name:
-        raise ConfigError(f"--name={name} is refused: allowed is the name of a folder.")
+    cells = request.cells([density], [seed])
+    common = {**request.files, **request.settings}
+    metrics = {model: _check(model, request.datasets, common, points) for model in request.models}
     how = {
         "space": {d.name: [d.kind, *d.values] for d in space},
         "trials": len(points),
-        "density": density[0],
+        "density": density,
         "seed": seed,
         "metric": ", ".join(sorted({metric for metric, _ in metrics.values()})),
     }
-    grid = {
-        "models": models, "datasets": datasets, "methods": list(asked), "densities": density, "seeds": [seed],
-        "settings": {**settings, "points": points}, "tuned": tuned,
-    }  # fmt: skip
-    store = Store(Path(options.results) / name)
-    store.open(grid, files)
-    chosen: dict[str, Any] = {"how": how, "chosen": dict(tuned.get("chosen") or {})}
-    jobs = whole(options.jobs, "jobs")
+    chosen: dict[str, Any] = {"how": how, "chosen": dict(request.tuned.get("chosen") or {})}
+    store = Store(request.folder)
+    store.open(request.grid([density], [seed], points=points), request.files)
     try:
-        runner = Runner(store, jobs, max(1, (os.cpu_count() or 1) // jobs))
         # What starts from the dense model starts from the tuned one.
         for after in (None, "dense"):
-            stage = [cell for cell in cells if asked[cell.method][1].after == after]
-            _run_stage(runner, store, stage, asked, settings, chosen, points)
-            _choose(store, stage, points, metrics, chosen)
-        _write(store, cells, points, metrics, chosen)
+            stage = [cell for cell in cells if request.methods[cell.method][1].after == after]
+            _run_stage(store, stage, request, chosen, points)
+            results = read_cells(store.folder)
+            _choose(results, stage, points, metrics, chosen["chosen"])
+        path = store.folder / "tuned.yaml"
+        write_text_whole(store.folder / "trials.csv", _as_csv(results, cells, points, metrics))
+        write_text_whole(path, yaml.safe_dump(chosen, sort_keys=False))
     finally:
         store.close()
-    path = store.folder / "tuned.yaml"
     print(path.read_text(encoding="utf-8"))
     print(f"Use it with: recbole-dsl compare --tuned={path}")
 
 
+def _trials(cell: Cell, points: Sequence[Point]) -> list[tuple[Cell, Point]]:
+    """A cell for every point."""
+    return [(replace(cell, trial=place), point) for place, point in enumerate(points)]
+
+
 def _run_stage(
-    runner: Runner,
-    store: Store,
-    stage: Sequence[Cell],
-    asked: Mapping[str, tuple[str, Method]],
-    settings: Mapping[str, Any],
-    chosen: Mapping[str, Any],
-    points: Sequence[Mapping[str, Any]],
+    store: Store, stage: Sequence[Cell], request: Request, chosen: Mapping[str, Any], points: Sequence[Point]
 ) -> None:
-    trials = [(replace(cell, trial=number), point) for cell in stage for number, point in enumerate(points)]
-    if not trials:
-        return
-    each = {trial: {**settings, **settings_of(chosen, trial), **point} for trial, point in trials}
-    for trial, _ in trials:
-        each[trial.dense] = {**settings, **settings_of(chosen, trial.dense)}
-    outcome = runner.run(jobs_of([trial for trial, _ in trials], asked, each, store), len(trials))
-    if outcome.failed or outcome.cancelled:
-        raise ConfigError(
-            f"{outcome.failed} trials failed and {outcome.cancelled} were cancelled; '{store.folder}/failed' "
-            "and 'cancelled' say why; allowed is to call the command again, which runs them anew."
-        )
+    each: dict[Cell, dict[str, Any]] = {}
+    for cell in stage:
+        each[cell.dense] = {**request.settings, **settings_of(chosen, cell.dense)}
+        for trial, point in _trials(cell, points):
+            each[trial] = {**request.settings, **settings_of(chosen, trial), **point}
+    trials = [cell for cell in each if cell.trial is not None]
+    if trials:
+        outcome = Runner(store, request.jobs).run(jobs_of(trials, request.methods, each, store), len(trials))
+        refuse_unfinished(outcome, store, "trials")
 
 
 def _choose(
-    store: Store,
+    results: Mapping[str, RunResult],
     stage: Sequence[Cell],
-    points: Sequence[Mapping[str, Any]],
+    points: Sequence[Point],
     metrics: Mapping[str, tuple[str, bool]],
     chosen: dict[str, Any],
 ) -> None:
     """The point of every cell with the best validation result; of equal ones the first."""
-    results = read_cells(store.folder)
     for cell in stage:
         metric, bigger = metrics[cell.model]
-        scores = [
-            results[replace(cell, trial=number).key].best_valid_result[metric] for number in range(len(points))
-        ]
+        scores = [results[trial.key].best_valid_result[metric] for trial, _ in _trials(cell, points)]
         best = scores.index(max(scores) if bigger else min(scores))
-        of_dataset = chosen["chosen"].setdefault(cell.model, {}).setdefault(cell.dataset, {})
+        of_dataset = chosen.setdefault(cell.model, {}).setdefault(cell.dataset, {})
         of_dataset[cell.method] = {**of_dataset.get(cell.method, {}), **points[best]}
 
 
-def _write(
-    store: Store,
+def _as_csv(
+    results: Mapping[str, RunResult],
     cells: Sequence[Cell],
-    points: Sequence[Mapping[str, Any]],
+    points: Sequence[Point],
     metrics: Mapping[str, tuple[str, bool]],
-    chosen: Mapping[str, Any],
-) -> None:
-    results = read_cells(store.folder)
+) -> str:
+    """A line for every trial."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["model", "dataset", "method", *points[0], "metric", "best validation result", "epochs"])
     for cell in cells:
         metric, _ = metrics[cell.model]
-        for number, point in enumerate(points):
-            result = results[replace(cell, trial=number).key]
+        for trial, point in _trials(cell, points):
+            result = results[trial.key]
             own = [cell.model, cell.dataset, cell.method, *point.values(), metric]
             writer.writerow([*own, result.best_valid_result[metric], result.epochs_run])
-    for name, content in (
-        ("trials.csv", text.getvalue()),
-        ("tuned.yaml", yaml.safe_dump(dict(chosen), sort_keys=False)),
-    ):
-        with written_whole(store.folder / name) as file:
-            file.write(content.encode())
+    return text.getvalue()
 
 
 def _check(

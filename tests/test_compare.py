@@ -35,11 +35,12 @@ from recbole_dsl.compare.methods import Method, read_method
 from recbole_dsl.compare.narrow import Widths
 from recbole_dsl.compare.options import read_tuned, settings_of
 from recbole_dsl.compare.procedures import PROCEDURES, Task, with_dense
-from recbole_dsl.compare.pruning import Budget, GradualPruning, kept_at
+from recbole_dsl.compare.pruning import GradualPruning, kept_at
 from recbole_dsl.compare.running import jobs_of
 from recbole_dsl.compare.space import Dimension, points_of, read_space
 from recbole_dsl.compare.store import Store
 from recbole_dsl.compare.thresholds import SoftThreshold
+from recbole_dsl.compare.twin import Budget
 from recbole_dsl.config import no_flags
 from recbole_dsl.errors import ConfigError
 from recbole_dsl.sparsity.interactions import Interactions
@@ -739,6 +740,9 @@ def test_tune_needs_something_to_tune(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "space").write_text("learning_rate choice [0.01]\n")
     assert main(["tune", "--space=space", "--methods=int8"]) == 2
     assert "nothing to tune" in capsys.readouterr().err
+    for flag in ("--density=0.1,0.2", "--seed=1,2", "--seed=-1"):
+        assert main(["tune", "--space=space", flag]) == 2
+        assert f"{flag} is refused" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -796,7 +800,7 @@ def test_rows_by_hand(tmp_path: Path) -> None:
             result_with(method, seed, score).save(
                 tmp_path / "cells" / f"{Cell('M', 'a-b', method, density, seed).key}.json"
             )
-    rows = summary.rows_of(tmp_path, "ndcg@10")
+    rows = summary.rows_of(summary.read_cells(tmp_path), summary.read_grid(tmp_path)["methods"], "ndcg@10")
     assert [(r.method, r.density, len(r.scores)) for r in rows] == [
         ("dsl", 0.5, 3), ("dsl", 1e-05, 1), ("dense", None, 2),
     ]  # fmt: skip

@@ -179,8 +179,9 @@ def test_paired_tests_by_hand() -> None:
 
 def test_figures_show_what_the_cells_say(reported: Path) -> None:
     """Points of accuracy, of learning and of updates, taken from the results."""
-    rows = summary.rows_of(reported, "ndcg@10")
-    found = {figure.key: figure for figure in figures_of(rows, summary.read_cells(reported), 0.1)}
+    cells = summary.read_cells(reported)
+    rows = summary.rows_of(cells, summary.read_grid(reported)["methods"], "ndcg@10")
+    found = {figure.key: figure for figure in figures_of(rows, cells, 0.1)}
     assert set(found) == set(KINDS)
     narrow = next(series for series in found["accuracy-bytes"].series if series.name == "narrow")
     assert narrow.x == [400, 800] and narrow.dashed and narrow.error is not None

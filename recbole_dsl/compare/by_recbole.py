@@ -12,7 +12,7 @@ from typing import Any
 from .. import compat, property_files, recbole_names
 from ..config import no_flags
 from ..costs import held_bytes, peak_memory_bytes
-from ..experiment import macs_or_none, training_macs, user_macs
+from ..experiment import macs
 from ..plain import plain
 from ..results import SCHEMA, RunResult, environment
 
@@ -108,7 +108,6 @@ def result_of(
     """The RunResult of a trained and tested dense model; ``weights``: of the model that is full width."""
     config, network = trainer.config, trainer.model
     live = sum(p.numel() for p in network.parameters())
-    per_step = macs_or_none(training_macs, trainer, train_data)
     saved = Path(trainer.saved_model_file)
     return RunResult(
         schema=SCHEMA,
@@ -144,9 +143,7 @@ def result_of(
             "growth_bytes": 0,
             "peak_memory_bytes": peak_memory_bytes(config["device"]),
             "checkpoint_bytes": saved.stat().st_size if saved.is_file() else None,
-            "macs_per_training_step": per_step,
-            "training_macs": None if per_step is None else per_step * told.steps,
-            "macs_per_recommended_user": macs_or_none(user_macs, trainer, test_data),
+            **macs(trainer, train_data, test_data, told.steps),
         },
         environment=environment(),
         config=plain(config.final_config_dict),

@@ -1,4 +1,4 @@
-"""The process of one cell: ``python -m recbole_dsl.compare.cell REQUEST.json``.
+"""The process of one cell: ``python -m recbole_dsl.compare.cell``, asked by a line of standard input.
 
 Ends when its standard input does, so that a comparison that is killed leaves nothing running.
 """
@@ -79,4 +79,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    sys.exit(main(json.loads(sys.stdin.readline())))

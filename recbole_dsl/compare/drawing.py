@@ -76,7 +76,7 @@ def as_plotly(figure: Figure, styles: Styles) -> dict[str, Any]:
     return {"data": told["data"], "layout": told["layout"]}
 
 
-def save_images(figure: Figure, styles: Styles, folder: Path, name: str) -> list[Path]:
+def save_images(figure: Figure, styles: Styles, folder: Path, name: str) -> None:
     """Write ``name.png`` and ``name.svg``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
@@ -109,8 +109,5 @@ def save_images(figure: Figure, styles: Styles, folder: Path, name: str) -> list
     axes.set_title(figure.title, fontsize=10)
     axes.grid(alpha=0.25)
     canvas.legend(loc="outside right upper", fontsize=8, frameon=False)
-    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    # Without a date, so that the same results give the same files.
-    canvas.savefig(paths[0], metadata={"Software": None})
-    canvas.savefig(paths[1], metadata={"Date": None})
-    return paths
+    canvas.savefig(folder / f"{name}.png", metadata={"Software": None})
+    canvas.savefig(folder / f"{name}.svg", metadata={"Date": None})

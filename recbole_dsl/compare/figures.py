@@ -62,10 +62,10 @@ def figures_of(rows: Sequence[Row], cells: Cells, density: float) -> list[Figure
     found = [_accuracy(rows, metric, key) for key in _COSTS]
     found.append(_learning(one, metric, density))
     found += [
-        _updates(one, "alpha", "Share exchanged at most (α_t)", density, lambda e, _: e["ratio"]),
+        _updates(one, "alpha", "Share exchanged at most (α_t)", density, lambda e: e["ratio"]),
         _updates(one, "turnover", "Share of live weights new to the topology", density, _turnover),
         _updates(
-            one, "exploration", "Share of positions ever live (R)", density, lambda e, _: e["exploration_rate"]
+            one, "exploration", "Share of positions ever live (R)", density, lambda e: e["exploration_rate"]
         ),
     ]
     found += [_live(shown.values(), side, density) for side in ("users", "items")]
@@ -103,8 +103,8 @@ def _learning(results: Iterable[RunResult], metric: str, density: float) -> Figu
     return Figure("learning", title, "epoch", f"validation {metric}", series)
 
 
-def _turnover(event: Mapping[str, Any], live: int) -> float:
-    return event["grown"] / max(1, live)
+def _turnover(event: Mapping[str, Any]) -> float:
+    return event["grown"] / max(1, event["live"])
 
 
 def _updates(
@@ -112,17 +112,16 @@ def _updates(
     key: str,
     label: str,
     density: float,
-    value: Callable[[Mapping[str, Any], int], float | None],
+    value: Callable[[Mapping[str, Any]], float | None],
 ) -> Figure:
     series = []
     for result in results:
-        for group in dict.fromkeys(event["group"] for event in result.updates):
-            events = [event for event in result.updates if event["group"] == group]
-            points = [(e["step"], value(e, e["live"])) for e in events]
+        groups = dict.fromkeys(event["group"] for event in result.updates)
+        for group in groups:
+            points = [(e["step"], value(e)) for e in result.updates if e["group"] == group]
             known = [(x, y) for x, y in points if y is not None]
             if known:
-                groups = len({event["group"] for event in result.updates})
-                name = result.method if groups == 1 else f"{result.method}, {group}"
+                name = result.method if len(groups) == 1 else f"{result.method}, {group}"
                 series.append(Series(name, result.method, [x for x, _ in known], [y for _, y in known]))
     title = f"{label} at density {density:g}, first seed"
     return Figure(key, title, "optimizer step", label, series)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,17 +13,16 @@ from ..errors import ConfigError, nearest
 from ..resources import properties_dir
 
 PROCEDURES: Final = (
-    *("recbole", "narrow", "sparse", "quantised", "gradual", "lottery"),
-    *("hashed", "thresholds"),
+    "recbole",
+    "narrow",
+    "sparse",
+    "quantised",
+    "gradual",
+    "lottery",
+    "hashed",
+    "thresholds",
 )
 """How a method is run; ``compare.procedures`` has a function for each."""
-
-_PARTS: Final = frozenset(
-    [
-        *("about", "procedure", "densities", "after", "trains_as", "tuned", "as_large_as"),
-        *("widths", "options", "settings"),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,11 @@ class Method:
 
 def method_names() -> list[str]:
     """All names, in alphabetical order."""
-    own = {path.stem for path in (properties_dir() / "compare").glob("*.yaml")}
-    return sorted(own | set(property_files.method_names()))
+    return sorted(_own_names() | set(property_files.method_names()))
+
+
+def _own_names() -> set[str]:
+    return {path.stem for path in (properties_dir() / "compare").glob("*.yaml")}
 
 
 def read_method(name: str) -> Method:
@@ -63,9 +65,8 @@ def read_method(name: str) -> Method:
     Raises:
         ConfigError: there is none, or its file is not as it should be.
     """
-    path = properties_dir() / "compare" / f"{name}.yaml"
-    if name in method_names() and path.is_file():
-        return _of_file(name, property_files.read_mapping(path))
+    if name in _own_names():
+        return _of_file(name, _content(name))
     if name not in method_names() and not name.endswith((".yaml", ".yml")):
         raise ConfigError(
             f"methods={name!r} is no known method{nearest(name, method_names())}; allowed are "
@@ -85,12 +86,18 @@ def _first_comment(path: Path) -> str:
     return " ".join(line.lstrip("# ") for line in lines)
 
 
+def _content(name: str) -> dict[str, Any]:
+    """The parts of a method's file, above those of the method that it is ``based_on``."""
+    content = property_files.read_mapping(properties_dir() / "compare" / f"{name}.yaml")
+    base = content.pop("based_on", None)
+    return content if base is None else {**_content(base), **content}
+
+
 def _of_file(name: str, content: dict[str, Any]) -> Method:
+    parts = sorted({part.name for part in fields(Method)} - {"name"})
     for key in content:
-        if key not in _PARTS:
-            raise ConfigError(
-                f"Part {key!r} of method {name!r} is unknown; allowed are {', '.join(sorted(_PARTS))}."
-            )
+        if key not in parts:
+            raise ConfigError(f"Part {key!r} of method {name!r} is unknown; allowed are {', '.join(parts)}.")
     method = Method(name, **content)
     if method.procedure not in PROCEDURES:
         raise ConfigError(

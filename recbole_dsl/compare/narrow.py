@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import RecBoleDSLConfig
-from ..costs import held_bytes, undisturbed
+from ..costs import undisturbed
 from ..errors import ConfigError
-from ..experiment import build_model, load_data
 from ..planning import OPTIMIZERS
-from ..training.trainer import sparse_trainer
+from .twin import sparse_twin
 
 
 @dataclass(frozen=True)
@@ -75,16 +74,10 @@ def narrow_settings(
         ConfigError: even one column is too many, or the model has no known width.
     """
     widths = Widths.of(config, names)
-    _, train_data, _, _ = load_data(config)
-    with undisturbed():
-        trainer = sparse_trainer(config["MODEL_TYPE"], *config.lineage)(
-            config, build_model(config, train_data), train_data
-        )
-    held = held_bytes(trainer.model, trainer.optimizer)
+    twin = sparse_twin(config)
     # An optimizer has no state before its first step.
     copies = 1 if as_large_as == "weights" else 2 + OPTIMIZERS[config["learner"].lower()].tensors
-    value_bytes = next(trainer.model.parameters()).element_size()
-    allowed = copies * held["weight_bytes"] + held["index_bytes"]
+    allowed = copies * twin.held["weight_bytes"] + twin.held["index_bytes"]
 
     @functools.cache
     def largest_buildable(columns: int) -> tuple[int, int] | None:
@@ -95,7 +88,7 @@ def narrow_settings(
                 for key, value in widths.at(columns).items():
                     config[key] = value
                 with undisturbed():
-                    network = config.model_class(config, train_data._dataset)
+                    network = config.model_class(config, twin.train_data._dataset)
                 return columns, sum(p.numel() for p in network.parameters())
             except (ValueError, AssertionError, RuntimeError, TypeError):
                 columns -= 1
@@ -106,7 +99,7 @@ def narrow_settings(
 
     def size(columns: int) -> int:
         found = largest_buildable(columns)
-        return copies * value_bytes * found[1] if found else 0
+        return copies * twin.value_bytes * found[1] if found else 0
 
     columns = bisect.bisect_right(range(1, widths.columns + 1), allowed, key=size)
     found = largest_buildable(columns) if columns else None

@@ -1,21 +1,99 @@
-"""What the options of a comparison mean."""
+"""What the options of a comparison mean: those that ``compare`` and ``tune`` share are here."""
 
 from __future__ import annotations
 
+import argparse
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import property_files
+from ..command_line import Parser, check_command_line
 from ..errors import ConfigError
 from ..settings import KEYS
-from .grid import FIRST_SEED, Cell
+from .grid import FIRST_SEED, Cell, cells_of
+from .methods import Method, read_method
 
 SET_BY_CELLS = (
     *("model", "dataset", "seed", "dsl_method", "dsl_density", "dsl_budget", "dsl_result", "dsl_resume"),
     *("dsl_start_from", "checkpoint_dir"),
 )
 """Settings that a comparison decides itself."""
+
+
+def add_options(parser: Parser, default_name: str) -> None:
+    """The options that both commands have; ``default_name``: of the folder, for the help."""
+    parser.add_argument("--models", "--model", default="BPR", metavar="A,B")
+    parser.add_argument("--datasets", "--dataset", default="ml-100k", metavar="A,B")
+    parser.add_argument("--methods", default="dense,narrow,dsl_plus", metavar="A,B")
+    parser.add_argument("--config_files", default="", metavar="'A B'", help="YAML files, separated by spaces")
+    parser.add_argument("--tuned", metavar="FILE", help="YAML: settings by model, dataset and method")
+    parser.add_argument("--name", metavar="NAME", help=f"of its folder (default: {default_name})")
+    parser.add_argument("--results", default="results", metavar="DIR", help="where it is (results)")
+    parser.add_argument("--jobs", default="1", metavar="N", help="processes that run at once (1)")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for by those options.
+
+    ``methods``: by name, the word it was asked for by (a name or a path) and the method; ``settings``: the
+    other flags, which all cells have; ``files``: the contents of the config files; ``jobs``: at once.
+    """
+
+    models: list[str]
+    datasets: list[str]
+    methods: dict[str, tuple[str, Method]]
+    settings: dict[str, str]
+    files: dict[str, Any]
+    tuned: dict[str, Any]
+    folder: Path
+    jobs: int
+
+    @classmethod
+    def read(cls, parser: Parser, argv: Sequence[str], ending: str = "") -> tuple[argparse.Namespace, Request]:
+        """All options, and those that both commands have; ``ending``: of the folder's default name.
+
+        Raises:
+            ConfigError: an argument is not ``--key=value``, or a value is not allowed.
+        """
+        check_command_line(
+            argv, [w for a in parser._actions for w in a.option_strings if w not in ("-h", "--help")]
+        )
+        options, flags = parser.parse_known_args(list(argv))
+        settings = dict(flag[2:].split("=", 1) for flag in flags)
+        files = contents(options.config_files.split())
+        for source in (settings, files):
+            refuse_own(source)
+        models, datasets = words(options.models, "models"), words(options.datasets, "datasets")
+        methods = {}
+        for word in words(options.methods, "methods"):
+            method = read_method(word)
+            methods[method.name] = (word, method)
+        name = options.name or re.sub(r"\W+", "-", f"{'-'.join(models)}-{'-'.join(datasets)}{ending}")
+        if Path(name).name != name:
+            raise ConfigError(f"--name={name} is refused: allowed is the name of a folder.")
+        folder, jobs = Path(options.results) / name, whole(options.jobs, "jobs")
+        tuned = read_tuned(options.tuned)
+        return options, cls(models, datasets, methods, settings, files, tuned, folder, jobs)
+
+    def cells(self, densities: Sequence[float], seeds: Sequence[int]) -> list[Cell]:
+        """All cells; see :func:`~recbole_dsl.compare.grid.cells_of`."""
+        return cells_of(self.models, self.datasets, [m for _, m in self.methods.values()], densities, seeds)
+
+    def grid(self, densities: Sequence[float], seeds: Sequence[int], **settings: Any) -> dict[str, Any]:
+        """What the folder's ``grid.json`` tells of it, with ``settings`` besides those of the flags."""
+        return {
+            "models": self.models,
+            "datasets": self.datasets,
+            "methods": [word for word, _ in self.methods.values()],
+            "densities": list(densities),
+            "seeds": list(seeds),
+            "settings": {**self.settings, **settings},
+            "tuned": self.tuned,
+        }
 
 
 def words(text: str, option: str) -> list[str]:
@@ -34,10 +112,18 @@ def numbers(text: str) -> list[float]:
         raise ConfigError(f"--densities={text} is refused: allowed are numbers, separated by commas.") from None
 
 
-def whole(text: str, option: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"--{option}={text} is refused: allowed is a whole number of at least 1.")
+def number(text: str, option: str) -> float:
+    """One number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"--{option}={text} is refused: allowed is a number.") from None
+
+
+def whole(text: str, option: str, least: int = 1) -> int:
+    """A whole number of at least ``least``."""
+    if not text.isdecimal() or int(text) < least:
+        raise ConfigError(f"--{option}={text} is refused: allowed is a whole number of at least {least}.")
     return int(text)
 
 

@@ -60,6 +60,7 @@ def by_popularity(
     if interactions is None:
         return {}
     told: dict[str, Any] = {}
+    times = {"before": before or {}, "after": after or {}}
     sides = {
         "users": (interactions.users, interactions.n_users, "user"),
         "items": (interactions.items, interactions.n_items, "item"),
@@ -70,33 +71,20 @@ def by_popularity(
         told[side] = {
             "rows": [int((of == d).sum()) for d in range(DECILES)],
             "interactions": [int(counts[of == d].sum()) for d in range(DECILES)],
-            "live": _live(before or {}, after or {}, of, role, interactions),
+            "live": {
+                name: {when: _by_decile(rows[name], of) for when, rows in times.items() if name in rows}
+                for name, last in times["after"].items()
+                if interactions.role_of_rows(name, len(last)) == role
+            },
         }
         if side == "items":
             told[side] |= _recall(trainer, test_data, of, ks)
     return told
 
 
-def _live(
-    before: Mapping[str, np.ndarray],
-    after: Mapping[str, np.ndarray],
-    of: np.ndarray,
-    role: str,
-    data: Interactions,
-) -> dict[str, Any]:
-    """Mean live weights per row of every decile, for the tables whose rows are users (or items)."""
-    ambiguous = data.n_users == data.n_items
-    names = [
-        name for name, rows in after.items() if len(rows) == len(of) and (role in name.lower() or not ambiguous)
-    ]
-    return {
-        name: {
-            when: [float(rows[name][of == d].mean()) if (of == d).any() else None for d in range(DECILES)]
-            for when, rows in (("before", before), ("after", after))
-            if name in rows
-        }
-        for name in names
-    }
+def _by_decile(live: np.ndarray, of: np.ndarray) -> list[float | None]:
+    """Mean live weights per row of every decile; None for one without rows."""
+    return [float(live[of == d].mean()) if (of == d).any() else None for d in range(DECILES)]
 
 
 @torch.no_grad()

@@ -23,8 +23,9 @@ from .hashing import hash_tables
 from .methods import Method
 from .narrow import narrow_settings
 from .popularity import by_popularity, live_per_row
-from .pruning import GradualPruning, budgets_of, dense_tensors, rewind, save_dense, with_phases
+from .pruning import GradualPruning, dense_tensors, rewind, save_dense, with_phases
 from .thresholds import ReachedError, Search
+from .twin import Twin, sparse_twin
 
 _SMALL: Final = 1024
 """Tensors with fewer weights are not rounded to eight bits."""
@@ -69,17 +70,34 @@ class Task:
         own = {key: value for key, value in self.own.items() if not key.startswith("dsl_")}
         return {**{key: value for key, value in needed.items() if key not in given}, **own}
 
+    def twin(self) -> Twin:
+        """The sparse model of this density, before its training."""
+        return sparse_twin(self.config(self.sparse))
+
+    def data(self, more: Mapping[str, Any] | None = None) -> tuple[Any, Any, Any, Any]:
+        """RecBole's configuration and loaders, with ``more`` settings."""
+        return recbole_data(self.model, self.dataset, {**self.recbole, **(more or {})}, self.files)
+
     def config(self, settings: Mapping[str, Any]) -> RecBoleDSLConfig:
         """Our configuration with ``settings``."""
         with no_flags():
             return RecBoleDSLConfig(self.model, self.dataset, self.files, dict(settings))
 
 
-def by_recbole(task: Task, more: Mapping[str, Any] | None = None, weights: int | None = None) -> RunResult:
-    """RecBole's own training, validation and test, with ``more`` settings."""
-    settings = {**task.recbole, **(more or {})}
-    config, train_data, valid_data, test_data = recbole_data(task.model, task.dataset, settings, task.files)
-    trainer = trainer_of(config, train_data)
+def by_recbole(
+    task: Task,
+    more: Mapping[str, Any] | None = None,
+    weights: int | None = None,
+    prepare: Callable[[Any], object] | None = None,
+) -> RunResult:
+    """RecBole's own training, validation and test.
+
+    Args:
+        more: settings above the task's. weights: of the model of the usual size.
+        prepare: changes the model first.
+    """
+    config, train_data, valid_data, test_data = task.data(more)
+    trainer = trainer_of(config, train_data, prepare)
     told = measure(trainer)
     _, valid = trainer.fit(train_data, valid_data, show_progress=False)
     test = trainer.evaluate(test_data, show_progress=False)
@@ -135,7 +153,7 @@ def _sparse(task: Task, before_training: Callable[[Any], None] | None = None) ->
 def quantised(task: Task) -> RunResult:
     """The dense model with matrices of eight bits and a scale for every row."""
     assert task.dense is not None
-    config, train_data, valid_data, test_data = recbole_data(task.model, task.dataset, task.recbole, task.files)
+    config, train_data, valid_data, test_data = task.data()
     trainer = trainer_of(config, train_data)
     state = compat.read_dense_checkpoint(task.dense)
     trainer.model.load_state_dict(state["state_dict"])
@@ -181,19 +199,17 @@ def _finish(task: Task, result: RunResult, analysis: Mapping[str, Any]) -> RunRe
 
 def with_dense(result: RunResult, dense: RunResult) -> RunResult:
     """A result of a method that comes after dense training: its costs are both's."""
-    own = result.analysis.get("phases")
-    if own is None:
-        return with_phases(result, [("dense training", dense), ("after it", result)])
-    together = with_phases(result, [("dense training", dense), ("after it", result)])
-    first = together.analysis["phases"][0]
-    return replace(together, analysis={**result.analysis, "phases": [first, *own]})
+    both = with_phases(result, [("dense training", dense), ("after it", result)])
+    first, after = both.analysis["phases"]
+    phases = [first, *result.analysis.get("phases", [after])]
+    return replace(both, analysis={**result.analysis, "phases": phases})
 
 
 def gradual(task: Task) -> RunResult:
     """RecBole's training, in which weights are set to zero; then the model packed and tested."""
     assert task.density is not None
-    budgets, _ = budgets_of(task.config(task.sparse))
-    config, train_data, valid_data, test_data = recbole_data(task.model, task.dataset, task.recbole, task.files)
+    budgets = task.twin().budgets
+    config, train_data, valid_data, test_data = task.data()
     trainer = trainer_of(config, train_data)
     told = measure(trainer)
     end = int(task.method.options["end"] * len(train_data) * config["epochs"])
@@ -220,7 +236,7 @@ def _packed(task: Task, checkpoint: Path) -> RunResult:
 def lottery(task: Task) -> RunResult:
     """Train, keep the largest weights, rewind them to their initial values, and so on down to the density."""
     assert task.density is not None and task.dense is not None
-    _, initial = budgets_of(task.config(task.sparse))
+    initial = task.twin().initial
     rounds, checkpoint = task.method.options["rounds"], task.dense
     phases: list[tuple[str, RunResult]] = []
     for number in range(1, rounds + 1):
@@ -234,35 +250,25 @@ def lottery(task: Task) -> RunResult:
 
 def hashed(task: Task) -> RunResult:
     """RecBole's training of a model whose tables are composed of two small ones."""
-    budgets, initial = budgets_of(task.config(task.sparse))
+    twin = task.twin()
     told: dict[str, Any] = {}
 
     def prepare(network: Any) -> None:
-        for budget in budgets:
+        for budget in twin.budgets:
             told.update(hash_tables(network, budget.names, budget.bytes, task.seed))
 
-    names = {name for budget in budgets for name in budget.names}
-    config, train_data, valid_data, test_data = recbole_data(task.model, task.dataset, task.recbole, task.files)
-    trainer = trainer_of(config, train_data, prepare)
-    left = sum(p.numel() for name, p in trainer.model.named_parameters() if "parametrizations" not in name)
-    weights = left + sum(initial[name].numel() for name in names)
-    noted = measure(trainer)
-    _, valid = trainer.fit(train_data, valid_data, show_progress=False)
-    test = trainer.evaluate(test_data, show_progress=False)
-    result = result_of(trainer, noted, valid, test, train_data, test_data, weights)
-    analysis = by_popularity(trainer, interactions_of(train_data), test_data, config["topk"])
-    result = _finish(task, result, analysis)
+    result = by_recbole(task, weights=twin.weights, prepare=prepare)
     return replace(result, analysis={**result.analysis, "hash": told})
 
 
 def thresholds(task: Task) -> RunResult:
     """Search a topology with learned thresholds, then train it from the initial values."""
-    budgets, initial = budgets_of(task.config(task.sparse))
+    twin = task.twin()
     options = task.method.options
-    config, train_data, valid_data, test_data = recbole_data(task.model, task.dataset, task.recbole, task.files)
+    config, train_data, valid_data, test_data = task.data()
     searches: list[Search] = []
     trainer = trainer_of(
-        config, train_data, lambda model: searches.append(Search(model, budgets, options["initial"]))
+        config, train_data, lambda model: searches.append(Search(model, twin.budgets, options["initial"]))
     )
     (search,) = searches
     noted = measure(trainer)
@@ -272,9 +278,9 @@ def thresholds(task: Task) -> RunResult:
     trainer.eval_collector.data_collect(train_data)
     trainer.evaluate(test_data, load_best_model=False)  # which costs are counted with; its result is not used
     searched = _finish(task, result_of(trainer, noted, {}, {}, train_data, test_data), {})
-    found = save_dense(search.topology(initial), task.folder / "topology.pth")
-    result, _ = _sparse(replace(task, dense=found), lambda trainer: rewind(trainer, initial))
-    told = {"live": sum(map(search.live, budgets)), "reached": search.is_reached}
+    found = save_dense(search.topology(twin.initial), task.folder / "topology.pth")
+    result, _ = _sparse(replace(task, dense=found), lambda trainer: rewind(trainer, twin.initial))
+    told = {"live": sum(map(search.live, twin.budgets)), "reached": search.is_reached}
     result = replace(result, analysis={**result.analysis, "pep": told})
     return with_phases(result, [("search", searched), ("training", result)])
 

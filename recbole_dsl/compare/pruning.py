@@ -3,47 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..config import RecBoleDSLConfig
-from ..costs import undisturbed
-from ..experiment import build_model, load_data
 from ..packed.group import PackedGroup
 from ..packed.layout import dense_state_dict, layout_of
-from ..training.trainer import sparse_trainer
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Names of the tensors that share a budget, in order, how many of their weights live in the end, and the
-    bytes of those and their index."""
-
-    names: tuple[str, ...]
-    live: int
-    bytes: int = 0
-
-
-def budgets_of(config: RecBoleDSLConfig) -> tuple[list[Budget], dict[str, Tensor]]:
-    """The groups of the sparse model of a configuration, and the dense model's initial weights."""
-    _, train_data, _, _ = load_data(config)
-    network = build_model(config, train_data)
-    initial = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-    with undisturbed():
-        handle = sparse_trainer(config["MODEL_TYPE"], *config.lineage)(config, network, train_data).sparse
-    budgets = [
-        Budget(
-            tuple(s.name for s in group.slices),
-            group.budget,
-            group.budget * group.dtype.itemsize + group.index_bytes,
-        )
-        for group in handle.groups
-    ]
-    return budgets, initial
+from .twin import Budget
 
 
 def kept_at(step: int, end: int, weights: int, live: int) -> int:

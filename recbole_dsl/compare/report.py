@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..files import written_whole
+from ..files import write_text_whole
 from ..results import RunResult
 from .drawing import Styles, as_plotly, save_images
 from .figures import Figure, figures_of
 from .methods import read_method
-from .summary import Row, asked_density, head_of, read_cells, rows_of, words_of, write_tables
+from .summary import Row, asked_density, head_of, read_cells, read_grid, rows_of, words_of, write_tables
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 76rem; padding: 1rem 1.5rem; }
@@ -63,7 +63,8 @@ def write_report(folder: Path, metric: str | None = None, density: float | None 
         raise ConfigError(f"'{folder}' has no finished cell; allowed is a comparison that has one.")
     metric = _metric(cells, metric)
     shown = _density(cells, density)
-    rows = rows_of(folder, metric)
+    grid = read_grid(folder)
+    rows = rows_of(cells, grid["methods"], metric)
     write_tables(folder, rows)
     styles = Styles(list(dict.fromkeys(row.method for row in rows)))
     sections: dict[tuple[str, str], list[Figure]] = {}
@@ -73,8 +74,7 @@ def write_report(folder: Path, metric: str | None = None, density: float | None 
         sections[dataset, model] = figures_of(mine, own, shown)
     _save_images(folder / "figures", sections, styles)
     page = folder / "report.html"
-    with written_whole(page) as file:
-        file.write(_page(folder, rows, cells, sections, styles).encode())
+    write_text_whole(page, _page(folder, grid, rows, cells, sections, styles))
     return page
 
 
@@ -108,6 +108,7 @@ def _save_images(folder: Path, sections: Mapping[tuple[str, str], Sequence[Figur
 
 def _page(
     folder: Path,
+    grid: Mapping[str, Any],
     rows: Sequence[Row],
     cells: Mapping[str, RunResult],
     sections: Mapping[tuple[str, str], Sequence[Figure]],
@@ -122,7 +123,7 @@ def _page(
         f"<title>{_text(folder.name)}</title><style>{_STYLE}</style>",
         f"<script>{get_plotlyjs()}</script><script>{_SCRIPT}</script></head><body>",
         f"<h1>{_text(folder.resolve().name)}</h1>",
-        _what_was_run(folder, cells),
+        _what_was_run(grid, cells),
         "<h2>Results</h2>",
         _note(rows),
         _table(rows, cells),
@@ -158,8 +159,7 @@ def _machine(told: Mapping[str, Any]) -> str:
     )
 
 
-def _what_was_run(folder: Path, cells: Mapping[str, RunResult]) -> str:
-    grid = json.loads((folder / "grid.json").read_text(encoding="utf-8"))
+def _what_was_run(grid: Mapping[str, Any], cells: Mapping[str, RunResult]) -> str:
     machines = dict.fromkeys(_machine(result.environment) for result in cells.values())
     told = [
         f"<p>{len(cells)} finished cells. Run on: {_text('; '.join(machines))}.</p>",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
+from ..errors import ConfigError
 from .grid import Cell
 from .methods import Method
 from .store import Store
@@ -41,9 +42,8 @@ class Job:
 
 @dataclass
 class Outcome:
-    """How many cells of a comparison are finished, failed and cancelled after a run."""
+    """How many cells have failed and were cancelled in a run."""
 
-    finished: int = 0
     failed: int = 0
     cancelled: int = 0
 
@@ -58,20 +58,16 @@ def jobs_of(
         methods: by name, what was asked for (a name or a path) and the method.
         settings: of every cell, and of the dense cells that others need.
     """
-    left = [cell for cell in cells if not store.is_finished(cell)]
-    after_dense = {cell.dense: None for cell in left if methods[cell.method][1].after == "dense"}
-    asked = set(cells)
+    left = dict.fromkeys(cell for cell in cells if not store.is_finished(cell))
+    needs = {cell: cell.dense for cell in left if methods[cell.method][1].after == "dense"}
     first = [
-        Job(cell, "dense", settings[cell], counts=cell in asked and not store.is_finished(cell), keep=True)
-        for cell in after_dense
-        if not store.has_dense(cell) or cell in left
+        Job(cell, "dense", settings[cell], counts=cell in left, keep=True)
+        for cell in dict.fromkeys(needs.values())
+        if cell in left or not store.has_dense(cell)
     ]
-    others = [cell for cell in left if cell not in {job.cell for job in first}]
-    rest = []
-    for cell in others:
-        asked_for, method = methods[cell.method]
-        rest.append(Job(cell, asked_for, settings[cell], cell.dense if method.after == "dense" else None))
-    return first + rest
+    for job in first:
+        left.pop(job.cell, None)
+    return first + [Job(cell, methods[cell.method][0], settings[cell], needs.get(cell)) for cell in left]
 
 
 class Runner:
@@ -79,12 +75,12 @@ class Runner:
 
     Args:
         store: where results go.
-        at_once: processes.
-        threads: of each.
+        at_once: processes; each has its share of the cores as threads.
     """
 
-    def __init__(self, store: Store, at_once: int, threads: int) -> None:
-        self.store, self.at_once, self.threads = store, at_once, threads
+    def __init__(self, store: Store, at_once: int) -> None:
+        self.store, self.at_once = store, at_once
+        self.threads = max(1, (os.cpu_count() or 1) // at_once)
         self.running: dict[subprocess.Popen[bytes], tuple[Job, float]] = {}
         self.outcome = Outcome()
 
@@ -126,23 +122,23 @@ class Runner:
             "counts": job.counts,
             "keep": job.keep,
         }
-        handle, path = tempfile.mkstemp(suffix=".json", prefix="recbole-dsl-cell-")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(request, file)
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
         path_of_code = os.pathsep.join([_HOME, *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, **dict.fromkeys(names, str(self.threads)), "PYTHONPATH": path_of_code}
         with self.store.path("logs", job.cell, ".log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "recbole_dsl.compare.cell", path],
+                [sys.executable, "-m", "recbole_dsl.compare.cell"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for the comparison, which tells its cells
             )
-        process.request_file = Path(path)  # type: ignore[attr-defined]
         self.running[process] = job, time.monotonic()
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended already, which is seen later
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
 
     def _ended(self) -> list[Job]:
         """Jobs whose process has ended, counted by how."""
@@ -153,7 +149,6 @@ class Runner:
             self._forget(process)
             ended.append(job)
             if self.store.is_finished(job.cell) if job.counts else self.store.has_dense(job.cell):
-                self.outcome.finished += job.counts
                 continue
             self.outcome.failed += 1
             if not self.store.path("failed", job.cell).is_file():
@@ -162,9 +157,9 @@ class Runner:
 
     def _forget(self, process: subprocess.Popen[bytes]) -> None:
         del self.running[process]
-        process.request_file.unlink(missing_ok=True)  # type: ignore[attr-defined]
         assert process.stdin is not None
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
 
     def _without_orphans(self, job: Job, waiting: list[Job], bar: Any) -> list[Job]:
         """What can still be run after ``job`` has ended; cells that need its model are cancelled without it."""
@@ -196,6 +191,15 @@ class Runner:
                     "cancelled", job.cell, f"The comparison was stopped ({why}) after {after:.0f} s."
                 )
                 self.outcome.cancelled += 1
+
+
+def refuse_unfinished(outcome: Outcome, store: Store, what: str) -> None:
+    """Raise ConfigError if not all ``what`` (cells or trials) are finished after a run."""
+    if outcome.failed or outcome.cancelled:
+        raise ConfigError(
+            f"{outcome.failed} {what} failed and {outcome.cancelled} were cancelled; '{store.folder}/failed' "
+            "and 'cancelled' say why; allowed is to call the command again, which runs them anew."
+        )
 
 
 def _how_it_ended(code: int) -> str:

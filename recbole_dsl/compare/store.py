@@ -21,11 +21,11 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ..errors import ConfigError
-from ..files import written_whole
+from ..files import write_text_whole
 from ..results import RunResult
 from .grid import Cell
 
-STATES: Final = ("cells", "failed", "cancelled")
+FOLDERS: Final = ("cells", "failed", "cancelled", "dense", "logs")
 
 
 class Store:
@@ -61,11 +61,10 @@ class Store:
         path = self.folder / "grid.json"
         if path.is_file():
             grid = _extended(json.loads(path.read_text(encoding="utf-8")), grid, self.folder)
-        for state in (*STATES, "dense", "logs"):
-            (self.folder / state).mkdir(exist_ok=True)
+        for name in FOLDERS:
+            (self.folder / name).mkdir(exist_ok=True)
         self._write(path, grid)
-        with written_whole(self.folder / "settings.yaml") as file:
-            file.write(yaml.safe_dump(files, sort_keys=True).encode())
+        write_text_whole(self.folder / "settings.yaml", yaml.safe_dump(files, sort_keys=True))
 
     def close(self) -> None:
         """Let another process at work."""
@@ -95,8 +94,7 @@ class Store:
 
     @staticmethod
     def _write(path: Path, content: dict[str, Any]) -> None:
-        with written_whole(path) as file:
-            file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        write_text_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _extended(old: dict[str, Any], new: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from scipy import stats
 
 from ..errors import ConfigError, on_one_line
-from ..files import written_whole
+from ..files import write_text_whole
 from ..results import RunResult
 
 COLUMNS: Final[dict[str, Callable[[RunResult], float | None]]] = {
@@ -82,11 +82,16 @@ def _read(file: Path) -> RunResult:
         ) from None
 
 
-def rows_of(folder: Path, metric: str) -> list[Row]:
-    """One row for every dataset, model, method and density with a finished cell, in the order of the grid."""
-    grid = json.loads((folder / "grid.json").read_text(encoding="utf-8"))
+def read_grid(folder: Path) -> dict[str, Any]:
+    """What was asked for, with the settings of all cells."""
+    grid: dict[str, Any] = json.loads((folder / "grid.json").read_text(encoding="utf-8"))
+    return grid
+
+
+def rows_of(cells: Mapping[str, RunResult], methods: Sequence[str], metric: str) -> list[Row]:
+    """One row for every dataset, model, method and density of ``cells``, in the order of ``methods``."""
     by_row: dict[tuple[str, str, str, float | None], list[RunResult]] = {}
-    for key, result in read_cells(folder).items():
+    for key, result in cells.items():
         density = asked_density(key, result)
         by_row.setdefault((result.dataset, result.model, result.method, density), []).append(result)
     dense = {
@@ -103,7 +108,7 @@ def rows_of(folder: Path, metric: str) -> list[Row]:
         ratio = sum(scores[s] for s in both) / sum(theirs[s] for s in both) if both else None
         rows.append(Row(dataset, model, method, density, metric, scores, figures, ratio))
 
-    places = {Path(name).stem: place for place, name in enumerate(grid["methods"])}
+    places = {Path(name).stem: place for place, name in enumerate(methods)}
     last = len(places)
     rows.sort(key=lambda r: (r.dataset, r.model, places.get(r.method, last), -(r.density or 2), r.method))
     return [_compared(row, rows) for row in rows]
@@ -147,6 +152,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def head_of(rows: Sequence[Row]) -> list[str]:
+    """The names of the table's columns."""
     metric = rows[0].metric if rows else "metric"
     first = ["dataset", "model", "method", "density", f"test {metric}", "/ dense", "p dense", "p narrow"]
     return [*first, *COLUMNS, "seeds"]
@@ -231,5 +237,4 @@ def write_tables(folder: Path, rows: Sequence[Row]) -> None:
         "table.tex": as_latex(rows) + "\n",
     }
     for name, text in texts.items():
-        with written_whole(folder / name) as file:
-            file.write(text.encode())
+        write_text_whole(folder / name, text)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..sparsity.targets import list_tensors
-from .pruning import Budget
+from .twin import Budget
 
 
 class SoftThreshold(nn.Module):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import written_whole
+from ..files import write_text_whole, written_whole
 from .table import Matrix, SparseTable, as_dense
 
 
@@ -24,8 +24,7 @@ def write_vectors(
     Returns:
         The path of the matrix.
     """
-    with written_whole(folder / f"{name}.json") as file:
-        file.write(json.dumps(list(tokens)).encode())
+    write_text_whole(folder / f"{name}.json", json.dumps(list(tokens)))
     if isinstance(rows, SparseTable) and not dense:
         path = folder / f"{name}.npz"
         with written_whole(path) as file:

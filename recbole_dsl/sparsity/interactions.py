@@ -32,11 +32,13 @@ class Interactions:
         """
         if tensor.kind not in ("embedding", "raw") or len(tensor.shape) != 2:
             return None
-        fits = {
-            role for role, rows in (("user", self.n_users), ("item", self.n_items)) if tensor.shape[0] == rows
-        }
+        return self.role_of_rows(tensor.name, tensor.shape[0])
+
+    def role_of_rows(self, name: str, count: int) -> str | None:
+        """The same by the name and the number of rows alone."""
+        fits = {role for role, rows in (("user", self.n_users), ("item", self.n_items)) if count == rows}
         if len(fits) == 2:
-            fits = {role for role in fits if role in tensor.name.lower()}
+            fits = {role for role in fits if role in name.lower()}
         return fits.pop() if len(fits) == 1 else None
 
     def factors(self, tensors: Sequence[TensorInfo], seed: int) -> list[Tensor | None]:
