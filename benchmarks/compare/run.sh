@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The comparison that README and docs show: tuned at density 0.1 with the first seed, then all densities and seeds.
+# The comparison on ml-100k: tuned at density 0.1 with the first seed, then all densities and seeds.
 # Goes on where it was stopped; results are in benchmarks/results/compare.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
