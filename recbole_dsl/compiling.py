@@ -1,4 +1,4 @@
-"""Loops compiled by numba, where it is installed. Needs neither torch nor numpy to import."""
+"""Compilers that may be installed: numba, and Triton for GPUs. Needs neither torch nor numpy to import."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from typing import Any
 def numba_installed() -> bool:
     """Whether numba can be imported."""
     return importlib.util.find_spec("numba") is not None
+
+
+@functools.cache
+def triton_installed() -> bool:
+    """Whether Triton, which torch for CUDA on Linux brings along, can be imported."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def machine_code(function: Callable[..., Any], reorder: bool = False) -> Callable[[], Callable[..., Any]]:

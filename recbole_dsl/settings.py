@@ -491,6 +491,11 @@ class DSLConfig:
                 "dsl_kernels='numba' needs the package numba, which is not installed: allowed without it "
                 "are 'auto' and 'torch' (pip install 'recbole-dsl[fast]' installs it)."
             )
+        if self.kernels == "triton" and importlib.util.find_spec("triton") is None:
+            raise ConfigError(
+                "dsl_kernels='triton' needs the package triton, which is not installed: allowed without it "
+                "are 'auto' and 'torch' (torch for CUDA on Linux brings it along)."
+            )
         if self.init_values == "topology" and self.init not in TOPOLOGIES_WITH_VALUES:
             raise ConfigError(
                 f"dsl_init_values='topology' contradicts dsl_init={self.init!r}, which has no "

@@ -1,14 +1,15 @@
-"""Loops compiled by numba, each beside a plain-torch twin that gives the same result.
+"""Compiled loops, each beside a plain-torch twin that gives the same result.
 
-numba is optional: it comes by pip with a compiler of its own, and without it the torch twin runs.
-:func:`compiled` is asked before every use; what it answers depends on the setting, the device and
-the types alone, never on a timing, so that equal runs use equal kernels.
+On a CPU numba compiles them, on a GPU Triton. Both are optional and come by pip; without them the torch
+twin runs. :func:`compiled` and :func:`on_gpu` are asked before every use; what they answer depends on the
+setting, the device and the types alone, never on a timing, so that equal runs use equal kernels.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import compiling
+from ..errors import DSLError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -24,6 +26,9 @@ TYPES: Final = frozenset(
     {torch.float32, torch.float64, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool}
 )
 """Types the compiled loops take; half precision, which numba does not know, goes to torch."""
+
+ON_GPU: Final = frozenset(TYPES - {torch.bool})
+"""Types the kernels on a GPU take; in half precision a sum of many would lose too much."""
 
 
 ITEMS_PER_THREAD: Final = 2**18
@@ -34,13 +39,48 @@ def compiled(choice: str, *tensors: Tensor) -> bool:
     """Whether a compiled loop takes these tensors: CPU, types of :data:`TYPES`, contiguous.
 
     Args:
-        choice: the setting ``dsl_kernels``: ``"auto"``, ``"numba"`` or ``"torch"``.
+        choice: the setting ``dsl_kernels``: ``"auto"``, ``"numba"``, ``"triton"`` or ``"torch"``.
     """
     return (
-        choice != "torch"
+        choice in ("auto", "numba")
         and compiling.numba_installed()
         and all(t.device.type == "cpu" and t.dtype in TYPES and t.is_contiguous() for t in tensors)
     )
+
+
+def on_gpu(choice: str, *tensors: Tensor) -> bool:
+    """Whether a Triton kernel takes these tensors: on a GPU, types of :data:`ON_GPU`, contiguous.
+
+    Args:
+        choice: the setting ``dsl_kernels``.
+
+    Raises:
+        DSLError: the choice is ``"triton"``, which cannot compile here.
+    """
+    return (
+        choice in ("auto", "triton")
+        and all(t.device.type == "cuda" and t.dtype in ON_GPU and t.is_contiguous() for t in tensors)
+        and _triton_works(choice == "triton")
+    )
+
+
+@functools.cache
+def _triton_works(required: bool) -> bool:
+    """Try once: beside the package, Triton needs a C compiler for what starts its kernels."""
+    if not compiling.triton_installed():
+        return False
+    try:
+        from .rows_on_gpu import read_rows
+
+        weight, pointers = torch.ones(1, device="cuda"), torch.tensor([0, 1], device="cuda")
+        read_rows(weight, pointers, pointers[:1], 0, 1, None, torch.empty(1, 1, device="cuda"))
+    except Exception as error:  # whatever a compiler or a driver may raise
+        told = f"Triton cannot compile for this GPU ({type(error).__name__}: {error})"
+        if required:
+            raise DSLError(f"dsl_kernels='triton': {told}; allowed are 'auto' and 'torch'.") from error
+        warnings.warn(f"{told}: plain torch is used, which is slower.", stacklevel=2)
+        return False
+    return True
 
 
 def loop(function: Function | None = None, *, reorder: bool = False) -> Any:

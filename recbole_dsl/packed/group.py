@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels import compiled
+from ..kernels import compiled, on_gpu
 from ..sparsity.rows import LiveRows
 from ..sparsity.scores import GrowthScores
 from ..sparsity.update import UpdatePlan
@@ -138,6 +138,10 @@ class PackedGroup(nn.Module):
     def compiled(self, *tensors: Tensor) -> bool:
         """Whether compiled loops take the group's values and index, and ``tensors`` beside them."""
         return compiled(self.kernels, self.weight, self.row_pointers, self.column_ids, *tensors)
+
+    def on_gpu(self, *tensors: Tensor) -> bool:
+        """Whether Triton kernels take the group's values and index, and ``tensors`` beside them."""
+        return on_gpu(self.kernels, self.weight, self.row_pointers, self.column_ids, *tensors)
 
     def span(self, tensor: int) -> slice:
         """The slice of :attr:`values` that belongs to a tensor."""

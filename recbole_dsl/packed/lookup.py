@@ -46,13 +46,18 @@ def read_rows(group: PackedGroup, tensor: int, ids: Tensor) -> Tensor:
     """The rows ``ids`` (n,) int64 of a tensor, n × columns, without a gradient.
 
     Raises:
-        IndexError: a row that the tensor does not have.
+        IndexError: a row that the tensor does not have; on a GPU, where the error would have to be waited
+            for, such a row is NaN, or fails in torch.
     """
     part, values = group.slices[tensor], group.weight.detach()
     table = _whole(group, tensor, values)
     if table is not None:
         _check_ids(ids, part.rows)
         return table.index_select(0, ids)
+    if group.on_gpu(ids):
+        out = values.new_empty(ids.numel(), part.cols)
+        _kernels().read_rows(*_index(group, values), part.first_row, part.rows, ids, out)
+        return out
     if not group.compiled(ids):
         _check_ids(ids, part.rows)
         index, target = locate(group, tensor, ids)
@@ -76,6 +81,13 @@ def add_rows(
 ) -> None:
     """Add the gradient (n × columns) of looked-up rows to that of the values, ``total``."""
     table = _whole(group, tensor, total)
+    if group.on_gpu(ids, gradient) and gradient.dtype == total.dtype:
+        part, skipped = group.slices[tensor], -1 if padding_idx is None else padding_idx
+        if table is not None:
+            _kernels().add_dense_rows(table, ids, gradient, skipped)
+        else:
+            _kernels().add_rows(*_index(group, total), part.first_row, part.rows, ids, gradient, skipped)
+        return
     if table is None and group.compiled(ids, gradient) and gradient.dtype == total.dtype:
         first, skipped = group.slices[tensor].first_row, -1 if padding_idx is None else padding_idx
         rows.add_rows(total, group.row_pointers, group.column_ids, first, ids, gradient, skipped)
@@ -87,6 +99,18 @@ def add_rows(
         return
     index, target = locate(group, tensor, ids)
     total.scatter_add_(0, index, gradient.reshape(-1).index_select(0, target).to(total.dtype))
+
+
+def _kernels() -> Any:
+    """Those for a GPU, which cannot be imported without Triton."""
+    from ..kernels import rows_on_gpu
+
+    return rows_on_gpu
+
+
+def _index(group: PackedGroup, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``weights``, of which there is one per live weight, and where these are."""
+    return weights, group.row_pointers, group.column_ids
 
 
 def _without_padding(ids: Tensor, gradient: Tensor, padding_idx: int) -> tuple[Tensor, Tensor]:
@@ -142,6 +166,10 @@ def read_table(group: PackedGroup, tensor: int) -> Tensor:
     table = _whole(group, tensor, values)
     if table is not None:
         return table.clone()
+    if group.on_gpu():
+        out = values.new_empty(part.rows, part.cols)
+        _kernels().read_rows(*_index(group, values), part.first_row, part.rows, None, out)
+        return out
     if not group.compiled():
         out = values.new_zeros(part.rows * part.cols)
         out.scatter_(0, group.flat_positions(tensor), values[group.span(tensor)])
@@ -160,6 +188,10 @@ def add_table(group: PackedGroup, tensor: int, gradient: Tensor, total: Tensor) 
     table = _whole(group, tensor, total)
     if table is not None:
         table += gradient.to(total.dtype)
+        return
+    if group.on_gpu(gradient) and gradient.dtype == total.dtype:
+        part = group.slices[tensor]
+        _kernels().add_table(*_index(group, total), part.first_row, part.rows, gradient)
         return
     if not (group.compiled(gradient) and gradient.dtype == total.dtype):
         live = gradient.reshape(-1).index_select(0, group.flat_positions(tensor))

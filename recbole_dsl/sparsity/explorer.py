@@ -276,7 +276,7 @@ class Explorer:
             group.growth_scores = None
         elif progress.step >= due - settings.window:
             if group.growth_scores is None:
-                group.growth_scores = GrowthScores(self._sample(progress), group.dtype, group.device)
+                group.growth_scores = _scores_for(group, self._sample(progress))
             elif progress.step % settings.update_interval == settings.update_interval - settings.window:
                 self._sample_again(progress, group.growth_scores)
         elif not self.criterion.keeps_scores:
@@ -411,11 +411,15 @@ def _load_state(progress: GroupProgress, state: Mapping[str, Any]) -> None:
         rows = state["scores"]["rows"]
         rows = None if rows is None else [r.to(group.device) for r in rows]
         where = PositionMap(group.table_shapes, rows, device=group.device)
-        group.growth_scores = GrowthScores(where, group.dtype, group.device)
+        group.growth_scores = _scores_for(group, where)
         group.growth_scores.sums.copy_(state["scores"]["sums"])
     if progress.record is not None and state["record"] is not None:
         progress.record.bits = state["record"]["bits"].to(group.device).clone()
         progress.record.count = state["record"]["count"]
+
+
+def _scores_for(group: SparseGroup, where: PositionMap) -> GrowthScores:
+    return GrowthScores(where, group.dtype, group.device, group.kernels)
 
 
 class _StepHook:

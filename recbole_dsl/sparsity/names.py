@@ -16,7 +16,7 @@ GROWTH_NAMES: Final = (
 )
 TOPOLOGY_NAMES: Final = ("random", "er", "erk", "aligned", "magnitude", "nmf")
 STORAGE_NAMES: Final = ("packed", "masked")
-KERNEL_NAMES: Final = ("auto", "numba", "torch")
+KERNEL_NAMES: Final = ("auto", "numba", "triton", "torch")
 GRAPH_NAMES: Final = ("csr", "recbole")
 DATA_PATH_NAMES: Final = ("fast", "recbole")
 

@@ -14,6 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from ..kernels import on_gpu
 from .budget import scored_row_counts
 from .sampling import random_subset
 
@@ -154,8 +155,10 @@ class GrowthScores:
     or a pass whose gradients were thrown away, is forgotten (:meth:`discard`).
     """
 
-    def __init__(self, where: PositionMap, dtype: torch.dtype, device: torch.device) -> None:
-        self.where = where
+    def __init__(
+        self, where: PositionMap, dtype: torch.dtype, device: torch.device, kernels: str = "auto"
+    ) -> None:
+        self.where, self.kernels = where, kernels
         self.sums = torch.zeros(where.count, dtype=score_dtype(dtype), device=device)
         self._pending: list[_Contribution] = []
 
@@ -189,8 +192,16 @@ class GrowthScores:
             if part.slots is None:
                 self._table(part.tensor).add_(gradient)
             else:
-                self._table(part.tensor).index_add_(0, part.slots, gradient)
+                self._add_rows(self._table(part.tensor), part.slots, gradient)
         self._pending = []
+
+    def _add_rows(self, table: Tensor, slots: Tensor, gradient: Tensor) -> None:
+        if on_gpu(self.kernels, table, slots, gradient):
+            from ..kernels.rows_on_gpu import add_dense_rows  # which cannot be imported without Triton
+
+            add_dense_rows(table, slots, gradient)
+        else:
+            table.index_add_(0, slots, gradient)
 
     def discard(self, tensor: int | None = None) -> None:
         """Forget what was handed in since the last step, for one tensor or (None) for all."""
@@ -198,7 +209,7 @@ class GrowthScores:
 
     def moved_to(self, where: PositionMap) -> GrowthScores:
         """The sums for another sample of rows; rows that were not scored before start at zero."""
-        result = GrowthScores(where, self.sums.dtype, self.sums.device)
+        result = GrowthScores(where, self.sums.dtype, self.sums.device, self.kernels)
         assert where.rows is not None and self.where.row_slots is not None
         for tensor, rows in enumerate(where.rows):
             old = self.where.row_slots[tensor][rows].long()

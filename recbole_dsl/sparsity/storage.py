@@ -21,6 +21,8 @@ class SparseGroup(Protocol):
 
     name: str
     storage: str
+    kernels: str
+    """The setting ``dsl_kernels``."""
     growth_scores: GrowthScores | None
     """Sums of dense gradients; None when no update is to come or none is needed."""
     collects: bool

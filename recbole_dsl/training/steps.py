@@ -30,6 +30,8 @@ class StepwiseTrainer(trainers.Trainer):
     """RecBole's ``Trainer`` with a keeper, which is told of every step."""
 
     keeper: Keeper
+    _unseen: tuple[torch.Tensor, str] | None = None
+    """The largest entry of the last step's gradients on a GPU, and the place of that step."""
 
     def _train_epoch(
         self,
@@ -54,6 +56,7 @@ class StepwiseTrainer(trainers.Trainer):
                 if self.gpu_available and show_progress:
                     batches.set_postfix_str(set_color("GPU RAM: " + get_gpu_usage(self.device), "yellow"))
                 self.keeper.after_step(total, scaler)
+        self._look_at_gradients()
         self.keeper.end_pass(total)
         return total
 
@@ -83,6 +86,7 @@ class StepwiseTrainer(trainers.Trainer):
         parts = losses if isinstance(losses, tuple) else (losses,)
         loss: Any = sum(parts) if isinstance(losses, tuple) else losses
         told = tuple(part.item() for part in parts)
+        self._look_at_gradients()
         if not math.isfinite(sum(told)) and self.config["single_spec"]:  # else all see the gradient
             self._refuse_numbers("loss", loss.item())
         scaler.scale(loss + sync_loss).backward()
@@ -100,15 +104,26 @@ class StepwiseTrainer(trainers.Trainer):
         gradients = [
             p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
-        if not gradients or math.isfinite(sum(g.sum() for g in gradients)):
+        if not gradients:
+            return
+        if self.device.type == "cuda":  # which would wait here, and not build the next batch meanwhile
+            self._unseen = torch.nn.utils.get_total_norm(gradients, math.inf), self.keeper.place
+            return
+        if math.isfinite(sum(g.sum() for g in gradients)):
             return
         for gradient in gradients:  # a sum of finite numbers may be too large for its type
             if not bool(torch.isfinite(gradient).all()):
                 self._refuse_numbers("gradient", float(gradient[~torch.isfinite(gradient)].flatten()[0]))
 
-    def _refuse_numbers(self, what: str, value: float) -> None:
+    def _look_at_gradients(self) -> None:
+        """Refuse the last step's gradient on a GPU: spoilt weights are there, but not yet saved."""
+        unseen, self._unseen = self._unseen, None
+        if unseen is not None and not math.isfinite(value := float(unseen[0])):
+            self._refuse_numbers("gradient", value, unseen[1])
+
+    def _refuse_numbers(self, what: str, value: float, place: str | None = None) -> None:
         raise NumberError(
-            f"The {what} is {value} at {self.keeper.place}; {self.keeper.last_good}. "
+            f"The {what} is {value} at {place or self.keeper.place}; {self.keeper.last_good}. "
             "Allowed are finite numbers: a lower learning_rate, clip_grad_norm, or data without NaN may help."
         )
 

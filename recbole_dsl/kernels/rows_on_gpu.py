@@ -1,0 +1,184 @@
+"""The loops of rows.py as Triton kernels, one launch each: on a GPU, launches are what small steps wait for.
+
+Sums are formed in an order that depends on the arguments alone, so equal runs give equal bits. Rows that may
+repeat are sorted for that; atomic additions, which torch's ``scatter_add_`` and ``index_add_`` use on a
+GPU, come in any order.
+
+Tensors as in rows.py. ``first`` is where a tensor's rows start among those of its group, ``rows`` how many
+it has, ``width`` its columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ELEMENTS = 1024
+"""Of a matrix that a program works on together."""
+
+REPEATED = 16
+"""Gradients of a repeated row that are added together."""
+
+
+def read_rows(
+    values: Tensor, pointers: Tensor, columns: Tensor, first: int, rows: int, ids: Tensor | None, out: Tensor
+) -> None:
+    """Write the rows ``ids`` (n,) int64, or all rows, into ``out`` (n × width).
+
+    A row that the tensor does not have is NaN: an error would have to be waited for.
+    """
+    count, width = out.shape
+    if out.numel() == 0:
+        return
+    high, wide, live = _tile(width)
+    asked = values if ids is None else ids
+    grid = (triton.cdiv(count, high),)
+    _read[grid](
+        values, pointers, columns, asked, out, count, first, rows, width,
+        EACH=ids is None, HIGH=high, WIDE=wide, LIVE=live,
+    )  # fmt: skip
+
+
+def add_table(
+    total: Tensor, pointers: Tensor, columns: Tensor, first: int, rows: int, gradient: Tensor
+) -> None:
+    """Add ``gradient`` (rows × width) of a whole tensor to ``total`` (live weights)."""
+    if gradient.numel() == 0:
+        return
+    high, _, live = _tile(gradient.shape[1])
+    grid = (triton.cdiv(rows, high),)
+    _add_table[grid](total, pointers, columns, gradient, first, rows, gradient.shape[1], HIGH=high, LIVE=live)
+
+
+def add_rows(
+    total: Tensor,
+    pointers: Tensor,
+    columns: Tensor,
+    first: int,
+    rows: int,
+    ids: Tensor,
+    gradient: Tensor,
+    skipped: int,
+) -> None:
+    """Add ``gradient`` (n × width) of the rows ``ids`` (n,) int64 to ``total`` (live weights).
+
+    ``skipped``: a row whose gradient is dropped, -1 for none; so are rows that the tensor does not have.
+    """
+    _add_sorted(total, (pointers, columns), first, rows, ids, gradient, skipped)
+
+
+def add_dense_rows(table: Tensor, ids: Tensor, gradient: Tensor, skipped: int = -1) -> None:
+    """Add ``gradient`` (n × width) to the rows ``ids`` (n,) int64 of ``table`` (rows × width).
+
+    ``skipped`` as in :func:`add_rows`.
+    """
+    _add_sorted(table, None, 0, table.shape[0], ids, gradient, skipped)
+
+
+def _add_sorted(
+    total: Tensor,
+    index: tuple[Tensor, Tensor] | None,
+    first: int,
+    rows: int,
+    ids: Tensor,
+    gradient: Tensor,
+    skipped: int,
+) -> None:
+    count, width = gradient.shape
+    if gradient.numel() == 0:
+        return
+    ordered, places = ids.sort(stable=True)
+    pointers, columns = index or (ids, ids)
+    per_row = total.numel() / max(1, pointers.numel() - 1) if index else width
+    live = min(64, max(8, triton.next_power_of_2(int(per_row))))
+    _add_repeated[(count,)](
+        total, pointers, columns, ordered, places, gradient, count, first, rows, width, skipped,
+        PACKED=index is not None, MANY=REPEATED, LIVE=live, num_warps=1,
+    )  # fmt: skip
+
+
+def _tile(width: int) -> tuple[int, int, int]:
+    """Rows, columns and live weights of a row that a program works on together."""
+    wide = min(ELEMENTS, triton.next_power_of_2(width))
+    return min(64, ELEMENTS // wide), wide, max(8, wide // 8)
+
+
+@triton.jit
+def _read(
+    values: Any, pointers: Any, columns: Any, ids: Any, out: Any, count: Any, first: Any, rows: Any, width: Any,
+    EACH: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, LIVE: tl.constexpr,
+) -> None:  # fmt: skip
+    line = tl.program_id(0).to(tl.int64) * HIGH + tl.arange(0, HIGH)
+    inside = line < count
+    row = line if EACH else tl.load(ids + line, mask=inside, other=0)
+    exists = inside & (row >= 0) & (row < rows)
+    start = tl.load(pointers + first + row, mask=exists, other=0).to(tl.int64)
+    length = tl.load(pointers + first + row + 1, mask=exists, other=0).to(tl.int64) - start
+    blank = tl.where(exists, 0.0, float("nan"))
+    for column in range(0, width, WIDE):
+        c = column + tl.arange(0, WIDE)
+        here = inside[:, None] & (c[None, :] < width)
+        background = tl.broadcast_to(blank[:, None], (HIGH, WIDE))
+        tl.store(out + line[:, None] * width + c[None, :], background, mask=here)
+    tl.debug_barrier()  # the live weights are written over the zeros by other threads of the program
+    for weight in range(0, tl.max(length, 0), LIVE):
+        k = weight + tl.arange(0, LIVE)
+        live = k[None, :] < length[:, None]
+        at = start[:, None] + k[None, :]
+        c = tl.load(columns + at, mask=live, other=0).to(tl.int64)
+        tl.store(out + line[:, None] * width + c, tl.load(values + at, mask=live, other=0.0), mask=live)
+
+
+@triton.jit
+def _add_table(
+    total: Any, pointers: Any, columns: Any, gradient: Any, first: Any, rows: Any, width: Any,
+    HIGH: tl.constexpr, LIVE: tl.constexpr,
+) -> None:  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * HIGH + tl.arange(0, HIGH)
+    exists = row < rows
+    start = tl.load(pointers + first + row, mask=exists, other=0).to(tl.int64)
+    length = tl.load(pointers + first + row + 1, mask=exists, other=0).to(tl.int64) - start
+    for weight in range(0, tl.max(length, 0), LIVE):
+        k = weight + tl.arange(0, LIVE)
+        live = k[None, :] < length[:, None]
+        at = start[:, None] + k[None, :]
+        c = tl.load(columns + at, mask=live, other=0).to(tl.int64)
+        g = tl.load(gradient + row[:, None] * width + c, mask=live, other=0.0)
+        tl.store(total + at, tl.load(total + at, mask=live, other=0.0) + g, mask=live)
+
+
+@triton.jit
+def _add_repeated(
+    total: Any, pointers: Any, columns: Any, ordered: Any, places: Any, gradient: Any, count: Any, first: Any,
+    rows: Any, width: Any, skipped: Any, PACKED: tl.constexpr, MANY: tl.constexpr, LIVE: tl.constexpr,
+) -> None:  # fmt: skip
+    # The program at a row's first place adds all its gradients; those at its other places have nothing to do.
+    place = tl.program_id(0).to(tl.int64)
+    row = tl.load(ordered + place)
+    before = tl.load(ordered + place - 1, mask=place > 0, other=-1)
+    mine = (row != before) & (row != skipped) & (row >= 0) & (row < rows)
+    if PACKED:
+        start = tl.load(pointers + first + row, mask=mine, other=0).to(tl.int64)
+        length = tl.load(pointers + first + row + 1, mask=mine, other=0).to(tl.int64) - start
+    else:
+        start = row * width
+        length = tl.where(mine, width, 0).to(tl.int64)
+    for weight in range(0, length, LIVE):
+        k = weight + tl.arange(0, LIVE)
+        live = k < length
+        c = tl.load(columns + start + k, mask=live, other=0).to(tl.int64) if PACKED else k.to(tl.int64)
+        added = tl.load(total + start + k, mask=live, other=0.0)
+        next_place = place
+        more = True
+        while more:
+            p = next_place + tl.arange(0, MANY)
+            same = (p < count) & (tl.load(ordered + p, mask=p < count, other=-1) == row)
+            line = tl.load(places + p, mask=same, other=0)
+            here = same[:, None] & live[None, :]
+            added += tl.sum(tl.load(gradient + line[:, None] * width + c[None, :], mask=here, other=0.0), 0)
+            next_place += MANY
+            more = tl.sum(same.to(tl.int32), 0) == MANY
+        tl.store(total + start + k, added, mask=live)
