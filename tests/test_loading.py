@@ -140,7 +140,7 @@ def test_case_studies_of_recbole_agree(trained: Any, tmp_path: Path) -> None:
         config, model, _, train_data, _, test_data = load_data_and_model(file)
         if found:
             dense = torch.load(out, weights_only=False)
-            model = config.model_class(dense["config"], train_data._dataset)
+            model = config.model_class(dense["config"], train_data._dataset).to(config["device"])
             model.load_state_dict(dense["state_dict"])
             model.eval()
         users = np.array([1, 2, 3])
@@ -211,7 +211,7 @@ def test_the_largest_weights_of_a_dense_checkpoint_live(dense_file: Any, data: P
     """With their values, under a budget of a tenth in both tables together."""
     file, weights = dense_file
     _, last = started(data, tmp_path, file, dsl_density=0.1, dsl_init="magnitude", dsl_groups="joint")
-    flat = torch.cat([weights[f"{side}_embedding.weight"].flatten() for side in ("user", "item")])
+    flat = torch.cat([weights[f"{side}_embedding.weight"].flatten() for side in ("user", "item")]).cpu()
     values = last["state_dict"]["packed_joint.weight"]
     largest = flat.abs().topk(values.numel()).values
     assert torch.equal(values.abs().sort().values, largest.sort().values)

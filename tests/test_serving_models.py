@@ -51,14 +51,14 @@ def scores_of(model: Any, interaction: Any, items: int) -> torch.Tensor:
     """RecBole's scores of all items, one user at a time."""
     rows = []
     for row in range(len(interaction)):
-        one = interaction[row : row + 1]
+        one = interaction[row : row + 1].to(model.device)
         try:
             rows.append(model.full_sort_predict(one).view(-1))
         except NotImplementedError:
             pairs = one.repeat_interleave(items)
-            pairs.update(Interaction({"item_id": torch.arange(items)}))
+            pairs.update(Interaction({"item_id": torch.arange(items, device=model.device)}))
             rows.append(model.predict(pairs).view(-1))
-    return torch.stack(rows).float()
+    return torch.stack(rows).float().cpu()
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,6 @@ it has, ``width`` its columns.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -106,11 +104,11 @@ def _tile(width: int) -> tuple[int, int, int]:
     return min(64, ELEMENTS // wide), wide, max(8, wide // 8)
 
 
-@triton.jit
+@triton.jit  # its arguments cannot be annotated
 def _read(
-    values: Any, pointers: Any, columns: Any, ids: Any, out: Any, count: Any, first: Any, rows: Any, width: Any,
+    values, pointers, columns, ids, out, count, first, rows, width,
     EACH: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, LIVE: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     line = tl.program_id(0).to(tl.int64) * HIGH + tl.arange(0, HIGH)
     inside = line < count
     row = line if EACH else tl.load(ids + line, mask=inside, other=0)
@@ -132,11 +130,11 @@ def _read(
         tl.store(out + line[:, None] * width + c, tl.load(values + at, mask=live, other=0.0), mask=live)
 
 
-@triton.jit
+@triton.jit  # its arguments cannot be annotated
 def _add_table(
-    total: Any, pointers: Any, columns: Any, gradient: Any, first: Any, rows: Any, width: Any,
+    total, pointers, columns, gradient, first, rows, width,
     HIGH: tl.constexpr, LIVE: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * HIGH + tl.arange(0, HIGH)
     exists = row < rows
     start = tl.load(pointers + first + row, mask=exists, other=0).to(tl.int64)
@@ -150,11 +148,11 @@ def _add_table(
         tl.store(total + at, tl.load(total + at, mask=live, other=0.0) + g, mask=live)
 
 
-@triton.jit
+@triton.jit  # its arguments cannot be annotated
 def _add_repeated(
-    total: Any, pointers: Any, columns: Any, ordered: Any, places: Any, gradient: Any, count: Any, first: Any,
-    rows: Any, width: Any, skipped: Any, PACKED: tl.constexpr, MANY: tl.constexpr, LIVE: tl.constexpr,
-) -> None:  # fmt: skip
+    total, pointers, columns, ordered, places, gradient, count, first,
+    rows, width, skipped, PACKED: tl.constexpr, MANY: tl.constexpr, LIVE: tl.constexpr,
+):  # fmt: skip
     # The program at a row's first place adds all its gradients; those at its other places have nothing to do.
     place = tl.program_id(0).to(tl.int64)
     row = tl.load(ordered + place)

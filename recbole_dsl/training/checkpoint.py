@@ -102,7 +102,11 @@ def load_weights(model: Any, state: Mapping[str, Any]) -> None:
             f"The checkpoint is not of this model and budget ({' '.join(str(error).split())}); allowed is one "
             "that was written with the same settings."
         ) from None
-    model.load_other_parameter(state.get("other_parameter"))
+    others = state.get("other_parameter")
+    if others:  # to the model's device, as RecBole has it
+        device = next(model.parameters()).device
+        others = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in others.items()}
+    model.load_other_parameter(others)
 
 
 def refuse_spoilt_weights(model: nn.Module, place: str, last_good: str) -> None:
