@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from recbole_dsl import compiling, sparsify
 from recbole_dsl.errors import ConfigError
-from recbole_dsl.packed.lookup import add_rows, add_table, read_rows, read_table
+from recbole_dsl.packed.lookup import add_table, read_rows, read_table
 from recbole_dsl.sparsity.scores import GrowthScores, PositionMap
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -63,13 +65,14 @@ def test_kernels_are_their_twins(
     for kernel in ("triton", "torch"):
         group = table(rows, columns, density, kernel, dtype)
         assert group.on_gpu() is (kernel == "triton")
-        totals = [torch.ones_like(group.weight.detach()) for _ in range(2)]
-        add_rows(group, 1, ids, some, padding, totals[0])
-        add_table(group, 1, whole, totals[1])
+        total = torch.ones_like(group.weight.detach())
+        add_table(group, 1, whole, total)
+        looked_up = [group.rows(1, ids, padding), group.rows(0, ids, padding), group.rows(1, ids)]
+        sum((rows * some).sum() for rows in looked_up).backward()
         scores = GrowthScores(PositionMap(group.table_shapes, device=DEVICE), dtype, DEVICE, kernel)
         scores.add_rows(1, ids, some)
         scores.commit()
-        found[kernel] = [read_rows(group, 1, ids), read_table(group, 1), *totals, scores.sums]
+        found[kernel] = [read_rows(group, 1, ids), read_table(group, 1), total, group.weight.grad, scores.sums]
     for ours, twin in zip(found["triton"], found["torch"], strict=True):
         torch.testing.assert_close(ours, twin)
 
@@ -79,8 +82,8 @@ def test_the_gradients_of_a_row_that_repeats_are_added_once() -> None:
     """More of them than a program adds together, and exactly: these numbers have no rounding."""
     group = table(5, 4, 0.5, "triton")
     ids = torch.tensor([3] * 100 + [1] * 16 + [3] * 17, device=DEVICE)
-    total = torch.zeros_like(group.weight.detach())
-    add_rows(group, 1, ids, torch.ones(len(ids), 4, device=DEVICE), None, total)
+    group.rows(1, ids).sum().backward()
+    total = group.weight.grad
     counts = torch.tensor([0, 16, 0, 117, 0], device=DEVICE)
     rows = torch.div(group.flat_positions(1), 4, rounding_mode="floor")
     assert torch.equal(total[group.span(1)], counts[rows].float())
@@ -96,9 +99,50 @@ def test_rows_that_do_not_exist_are_not_a_number(wrong: int) -> None:
     read = read_rows(group, 1, ids)
     assert read[1].isnan().all()
     assert not read[[0, 2]].isnan().any()
-    total = torch.zeros_like(group.weight.detach())
-    add_rows(group, 1, ids[1:2], torch.ones(1, 8, device=DEVICE), None, total)
-    assert not total.any()
+    group.rows(1, ids[1:2]).sum().backward()
+    assert not group.weight.grad.any()
+
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from recbole_dsl.kernels import rows_on_gpu as kernels
+
+NUMBERS = ("count", "first", "rows", "width", "skipped")
+
+def compiled(kernel, values, pointers, columns, **constants):
+    if pointers is None:
+        constants |= {"pointers": None, "columns": None}
+    types = {name: "i32" for name in NUMBERS}
+    types |= dict.fromkeys(("values", "total", "out", "gradient"), values)
+    types |= dict.fromkeys(("ids", "lines", "ordered", "places"), "*i64")
+    types |= {"pointers": pointers, "columns": columns}
+    signature = {n: "constexpr" if n in constants else types[n] for n in kernel.arg_names}
+    warps = 1 if kernel is kernels._add_repeated else 4
+    found = compile(ASTSource(kernel, signature, constants), GPUTarget("cuda", 80, 32), {"num_warps": warps})
+    assert "ptx" in found.asm
+
+for values in ("*fp32", "*fp64"):
+    for pointers, columns in (("*i32", "*u8"), ("*i64", "*i16"), ("*i32", "*i32")):
+        index = (values, pointers, columns)
+        compiled(kernels._read, *index, EACH=False, HIGH=16, WIDE=64, LIVE=8)
+        compiled(kernels._read, *index, EACH=True, HIGH=1, WIDE=1024, LIVE=128, ids=None, lines=None)
+        compiled(kernels._add_table, *index, HIGH=16, LIVE=8)
+        compiled(kernels._add_repeated, *index, PACKED=True, MANY=16, LIVE=8)
+    dense = {"PACKED": False, "MANY": 16}
+    compiled(kernels._add_repeated, values, None, None, LIVE=64, **dense)
+    compiled(kernels._add_repeated, values, None, None, LIVE=8, count=1, rows=1, width=1, **dense)
+print("compiled")
+"""
+
+
+@needs_triton
+def test_kernels_compile_for_a_gpu_that_is_not_there() -> None:
+    """What interpreting cannot show; Triton brings the compiler along. Arguments that are 1 are constants."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-c", COMPILE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout == "compiled\n", done.stderr
 
 
 @needs_triton

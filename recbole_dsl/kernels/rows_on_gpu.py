@@ -1,8 +1,8 @@
 """The loops of rows.py as Triton kernels, one launch each: on a GPU, launches are what small steps wait for.
 
 Sums are formed in an order that depends on the arguments alone, so equal runs give equal bits. Rows that may
-repeat are sorted for that; atomic additions, which torch's ``scatter_add_`` and ``index_add_`` use on a
-GPU, come in any order.
+repeat are sorted for that, those of all lookups of a step together; atomic additions, which torch's
+``scatter_add_`` and ``index_add_`` use on a GPU, come in any order.
 
 Tensors as in rows.py. ``first`` is where a tensor's rows start among those of its group, ``rows`` how many
 it has, ``width`` its columns.
@@ -10,6 +10,9 @@ it has, ``width`` its columns.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -22,22 +25,37 @@ REPEATED = 16
 
 
 def read_rows(
-    values: Tensor, pointers: Tensor, columns: Tensor, first: int, rows: int, ids: Tensor | None, out: Tensor
-) -> None:
+    values: Tensor,
+    pointers: Tensor,
+    columns: Tensor,
+    first: int,
+    rows: int,
+    ids: Tensor | None,
+    out: Tensor,
+    skipped: int = -1,
+) -> Tensor | None:
     """Write the rows ``ids`` (n,) int64, or all rows, into ``out`` (n × width).
 
     A row that the tensor does not have is NaN: an error would have to be waited for.
+
+    Args:
+        skipped: a row whose gradient will be dropped, -1 for none.
+
+    Returns:
+        With ``ids``, for :func:`add_rows` their numbers among all rows of the group: (n,) int64, -1 for
+        rows whose gradient is dropped or that do not exist.
     """
     count, width = out.shape
+    lines = None if ids is None else torch.empty_like(ids)
     if out.numel() == 0:
-        return
+        return lines
     high, wide, live = _tile(width)
-    asked = values if ids is None else ids
     grid = (triton.cdiv(count, high),)
     _read[grid](
-        values, pointers, columns, asked, out, count, first, rows, width,
+        values, pointers, columns, ids, lines, out, count, first, rows, width, skipped,
         EACH=ids is None, HIGH=high, WIDE=wide, LIVE=live,
     )  # fmt: skip
+    return lines
 
 
 def add_table(
@@ -52,48 +70,39 @@ def add_table(
 
 
 def add_rows(
-    total: Tensor,
-    pointers: Tensor,
-    columns: Tensor,
-    first: int,
-    rows: int,
-    ids: Tensor,
-    gradient: Tensor,
-    skipped: int,
+    total: Tensor, pointers: Tensor, columns: Tensor, lines: Sequence[Tensor], gradients: Sequence[Tensor]
 ) -> None:
-    """Add ``gradient`` (n × width) of the rows ``ids`` (n,) int64 to ``total`` (live weights).
+    """Add the gradients of several lookups to ``total`` (live weights).
 
-    ``skipped``: a row whose gradient is dropped, -1 for none; so are rows that the tensor does not have.
+    Args:
+        lines: of each lookup, as :func:`read_rows` gives them.
+        gradients: of each lookup, n × width with one width for all.
     """
-    _add_sorted(total, (pointers, columns), first, rows, ids, gradient, skipped)
+    line = lines[0] if len(lines) == 1 else torch.cat(list(lines))
+    gradient = gradients[0] if len(gradients) == 1 else torch.cat(list(gradients))
+    _add_sorted(total, (pointers, columns), line, gradient, -1)
 
 
 def add_dense_rows(table: Tensor, ids: Tensor, gradient: Tensor, skipped: int = -1) -> None:
     """Add ``gradient`` (n × width) to the rows ``ids`` (n,) int64 of ``table`` (rows × width).
 
-    ``skipped`` as in :func:`add_rows`.
+    ``skipped``: a row whose gradient is dropped, -1 for none; so are those of rows that there are not.
     """
-    _add_sorted(table, None, 0, table.shape[0], ids, gradient, skipped)
+    _add_sorted(table, None, ids, gradient, skipped)
 
 
 def _add_sorted(
-    total: Tensor,
-    index: tuple[Tensor, Tensor] | None,
-    first: int,
-    rows: int,
-    ids: Tensor,
-    gradient: Tensor,
-    skipped: int,
+    total: Tensor, index: tuple[Tensor, Tensor] | None, ids: Tensor, gradient: Tensor, skipped: int
 ) -> None:
     count, width = gradient.shape
     if gradient.numel() == 0:
         return
     ordered, places = ids.sort(stable=True)
-    pointers, columns = index or (ids, ids)
-    per_row = total.numel() / max(1, pointers.numel() - 1) if index else width
-    live = min(64, max(8, triton.next_power_of_2(int(per_row))))
+    pointers, columns = index or (None, None)
+    rows = total.shape[0] if pointers is None else pointers.numel() - 1
+    live = min(64, max(8, triton.next_power_of_2(total.numel() // max(1, rows))))
     _add_repeated[(count,)](
-        total, pointers, columns, ordered, places, gradient, count, first, rows, width, skipped,
+        total, pointers, columns, ordered, places, gradient, count, rows, width, skipped,
         PACKED=index is not None, MANY=REPEATED, LIVE=live, num_warps=1,
     )  # fmt: skip
 
@@ -106,13 +115,15 @@ def _tile(width: int) -> tuple[int, int, int]:
 
 @triton.jit  # its arguments cannot be annotated
 def _read(
-    values, pointers, columns, ids, out, count, first, rows, width,
+    values, pointers, columns, ids, lines, out, count, first, rows, width, skipped,
     EACH: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, LIVE: tl.constexpr,
 ):  # fmt: skip
     line = tl.program_id(0).to(tl.int64) * HIGH + tl.arange(0, HIGH)
     inside = line < count
     row = line if EACH else tl.load(ids + line, mask=inside, other=0)
     exists = inside & (row >= 0) & (row < rows)
+    if not EACH:
+        tl.store(lines + line, tl.where(exists & (row != skipped), row + first, -1), mask=inside)
     start = tl.load(pointers + first + row, mask=exists, other=0).to(tl.int64)
     length = tl.load(pointers + first + row + 1, mask=exists, other=0).to(tl.int64) - start
     blank = tl.where(exists, 0.0, float("nan"))
@@ -150,8 +161,8 @@ def _add_table(
 
 @triton.jit  # its arguments cannot be annotated
 def _add_repeated(
-    total, pointers, columns, ordered, places, gradient, count, first,
-    rows, width, skipped, PACKED: tl.constexpr, MANY: tl.constexpr, LIVE: tl.constexpr,
+    total, pointers, columns, ordered, places, gradient, count, rows, width, skipped,
+    PACKED: tl.constexpr, MANY: tl.constexpr, LIVE: tl.constexpr,
 ):  # fmt: skip
     # The program at a row's first place adds all its gradients; those at its other places have nothing to do.
     place = tl.program_id(0).to(tl.int64)
@@ -159,8 +170,8 @@ def _add_repeated(
     before = tl.load(ordered + place - 1, mask=place > 0, other=-1)
     mine = (row != before) & (row != skipped) & (row >= 0) & (row < rows)
     if PACKED:
-        start = tl.load(pointers + first + row, mask=mine, other=0).to(tl.int64)
-        length = tl.load(pointers + first + row + 1, mask=mine, other=0).to(tl.int64) - start
+        start = tl.load(pointers + row, mask=mine, other=0).to(tl.int64)
+        length = tl.load(pointers + row + 1, mask=mine, other=0).to(tl.int64) - start
     else:
         start = row * width
         length = tl.where(mine, width, 0).to(tl.int64)

@@ -57,6 +57,7 @@ class StepGradient:
         self.topology = group.column_ids._version
         self.buffer: Tensor | None = None
         self.task = -1
+        self._rows: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the width of their gradients
 
     def connect(self) -> Tensor:
         """An empty tensor that lookups take as input to be connected with the values."""
@@ -76,13 +77,28 @@ class StepGradient:
         task = backward_pass()
         # Another task means the last pass broke off before it reached the values.
         if self.buffer is None or self.task != task:
-            self.buffer = None
+            self.buffer, self._rows = None, {}
             self.buffer, self.task = self.group.gradient_memory.lend(self.group.weight), task
         return self.buffer
+
+    def add_rows_later(self, lines: Tensor, gradient: Tensor) -> None:
+        """On a GPU, the gradients of looked-up rows are added together, which takes fewer launches.
+
+        Arguments as in :func:`recbole_dsl.kernels.rows_on_gpu.add_rows`.
+        """
+        gradient = gradient.to(self.add_to().dtype)
+        self._rows.setdefault(gradient.shape[1], []).append((lines, gradient))
 
     def take(self) -> Tensor | None:
         """The finished gradient of the values; None if no lookup was reached."""
         buffer, self.buffer = self.buffer, None
+        rows, self._rows = self._rows, {}
+        for looked_up in rows.values():
+            from ..kernels.rows_on_gpu import add_rows  # which cannot be imported without Triton
+
+            assert buffer is not None
+            index = self.group.row_pointers, self.group.column_ids
+            add_rows(buffer, *index, *zip(*looked_up, strict=True))
         self.group.clear_caches()
         return buffer
 

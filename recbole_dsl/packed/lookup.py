@@ -55,9 +55,7 @@ def read_rows(group: PackedGroup, tensor: int, ids: Tensor) -> Tensor:
         _check_ids(ids, part.rows)
         return table.index_select(0, ids)
     if group.on_gpu(ids):
-        out = values.new_empty(ids.numel(), part.cols)
-        _kernels().read_rows(*_index(group, values), part.first_row, part.rows, ids, out)
-        return out
+        return _read_on_gpu(group, tensor, ids, None)[0]
     if not group.compiled(ids):
         _check_ids(ids, part.rows)
         index, target = locate(group, tensor, ids)
@@ -81,12 +79,8 @@ def add_rows(
 ) -> None:
     """Add the gradient (n × columns) of looked-up rows to that of the values, ``total``."""
     table = _whole(group, tensor, total)
-    if group.on_gpu(ids, gradient) and gradient.dtype == total.dtype:
-        part, skipped = group.slices[tensor], -1 if padding_idx is None else padding_idx
-        if table is not None:
-            _kernels().add_dense_rows(table, ids, gradient, skipped)
-        else:
-            _kernels().add_rows(*_index(group, total), part.first_row, part.rows, ids, gradient, skipped)
+    if table is not None and group.on_gpu(ids, gradient) and gradient.dtype == total.dtype:
+        _kernels().add_dense_rows(table, ids, gradient, -1 if padding_idx is None else padding_idx)
         return
     if table is None and group.compiled(ids, gradient) and gradient.dtype == total.dtype:
         first, skipped = group.slices[tensor].first_row, -1 if padding_idx is None else padding_idx
@@ -113,6 +107,16 @@ def _index(group: PackedGroup, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return weights, group.row_pointers, group.column_ids
 
 
+def _read_on_gpu(
+    group: PackedGroup, tensor: int, ids: Tensor, padding_idx: int | None
+) -> tuple[Tensor, Tensor]:
+    """The rows ``ids``, and the lines to which their gradients go (kernels/rows_on_gpu.py)."""
+    part, values = group.slices[tensor], group.weight.detach()
+    out, skipped = values.new_empty(ids.numel(), part.cols), -1 if padding_idx is None else padding_idx
+    lines = _kernels().read_rows(*_index(group, values), part.first_row, part.rows, ids, out, skipped)
+    return out, lines
+
+
 def _without_padding(ids: Tensor, gradient: Tensor, padding_idx: int) -> tuple[Tensor, Tensor]:
     others = (ids != padding_idx).nonzero().flatten()
     return ids.index_select(0, others), gradient.index_select(0, others)
@@ -135,15 +139,22 @@ class RowLookup(torch.autograd.Function):
         ids = ids.long()
         ctx.group, ctx.tensor, ctx.padding_idx = group, tensor, padding_idx
         ctx.step = group.step_gradient
-        ctx.save_for_backward(ids)
-        return read_rows(group, tensor, ids)
+        if group.is_full or not group.on_gpu(ids):
+            ctx.save_for_backward(ids, None)
+            return read_rows(group, tensor, ids)
+        out, lines = _read_on_gpu(group, tensor, ids, padding_idx)
+        ctx.save_for_backward(ids, lines)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
-        (ids,) = ctx.saved_tensors
+        ids, lines = ctx.saved_tensors
         grad, group = grad.contiguous(), ctx.group
-        add_rows(group, ctx.tensor, ids, grad, ctx.padding_idx, ctx.step.add_to())
+        if lines is None:
+            add_rows(group, ctx.tensor, ids, grad, ctx.padding_idx, ctx.step.add_to())
+        else:
+            ctx.step.add_rows_later(lines, grad)
         if group.collects:
             if ctx.padding_idx is not None:
                 ids, grad = _without_padding(ids, grad, ctx.padding_idx)

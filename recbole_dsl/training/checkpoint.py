@@ -73,13 +73,13 @@ def unwritable(path: str | os.PathLike[str], error: OSError) -> CheckpointError:
     )
 
 
-def read_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What :func:`write_checkpoint` wrote, checked.
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What :func:`write_checkpoint` wrote, checked; tensors are on the CPU.
 
     Raises:
         CheckpointError: the file is missing, damaged, or no checkpoint of this package.
     """
-    state: dict[str, Any] = read_tensor_file(path, *CHECKPOINT, device)
+    state: dict[str, Any] = read_tensor_file(path, *CHECKPOINT)
     return state
 
 

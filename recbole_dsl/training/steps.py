@@ -107,7 +107,7 @@ class StepwiseTrainer(trainers.Trainer):
         if not gradients:
             return
         if self.device.type == "cuda":  # which would wait here, and not build the next batch meanwhile
-            self._unseen = torch.nn.utils.get_total_norm(gradients, math.inf), self.keeper.place
+            self._unseen = _largest(gradients), self.keeper.place
             return
         if math.isfinite(sum(g.sum() for g in gradients)):
             return
@@ -126,6 +126,13 @@ class StepwiseTrainer(trainers.Trainer):
             f"The {what} is {value} at {place or self.keeper.place}; {self.keeper.last_good}. "
             "Allowed are finite numbers: a lower learning_rate, clip_grad_norm, or data without NaN may help."
         )
+
+
+def _largest(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """The largest magnitude, NaN if there is one."""
+    if len(gradients) == 1:
+        return torch.linalg.vector_norm(gradients[0], math.inf)
+    return torch.nn.utils.get_total_norm(gradients, math.inf)
 
 
 def _added(total: Total, losses: Total) -> Total:

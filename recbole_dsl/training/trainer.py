@@ -286,7 +286,7 @@ class SparseTrainerMixin:
         told: Any = None
         if self.ranks.is_first:
             try:
-                told = read_checkpoint(path, self.device)
+                told = read_checkpoint(path)
             except CheckpointError as error:
                 told = error
         told = self.ranks.told_by_first(told)
