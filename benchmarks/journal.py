@@ -14,10 +14,13 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 Cell = dict[str, Any]
@@ -115,6 +118,11 @@ def _with_time_left(missing: Sequence[tuple[list[Cell], int]]) -> Iterator[tuple
         print(f"[{done}/{total}{f', {left:.0f} min left' if done else ''}] round {turn}: {names}", flush=True)
         yield cells, turn
         done += len(cells)
+
+
+def my_turn(lock: Path | None) -> AbstractContextManager[Any]:
+    """Held while a cell is measured, so that processes that share ``lock`` load at once and measure in turn."""
+    return nullcontext() if lock is None else FileLock(lock)
 
 
 def each_in_a_fork(cells: Sequence[Cell], measure: Callable[[Cell], dict[str, Any]], out: Path) -> None:

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.bpr_step import Batches, Variant, dense, limit, packed, time_update  # noqa: E402
 from benchmarks.fits import affine_fit, power_fit  # noqa: E402
-from benchmarks.journal import Cell, Journal, Run  # noqa: E402
+from benchmarks.journal import Cell, Journal, Run, my_turn  # noqa: E402
 from benchmarks.provenance import chosen_device, code_commit, device_name, provenance  # noqa: E402
 from benchmarks.stopwatch import now, peak_of_process, settle_memory  # noqa: E402
 
@@ -115,11 +115,19 @@ def step_times(variants: dict[str, tuple[Variant, Batches]], seconds: float, ste
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def measure(cell: Cell, device: torch.device, seconds: float) -> dict[str, Any]:
-    """Seconds and bytes of one point."""
+def measure(cell: Cell, device: torch.device, seconds: float, turn: Path | None) -> dict[str, Any]:
+    """Seconds and bytes of one point; ``turn``: a lock that is held while time is taken."""
     torch.manual_seed(0)
     resident = settle_memory()
     variant = build(cell, device)
+    with my_turn(turn):
+        return measure_variant(variant, resident, cell, device, seconds)
+
+
+def measure_variant(
+    variant: Variant, resident: int | None, cell: Cell, device: torch.device, seconds: float
+) -> dict[str, Any]:
+    """The same of one that is built; ``resident``: bytes of the process before."""
     parameters = [p for group in variant.optimizer.param_groups for p in group["params"]]
     live = sum(p.numel() for p in parameters)
     timed = {str(size): (variant, Batches(cell["rows"], size, device)) for size in BATCHES}
@@ -254,21 +262,26 @@ def main() -> int:
     options.add_argument("--seconds", type=float, default=4.0, help="longest time for the steps of a point")
     options.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--rows", type=int, nargs="*", help="only points of so many rows")
+    options.add_argument("--turn", type=Path, help="file that calls share to measure in turn, on a GPU")
     options.add_argument("--cells", type=json.loads)
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
     device = chosen_device(chosen.device)
     if chosen.cells:
         (cell,) = chosen.cells
-        result = measure(cell, device, chosen.seconds)
+        result = measure(cell, device, chosen.seconds, chosen.turn)
         Journal(chosen.out).append({"cell": cell, **provenance(device), "result": result})
         return 0
     cells = [c for c in grid() if 2 * c["rows"] * c["columns"] <= chosen.most_weights]
+    cells = [c for c in cells if not chosen.rows or c["rows"] in chosen.rows]
     fitting = [cell for cell in cells if bytes_needed(cell) <= bytes_free(device)]
     for cell in cells:
         if cell not in fitting:
             print("left out, as it needs more memory than there is:", cell)
     passed = ["--device", device.type, "--seconds", str(chosen.seconds)]
+    if chosen.turn:
+        passed += ["--turn", str(chosen.turn.resolve())]
     run = Run(Path(__file__), passed, chosen.threads, code_commit(), device_name(device))
     failed = run.in_turn([[cell] for cell in fitting], chosen.rounds, Journal(chosen.out.resolve()))
     report(chosen.out.resolve())

@@ -65,6 +65,7 @@ def main() -> int:
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--step-seconds", type=float, default=5.0, help="longest time for the steps of a cell")
     options.add_argument("--epoch-seconds", type=float, default=20.0, help="longest epoch that is run whole")
+    options.add_argument("--turn", type=Path, help="file that calls share to measure in turn, on a GPU")
     chosen = options.parse_args()
     variants = chosen.variants.split(",")
     for variant in variants:
@@ -77,6 +78,8 @@ def main() -> int:
     passed = ["--device", device.type, "--limits", json.dumps(QUICK if chosen.quick else limits)]
     if chosen.data_path:
         passed += ["--data-path", str(Path(chosen.data_path).resolve())]
+    if chosen.turn:
+        passed += ["--turn", str(chosen.turn.resolve())]
     script = ROOT / "benchmarks/speed_cell.py"
     run = Run(script, passed, chosen.threads, code_commit(), device_name(device))
     # A GPU's context and the threads of OpenMP do not survive a fork.

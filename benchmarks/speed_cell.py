@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import baseline  # noqa: E402
-from benchmarks.journal import Cell, Journal, each_in_a_fork  # noqa: E402
+from benchmarks.journal import Cell, Journal, each_in_a_fork, my_turn  # noqa: E402
 from benchmarks.masking import NaiveMasks  # noqa: E402
 from benchmarks.provenance import provenance  # noqa: E402
 from benchmarks.stopwatch import (  # noqa: E402
@@ -277,6 +277,7 @@ def main() -> None:
     options.add_argument("--device", default="cpu")
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--limits", type=json.loads, default={})
+    options.add_argument("--turn", type=Path)
     chosen = options.parse_args()
     sys.argv = sys.argv[:1]  # RecBole reads the command line too
     torch.set_num_threads(chosen.threads)
@@ -296,7 +297,8 @@ def main() -> None:
     if len(chosen.cells) > 1:
         each_in_a_fork(chosen.cells, line, chosen.out)
     else:
-        Journal(chosen.out).append(line(first))
+        with my_turn(chosen.turn):
+            Journal(chosen.out).append(line(first))
 
 
 if __name__ == "__main__":
