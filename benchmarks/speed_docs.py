@@ -216,11 +216,13 @@ def updates(measured: Measured) -> str:
 
 
 def bpr() -> str:
-    """The table of ``bpr_step.json`` and its criterion."""
-    path = RESULTS / "bpr_step.json"
-    told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if "criterion" not in told:
-        return MISSING
+    """The table of ``bpr_step.json`` with its criterion, which is asked of a processor's core, and a GPU's."""
+    paths = [RESULTS / "bpr_step.json", RESULTS / "bpr_step_gpu.json"]
+    told = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+    return "\n\n".join(_bpr(one) for one in told if "criterion" in one) or MISSING
+
+
+def _bpr(told: dict[str, Any]) -> str:
     rows = [
         [
             r["variant"],
@@ -247,13 +249,14 @@ def bpr() -> str:
         [c["what"], figure(c["measured"]), f"at {c['allowed']} {c['bound']:g}", "yes" if c["met"] else "**no**"]
         for c in told["criterion"]
     ]
+    asked = table(["packed 0.1", "measured", "asked", "met"], lines)
     full = "takes" if told["optimizer_is_full"] else "**does not take**"
     setting = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in told["setting"].items())
     return "\n\n".join(
         [
             f"On {ran_on(told)}; {setting}:",
             table(head, rows),
-            table(["packed 0.1", "measured", "asked", "met"], lines),
+            *([] if told["environment"]["gpu"] else [asked]),
             f"The optimizer {full} all live weights along in every step.",
         ]
     )

@@ -324,6 +324,13 @@ def test_users_of_larger_batches(dataset: str, data: Path) -> None:
         assert_equal(tuple(getattr(slow, name)), tuple(getattr(fast, name)))
 
 
+def test_larger_batches_are_whole_ones_of_recboles(data: Path) -> None:
+    """What a model draws at once on a GPU depends on their size, so none may be cut elsewhere."""
+    _, (_, slow, _) = loaders("BPR", data, "recbole", dataset=NAME, eval_batch_size=7 * 200)
+    _, (_, fast, _) = loaders("BPR", data, "fast", dataset=NAME, eval_batch_size=7 * 200)
+    assert 1 < slow.step < fast.step <= 64 and fast.step % slow.step == 0
+
+
 def test_a_user_without_history(data: Path) -> None:
     """All of a user's interactions are in later phases: nothing is masked."""
     split = {

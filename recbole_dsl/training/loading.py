@@ -202,7 +202,9 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
         self._history = Lists([self.__dict__["uid2history_item"][user] for user in users])
         self._positives = Lists([self.__dict__["uid2positive_item"][user] for user in users])
         del self.__dict__["uid2history_item"], self.__dict__["uid2positive_item"]
-        self.step = max(self.step, min(USERS_AT_ONCE, SCORES_AT_ONCE // self._dataset.item_num))
+        users_at_once = min(USERS_AT_ONCE, SCORES_AT_ONCE // self._dataset.item_num)
+        # In whole batches of RecBole's: a GPU draws other random numbers for a batch of another size.
+        self.step *= max(1, users_at_once // self.step)
         _set_batch_size(self, self.step)
 
     @property
