@@ -115,7 +115,7 @@ def step_times(variants: dict[str, tuple[Variant, Batches]], seconds: float, ste
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def measure(cell: Cell, device: torch.device, seconds: float, turn: Path | None) -> dict[str, Any]:
+def measure(cell: Cell, device: torch.device, seconds: float, turn: Path | None = None) -> dict[str, Any]:
     """Seconds and bytes of one point; ``turn``: a lock that is held while time is taken."""
     torch.manual_seed(0)
     resident = settle_memory()
