@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# The accuracy of sparse models beyond ml-100k: DATA=folder-of-datasets bash benchmarks/compare/accuracy.sh
+# The list below is the order of the comparisons, fixed before the first of them was run; the schedule of a
+# dataset is its YAML file's, the same for every method. Each comparison is tuned at density 0.1 with the first
+# seed, then run at all densities. Goes on where it was stopped; results are in benchmarks/results/compare.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+: "${DATA:?set it to the folder that holds the datasets}"
+order=(MultiVAE/ml-1m BPR/citeulike-t BPR/ml-1m MultiVAE/citeulike-t NeuMF/ml-1m LightGCN/citeulike-t LightGCN/ml-1m)
+for pair in "${order[@]}"; do
+    model=${pair%/*} dataset=${pair#*/}
+    name=$model-$dataset
+    common=(--models="$model" --datasets="$dataset" --methods=dense,narrow,dsl,dsl_plus --data_path="$DATA"
+            --config_files="benchmarks/compare/$dataset.yaml" --results=benchmarks/results/compare --jobs="${JOBS:-2}")
+    recbole-dsl tune "${common[@]}" --name="$name-tuning" --space=benchmarks/compare/space_of_three.txt --trials=3 --density=0.1
+    recbole-dsl compare "${common[@]}" --name="$name" --densities=0.1,0.05,0.2,0.5 --seeds="${SEEDS:-1}" \
+        --tuned="benchmarks/results/compare/$name-tuning/tuned.yaml"
+done

@@ -1,0 +1,85 @@
+"""Write the table of the comparison on ml-100k into README.md and docs/compare.md, from its cells' files.
+
+python -m benchmarks.compare_docs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks import speed_docs
+from benchmarks.speed_docs import MISSING, RESULTS, ROOT, table
+from recbole_dsl.compare.summary import Row, read_cells, read_grid, rows_of
+
+PAGES = (ROOT / "README.md", ROOT / "docs/compare.md")
+FOLDER = RESULTS / "compare/ml-100k"
+
+
+def rows() -> list[Row]:
+    """The rows of the comparison by the metric that models were chosen by, [] before it was run."""
+    cells = read_cells(FOLDER)
+    if not cells:
+        return []
+    metric = str(next(iter(cells.values())).config["valid_metric"]).lower()
+    return rows_of(cells, read_grid(FOLDER)["methods"], metric)
+
+
+def accuracy() -> str:
+    """Models and methods by densities: mean ± standard deviation over seeds, the best at a density in bold."""
+    found = rows()
+    if not found:
+        return MISSING
+    densities = sorted({r.density for r in found if r.density is not None}, reverse=True)
+    lines = []
+    for model, method in dict.fromkeys((r.model, r.method) for r in found):
+        mine = [r for r in found if (r.model, r.method) == (model, method)]
+        if mine[0].density is None:
+            lines.append([model, f"{method} (RecBole)", _scores(mine[0]), *["" for _ in densities]])
+            continue
+        by_density = {r.density: r for r in mine}
+        lines.append([model, method, "", *(_scores(by_density.get(d)) for d in densities)])
+    head = ["model", "method", "all weights", *(f"density {d:g}" for d in densities)]
+    return "\n\n".join([table(head, lines, words=2), _notes(found)])
+
+
+def _scores(row: Row | None) -> str:
+    if row is None:
+        return "–"
+    deviation = "" if row.deviation is None else f" ± {row.deviation:.4f}"
+    text = f"{row.mean:.4f}{deviation}"
+    return f"**{text}**" if row.place == 1 else text
+
+
+def _notes(found: Sequence[Row]) -> str:
+    """Seeds, and in how many comparisons at equal density dsl_plus is above narrow and dsl."""
+    seeds = sorted({len(r.scores) for r in found})
+    told = []
+    for other in ("narrow", "dsl"):
+        pairs = [
+            (r, o)
+            for r in found
+            if r.method == "dsl_plus"
+            for o in found
+            if (o.dataset, o.model, o.method, o.density) == (r.dataset, r.model, other, r.density)
+        ]
+        above = sum(r.mean > o.mean for r, o in pairs)
+        told.append(f"{other} in {above} of {len(pairs)}")
+    significant = [r for r in found if r.method == "dsl_plus" and r.p_narrow is not None and r.p_narrow < 0.05]
+    above_both = " and above ".join(told)
+    return (
+        f"Seeds for each cell: {' or '.join(map(str, seeds))}. dsl_plus is above {above_both} cells; its "
+        f"difference from narrow is significant (paired t-test, p < 0.05, not corrected) in {len(significant)}."
+    )
+
+
+SECTIONS = {"compare": accuracy}
+
+
+def main() -> None:
+    """Write the pages."""
+    for path in PAGES:
+        path.write_text(speed_docs.page(path.read_text(encoding="utf-8"), SECTIONS), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

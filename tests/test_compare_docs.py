@@ -1,0 +1,41 @@
+"""The table of the comparison in README and docs/compare.md is that of the committed cells."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+import pytest
+
+from benchmarks import compare_docs, speed_docs
+
+GRID = compare_docs.FOLDER / "grid.json"
+
+
+@pytest.mark.parametrize("page", compare_docs.PAGES, ids=lambda path: path.name)
+def test_the_pages_are_the_generated_ones(page: object) -> None:
+    """And have the table."""
+    text = page.read_text(encoding="utf-8")  # type: ignore[attr-defined]
+    assert text == speed_docs.page(text, compare_docs.SECTIONS)
+    assert [found[2] for found in speed_docs.MARKED.finditer(text)] == ["compare"]
+
+
+def test_a_number_of_the_table_by_hand() -> None:
+    """From the files of three seeds."""
+    scores = []
+    for seed in (2020, 2021, 2022):
+        cell = compare_docs.FOLDER / f"cells/LightGCN-ml-100k-dsl_plus-0.1-{seed}.json"
+        scores.append(json.loads(cell.read_text(encoding="utf-8"))["test_result"]["ndcg@10"])
+    text = f"{statistics.fmean(scores):.4f} ± {statistics.stdev(scores):.4f}"
+    (line,) = [x for x in compare_docs.accuracy().splitlines() if x.startswith("| LightGCN | dsl_plus ")]
+    assert text in line.split(" | ")[5]
+
+
+def test_the_grid_is_whole() -> None:
+    """Every cell that was asked for is there: one per seed of dense, one per density and seed of the others."""
+    grid = json.loads(GRID.read_text(encoding="utf-8"))
+    seeds, densities, models = (len(grid[name]) for name in ("seeds", "densities", "models"))
+    asked = models * seeds * (1 + densities * (len(grid["methods"]) - 1))
+    folder = compare_docs.FOLDER
+    assert len(list((folder / "cells").glob("*.json"))) == asked == 126
+    assert not list(folder.glob("failed/*")) + list(folder.glob("cancelled/*"))
