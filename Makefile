@@ -36,10 +36,10 @@ run: venv
 	$(BIN)/python benchmarks/demo.py
 
 test: venv
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: venv
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m slow
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 lint: venv
 	$(BIN)/ruff check .

@@ -21,7 +21,9 @@ MODELS = ("BPR", "LightGCN", "NeuMF", "MultiVAE")
 pytestmark = pytest.mark.usefixtures("in_folder")
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model", ["BPR", "LightGCN", "MultiVAE", pytest.param("NeuMF", marks=pytest.mark.slow)]
+)
 def test_losses_and_metrics_are_recboles(model: str, tmp_path: Path) -> None:
     """Three epochs, every matrix of the model in packed storage."""
     theirs = run_recbole_itself(model, "ml-100k", {**QUIET, "epochs": 3, "checkpoint_dir": str(tmp_path)})

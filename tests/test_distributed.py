@@ -114,6 +114,7 @@ def test_a_run_of_two_goes_on_bit_for_bit_and_as_one(tmp_path: Path) -> None:
     assert alone["epochs_run"] == 8 and alone["sparsity"]["live"] == alone["sparsity"]["budget"]
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_others(tmp_path: Path) -> None:
     """Within a bounded time, with a message and a file to go on from."""
     flags = ("--model=BPR", "--epochs=300", "--dsl_save_every=1 epochs")
@@ -151,6 +152,7 @@ def test_two_machines_of_one_process_each(tmp_path: Path) -> None:
     assert [len(list((tmp_path / name).glob("saved/*.dsl"))) for name in ("0", "1")] == [2, 0]
 
 
+@pytest.mark.slow
 def test_torchrun(tmp_path: Path) -> None:
     """Found by its environment."""
     torchrun = [

@@ -110,7 +110,9 @@ def check_files(folder: Path) -> None:
 KILLS = {"BPR": ("3 steps", 12), "LightGCN": ("1 epochs", 10), "MultiVAE": ("2 steps", 10)}
 
 
-@pytest.mark.parametrize("name", KILLS)
+@pytest.mark.parametrize(
+    "name", ["BPR", *(pytest.param(n, marks=pytest.mark.slow) for n in ("LightGCN", "MultiVAE"))]
+)
 def test_killed_runs_end_as_if_they_had_not_been(name: str, data: Path, tmp_path: Path) -> None:
     """SIGKILL at random moments, again and again; the restarted command is always the same."""
     pace, kills = KILLS[name]
@@ -338,7 +340,7 @@ def command(*arguments: str, cwd: Path) -> list[str]:
     """The command line of a short run on ml-100k."""
     return [
         sys.executable, "-W", "ignore", str(ROOT / "run_recbole_dsl.py"), "--model=BPR", "--embedding_size=8",
-        "--epochs=12", "--show_progress=False", "--dsl_result=result.json", *arguments,
+        "--epochs=6", "--show_progress=False", "--dsl_result=result.json", *arguments,
     ]  # fmt: skip
 
 
@@ -353,7 +355,9 @@ def wait_for(process: subprocess.Popen[str], word: str) -> list[str]:
     raise AssertionError("".join(lines))
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_command_which_then_goes_on(number: int, status: int, tmp_path: Path) -> None:
     """Exit status, message and a result that is the same as without."""
     process = subprocess.Popen(command(cwd=tmp_path), cwd=tmp_path, stderr=subprocess.PIPE, text=True)

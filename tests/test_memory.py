@@ -75,7 +75,7 @@ OPTIMIZERS: dict[str, Callable] = {
 }
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["fused_adam", pytest.param("adam", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("growth_memory", [GROWTH_MEMORY, None], ids=["sampled", "all_rows"])
 def test_training_state_stays_near_the_density(optimizer: str, growth_memory: int | None) -> None:
     """Weights, index, gradients and Adam state: at most 0.13 of dense for density 0.1.

@@ -91,7 +91,9 @@ def follow(trainer: Any, train_data: Any) -> Trajectory:
     return found
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "MultiVAE" else n for n in SETTINGS]
+)
 def test_double_precision(name: str) -> None:
     """The same losses to rounding and, after each of ten updates, the identical topology."""
     packed, masked = (train(name, storage, torch.float64) for storage in ("packed", "masked"))

@@ -188,8 +188,10 @@ def test_a_graph_with_dropped_edges(data: Path, tmp_path: Path) -> None:
     "name",
     [
         "BPR",
-        "LightGCN",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("NGCF", "SimpleX", "NeuMF", "MultiVAE")),
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("LightGCN", "NGCF", "SimpleX", "NeuMF", "MultiVAE")
+        ),
     ],
 )
 def test_metrics_on_ml_100k(name: str, tmp_path: Path) -> None:
