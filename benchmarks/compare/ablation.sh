@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # What of dsl_plus matters: one setting changed at a time, at density 0.1, three seeds.
-#   DATA=folder-of-datasets bash benchmarks/compare/ablation.sh BPR citeulike-t 0.002
-# Arguments: model, dataset (with a YAML file beside this one), learning rate. Two runs at once. Goes on where it
+#   bash benchmarks/compare/ablation.sh BPR ml-100k 0.002
+#   bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.005
+# Arguments: model, dataset (with a YAML file beside this one; DATA is the folder of those that RecBole does not
+# bring along), learning rate: that which the comparison's tuning chose for dsl_plus. Two runs at once. Goes on where it
 # was stopped; results are in benchmarks/results/ablation, tables by python -m benchmarks.ablation_docs.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-: "${DATA:?set it to the folder that holds the datasets}"
-export model=$1 dataset=$2 rate=$3 DATA
+export model=$1 dataset=$2 rate=$3 where=${DATA:+--data_path=$DATA}
 run() {
     local name=${1%%:*} flags=${1#*:}
     # shellcheck disable=SC2086
     recbole-dsl compare --models="$model" --datasets="$dataset" --methods=dsl_plus --densities=0.1 --seeds=3 \
-        --data_path="$DATA" --config_files="benchmarks/compare/$dataset.yaml" --results=benchmarks/results/ablation \
+        $where --config_files="benchmarks/compare/$dataset.yaml" --results=benchmarks/results/ablation \
         --name="$model-$dataset-$name" --learning_rate="$rate" $flags
 }
 export -f run
