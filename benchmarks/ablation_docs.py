@@ -16,11 +16,7 @@ from recbole_dsl.results import RunResult
 
 DOCS = ROOT / "docs/ablation.md"
 FOLDER = RESULTS / "ablation"
-STUDIES = {
-    "bpr_citeulike": "BPR-citeulike-t",
-    "bpr_movies": "BPR-ml-100k",
-    "lightgcn_movies": "LightGCN-ml-100k",
-}
+STUDIES = {"bpr": "BPR-ml-100k", "lightgcn": "LightGCN-ml-100k"}
 """Beginnings of the folders' names, by the name in the marker."""
 
 

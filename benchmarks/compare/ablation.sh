@@ -3,7 +3,7 @@
 #   bash benchmarks/compare/ablation.sh BPR ml-100k 0.002
 #   bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.005
 # Arguments: model, dataset (with a YAML file beside this one; DATA is the folder of those that RecBole does not
-# bring along), learning rate: that which the comparison's tuning chose for dsl_plus. Two runs at once. Goes on where it
+# bring along), learning rate: that which the comparison's tuning chose for dsl_plus. The seeds run at once. Goes on where it
 # was stopped; results are in benchmarks/results/ablation, tables by python -m benchmarks.ablation_docs.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -13,7 +13,7 @@ run() {
     # shellcheck disable=SC2086
     recbole-dsl compare --models="$model" --datasets="$dataset" --methods=dsl_plus --densities=0.1 --seeds=3 \
         $where --config_files="benchmarks/compare/$dataset.yaml" --results=benchmarks/results/ablation \
-        --name="$model-$dataset-$name" --learning_rate="$rate" $flags
+        --name="$model-$dataset-$name" --learning_rate="$rate" --jobs=3 $flags
 }
 export -f run
 printf '%s\0' base: \
@@ -23,4 +23,4 @@ printf '%s\0' base: \
     last-gradient:--dsl_grow=last_gradient momentum:--dsl_grow=momentum \
     drop-by-taylor:--dsl_drop=taylor interval-3-epochs:--dsl_update_interval=3epochs \
     until-10-percent:--dsl_end=10% until-60-percent:--dsl_end=60% |
-    xargs -0 -P 2 -I {} bash -c 'run "$1"' _ {}
+    xargs -0 -I {} bash -c 'run "$1"' _ {}

@@ -77,7 +77,8 @@ def as_plotly(figure: Figure, styles: Styles) -> dict[str, Any]:
 
 
 def save_images(figure: Figure, styles: Styles, folder: Path, name: str) -> None:
-    """Write ``name.png`` and ``name.svg``."""
+    """Write ``name.png`` and ``name.svg``; the same figure gives the same files."""
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
@@ -110,4 +111,5 @@ def save_images(figure: Figure, styles: Styles, folder: Path, name: str) -> None
     axes.grid(alpha=0.25)
     canvas.legend(loc="outside right upper", fontsize=8, frameon=False)
     canvas.savefig(folder / f"{name}.png", metadata={"Software": None})
-    canvas.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": name}):  # else every file has other names inside
+        canvas.savefig(folder / f"{name}.svg", metadata={"Date": None})

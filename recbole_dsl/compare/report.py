@@ -152,9 +152,9 @@ def _json(name: str, content: object) -> str:
 
 def _machine(told: Mapping[str, Any]) -> str:
     """Processor, threads and versions of a run."""
-    commit = told.get("commit") or "no checkout"
+    commit, threads = told.get("commit") or "no checkout", told["threads"]
     return (
-        f"{told.get('processor')}, {told['threads']} threads, torch {told['torch']}, "
+        f"{told.get('processor')}, {threads} thread{'' if threads == 1 else 's'}, torch {told['torch']}, "
         f"RecBole {told['recbole']}, recbole_dsl {told['recbole_dsl']} ({commit})"
     )
 
