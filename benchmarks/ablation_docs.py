@@ -21,26 +21,42 @@ STUDIES = {"bpr": "BPR-ml-100k", "lightgcn": "LightGCN-ml-100k"}
 
 
 def study(beginning: str) -> str:
-    """A row for every variant, the best first: test metric, against the base, epochs, seconds."""
+    """A row for every variant, the best on validation first; ratios and tests are against the base."""
     variants = {p.name.removeprefix(f"{beginning}-"): _runs(p) for p in sorted(FOLDER.glob(f"{beginning}-*"))}
     variants = {name: runs for name, runs in variants.items() if runs}
     if "base" not in variants:
         return MISSING
-    base = _scores(variants["base"])
+    valid = {name: _scores(runs, "best_valid_result") for name, runs in variants.items()}
     rows = []
-    for name, runs in sorted(variants.items(), key=lambda item: -statistics.fmean(_scores(item[1]).values())):
-        scores = _scores(runs)
-        both = sorted(scores.keys() & base.keys())
-        mean = statistics.fmean(scores.values())
-        deviation = f" ± {statistics.stdev(scores.values()):.4f}" if len(scores) > 1 else ""
-        ratio = sum(scores[s] for s in both) / sum(base[s] for s in both) if both else None
-        p = paired_p(scores, base)  # None for the base itself
-        cells = [figure(ratio), figure(p, 2), figure(statistics.fmean(r.epochs_run for r in runs))]
-        rows.append([name, f"{mean:.4f}{deviation}", *cells, str(len(scores))])
+    for name in sorted(variants, key=lambda name: -statistics.fmean(valid[name].values())):
+        runs, base = variants[name], variants["base"]
+        told = []
+        for part in ("best_valid_result", "test_result"):
+            scores, theirs = _scores(runs, part), _scores(base, part)
+            ratio = statistics.fmean(scores.values()) / statistics.fmean(theirs.values())
+            told += [_mean(scores), f"{ratio:.3f}", figure(paired_p(scores, theirs), 2)]
+        epochs = figure(statistics.fmean(run.epochs_run for run in runs))
+        rows.append([name, *told, epochs, str(len(runs))])
     first = variants["base"][0]
-    head = ["variant", f"test {_metric(first)}", "/ base", "p", "epochs", "seeds"]
+    metric = _metric(first)
+    head = [
+        "variant",
+        f"validation {metric}",
+        "/ base",
+        "p",
+        f"test {metric}",
+        "/ base",
+        "p",
+        "epochs",
+        "seeds",
+    ]
     rate = first.config["learning_rate"]
     return f"{first.model} on {first.dataset}, learning rate {rate:g}:\n\n{table(head, rows)}"
+
+
+def _mean(scores: dict[int, float]) -> str:
+    deviation = f" ± {statistics.stdev(scores.values()):.4f}" if len(scores) > 1 else ""
+    return f"{statistics.fmean(scores.values()):.4f}{deviation}"
 
 
 def _runs(folder: Path) -> list[RunResult]:
@@ -51,8 +67,8 @@ def _metric(run: RunResult) -> str:
     return str(run.config["valid_metric"]).lower()
 
 
-def _scores(runs: list[RunResult]) -> dict[int, float]:
-    return {run.seed: run.test_result[_metric(run)] for run in runs}
+def _scores(runs: list[RunResult], part: str) -> dict[int, float]:
+    return {run.seed: getattr(run, part)[_metric(run)] for run in runs}
 
 
 SECTIONS = {name: functools.partial(study, beginning) for name, beginning in STUDIES.items()}
