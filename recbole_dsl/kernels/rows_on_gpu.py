@@ -11,6 +11,7 @@ it has, ``width`` its columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -51,10 +52,11 @@ def read_rows(
         return lines
     high, wide, live = _tile(width)
     grid = (triton.cdiv(count, high),)
-    _read[grid](
-        values, pointers, columns, ids, lines, out, count, first, rows, width, skipped,
-        EACH=ids is None, HIGH=high, WIDE=wide, LIVE=live,
-    )  # fmt: skip
+    with _device_of(values):
+        _read[grid](
+            values, pointers, columns, ids, lines, out, count, first, rows, width, skipped,
+            EACH=ids is None, HIGH=high, WIDE=wide, LIVE=live,
+        )  # fmt: skip
     return lines
 
 
@@ -66,7 +68,10 @@ def add_table(
         return
     high, _, live = _tile(gradient.shape[1])
     grid = (triton.cdiv(rows, high),)
-    _add_table[grid](total, pointers, columns, gradient, first, rows, gradient.shape[1], HIGH=high, LIVE=live)
+    with _device_of(total):
+        _add_table[grid](
+            total, pointers, columns, gradient, first, rows, gradient.shape[1], HIGH=high, LIVE=live
+        )
 
 
 def add_rows(
@@ -101,10 +106,16 @@ def _add_sorted(
     pointers, columns = index or (None, None)
     rows = total.shape[0] if pointers is None else pointers.numel() - 1
     live = min(64, max(8, triton.next_power_of_2(total.numel() // max(1, rows))))
-    _add_repeated[(count,)](
-        total, pointers, columns, ordered, places, gradient, count, rows, width, skipped,
-        PACKED=index is not None, MANY=REPEATED, LIVE=live, num_warps=1,
-    )  # fmt: skip
+    with _device_of(total):
+        _add_repeated[(count,)](
+            total, pointers, columns, ordered, places, gradient, count, rows, width, skipped,
+            PACKED=index is not None, MANY=REPEATED, LIVE=live, num_warps=1,
+        )  # fmt: skip
+
+
+def _device_of(tensor: Tensor) -> Any:
+    """Triton launches on the current device, which need not be the tensors'."""
+    return torch.cuda.device_of(tensor)
 
 
 def _tile(width: int) -> tuple[int, int, int]:
