@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -161,14 +162,22 @@ def test_wrong_bodies(body: bytes, server: Server) -> None:
 
 
 def test_large_bodies_are_not_read(server: Server) -> None:
-    """Whether they say how large they are or not."""
+    """Whether they say how large they are or not.
+
+    The connection is closed on what is still being sent, which may lose the answer on its way.
+    """
     large = b'{"users": ["' + b"u" * (1 << 20) + b'"]}'
-    assert server.post(large)[0] == 413
+    with contextlib.suppress(ConnectionError):
+        assert server.post(large)[0] == 413
     pieces = (large[start : start + 65536] for start in range(0, len(large), 65536))
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
-    connection.request("POST", "/recommend", pieces, {"content-type": "application/json"}, encode_chunked=True)
-    assert connection.getresponse().status == 413
+    with contextlib.suppress(ConnectionError):
+        connection.request(
+            "POST", "/recommend", pieces, {"content-type": "application/json"}, encode_chunked=True
+        )
+        assert connection.getresponse().status == 413
     connection.close()
+    assert server.ask("GET", "/health")[0] == 200
     assert server.ask("POST", "/recommend", b"{}", {"content-length": "-5"})[0] in (400, 413)
 
 
