@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import functools
 import statistics
-from pathlib import Path
 
 from benchmarks import speed_docs
 from benchmarks.speed_docs import MISSING, RESULTS, ROOT, figure, table
-from recbole_dsl.compare.summary import paired_p, read_cells
+from recbole_dsl.compare.summary import mean_and_deviation, metric_of, paired_p, read_cells
 from recbole_dsl.results import RunResult
+
+Cells = dict[str, RunResult]
 
 DOCS = ROOT / "docs/ablation.md"
 FOLDER = RESULTS / "ablation"
@@ -22,7 +23,8 @@ STUDIES = {"bpr": "BPR-ml-100k", "lightgcn": "LightGCN-ml-100k"}
 
 def study(beginning: str) -> str:
     """A row for every variant, the best on validation first; ratios and tests are against the base."""
-    variants = {p.name.removeprefix(f"{beginning}-"): _runs(p) for p in sorted(FOLDER.glob(f"{beginning}-*"))}
+    folders = sorted(FOLDER.glob(f"{beginning}-*"))
+    variants: dict[str, Cells] = {p.name.removeprefix(f"{beginning}-"): read_cells(p) for p in folders}
     variants = {name: runs for name, runs in variants.items() if runs}
     if "base" not in variants:
         return MISSING
@@ -34,11 +36,10 @@ def study(beginning: str) -> str:
         for part in ("best_valid_result", "test_result"):
             scores, theirs = _scores(runs, part), _scores(base, part)
             ratio = statistics.fmean(scores.values()) / statistics.fmean(theirs.values())
-            told += [_mean(scores), f"{ratio:.3f}", figure(paired_p(scores, theirs), 2)]
-        epochs = figure(statistics.fmean(run.epochs_run for run in runs))
+            told += [mean_and_deviation(scores), f"{ratio:.3f}", figure(paired_p(scores, theirs), 2)]
+        epochs = figure(statistics.fmean(run.epochs_run for run in runs.values()))
         rows.append([name, *told, epochs, str(len(runs))])
-    first = variants["base"][0]
-    metric = _metric(first)
+    first, metric = next(iter(variants["base"].values())), metric_of(variants["base"])
     head = [
         "variant",
         f"validation {metric}",
@@ -54,21 +55,8 @@ def study(beginning: str) -> str:
     return f"{first.model} on {first.dataset}, learning rate {rate:g}:\n\n{table(head, rows)}"
 
 
-def _mean(scores: dict[int, float]) -> str:
-    deviation = f" ± {statistics.stdev(scores.values()):.4f}" if len(scores) > 1 else ""
-    return f"{statistics.fmean(scores.values()):.4f}{deviation}"
-
-
-def _runs(folder: Path) -> list[RunResult]:
-    return list(read_cells(folder).values())
-
-
-def _metric(run: RunResult) -> str:
-    return str(run.config["valid_metric"]).lower()
-
-
-def _scores(runs: list[RunResult], part: str) -> dict[int, float]:
-    return {run.seed: getattr(run, part)[_metric(run)] for run in runs}
+def _scores(runs: Cells, part: str) -> dict[int, float]:
+    return {run.seed: getattr(run, part)[metric_of(runs)] for run in runs.values()}
 
 
 SECTIONS = {name: functools.partial(study, beginning) for name, beginning in STUDIES.items()}

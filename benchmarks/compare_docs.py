@@ -9,7 +9,14 @@ from collections.abc import Sequence
 
 from benchmarks import speed_docs
 from benchmarks.speed_docs import MISSING, RESULTS, ROOT, table
-from recbole_dsl.compare.summary import Row, read_cells, read_grid, rows_of
+from recbole_dsl.compare.summary import (
+    Row,
+    mean_and_deviation,
+    metric_of,
+    read_cells,
+    read_grid,
+    rows_of,
+)
 
 PAGES = (ROOT / "README.md", ROOT / "docs/compare.md")
 FOLDER = RESULTS / "compare/ml-100k"
@@ -20,8 +27,7 @@ def rows() -> list[Row]:
     cells = read_cells(FOLDER)
     if not cells:
         return []
-    metric = str(next(iter(cells.values())).config["valid_metric"]).lower()
-    return rows_of(cells, read_grid(FOLDER)["methods"], metric)
+    return rows_of(cells, read_grid(FOLDER)["methods"], metric_of(cells))
 
 
 def accuracy() -> str:
@@ -45,8 +51,7 @@ def accuracy() -> str:
 def _scores(row: Row | None) -> str:
     if row is None:
         return "–"
-    deviation = "" if row.deviation is None else f" ± {row.deviation:.4f}"
-    text = f"{row.mean:.4f}{deviation}"
+    text = mean_and_deviation(row.scores)
     return f"**{text}**" if row.place == 1 else text
 
 

@@ -33,6 +33,7 @@ from recbole_dsl.quantities import (
     parse_span,
 )
 from recbole_dsl.sparsity.names import (
+    COMPILERS,
     DATA_PATH_NAMES,
     DROP_NAMES,
     GRAPH_NAMES,
@@ -486,15 +487,10 @@ class DSLConfig:
                 "dsl_grow='random_never_live' contradicts dsl_exploration_record=False: allowed "
                 "with it is only True."
             )
-        if self.kernels == "numba" and importlib.util.find_spec("numba") is None:
+        if self.kernels in COMPILERS and importlib.util.find_spec(self.kernels) is None:
             raise ConfigError(
-                "dsl_kernels='numba' needs the package numba, which is not installed: allowed without it "
-                "are 'auto' and 'torch' (pip install 'recbole-dsl[fast]' installs it)."
-            )
-        if self.kernels == "triton" and importlib.util.find_spec("triton") is None:
-            raise ConfigError(
-                "dsl_kernels='triton' needs the package triton, which is not installed: allowed without it "
-                "are 'auto' and 'torch' (torch for CUDA on Linux brings it along)."
+                f"dsl_kernels={self.kernels!r} needs the package {self.kernels}, which is not installed: "
+                f"allowed without it are 'auto' and 'torch' ({COMPILERS[self.kernels]})."
             )
         if self.init_values == "topology" and self.init not in TOPOLOGIES_WITH_VALUES:
             raise ConfigError(

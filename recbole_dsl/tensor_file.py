@@ -129,10 +129,8 @@ def _encode_tensor(tensor: Tensor, tensors: dict[str, Tensor], known: dict[tuple
     return {_TENSOR: known[key]}
 
 
-def read_tensor_file(
-    path: str | os.PathLike[str], kind: str, schema: int, device: torch.device | str = "cpu"
-) -> Any:
-    """What :func:`write_tensor_file` wrote, with its tensors on ``device``.
+def read_tensor_file(path: str | os.PathLike[str], kind: str, schema: int) -> Any:
+    """What :func:`write_tensor_file` wrote, with its tensors on the CPU.
 
     Nothing in the file is run, and nothing of it is used before its checksum is found right.
 
@@ -149,7 +147,7 @@ def read_tensor_file(
     if digest.hexdigest() != metadata["sha256"]:
         raise _refusal(path, "it is damaged: its checksum is not that of its contents")
     try:
-        with safe_open(os.fspath(path), framework="pt", device=str(device)) as opened:
+        with safe_open(os.fspath(path), framework="pt") as opened:
             return _decode(json.loads(metadata["tree"]), opened.get_tensor)
     except (SafetensorError, OSError, *_NOT_OURS) as error:
         raise _refusal(path, f"it cannot be decoded ({on_one_line(error)[:150]})") from None

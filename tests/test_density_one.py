@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("in_folder")
 
 
 @pytest.mark.parametrize(
-    "model", ["BPR", "LightGCN", "MultiVAE", pytest.param("NeuMF", marks=pytest.mark.slow)]
+    "model", [pytest.param(m, marks=pytest.mark.slow) if m == "NeuMF" else m for m in MODELS]
 )
 def test_losses_and_metrics_are_recboles(model: str, tmp_path: Path) -> None:
     """Three epochs, every matrix of the model in packed storage."""
@@ -32,9 +32,11 @@ def test_losses_and_metrics_are_recboles(model: str, tmp_path: Path) -> None:
     assert ours.sparsity["live"] == ours.sparsity["weights"] > 0
     assert ours.sparsity["updates"] == 0 and ours.sparsity["exploration_rate"] == 1.0
     assert ours.train_loss == pytest.approx(theirs["train_loss"], rel=1e-4)
-    # Of 943 users, two may see a pair of nearly equal scores swapped.
-    assert ours.best_valid_result == pytest.approx(theirs["best_valid_result"], abs=2.2e-3)
-    assert ours.test_result == pytest.approx(theirs["test_result"], abs=2.2e-3)
+    # Metrics are rounded to four places; one swapped pair of equal scores moves the last ones. On a GPU two
+    # of 943 users may see a pair swapped.
+    bound = 2.2e-3 if torch.cuda.is_available() else 1e-3
+    assert ours.best_valid_result == pytest.approx(theirs["best_valid_result"], abs=bound)
+    assert ours.test_result == pytest.approx(theirs["test_result"], abs=bound)
 
 
 class StopBeforeTraining(Exception):

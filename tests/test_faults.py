@@ -110,9 +110,7 @@ def check_files(folder: Path) -> None:
 KILLS = {"BPR": ("3 steps", 12), "LightGCN": ("1 epochs", 10), "MultiVAE": ("2 steps", 10)}
 
 
-@pytest.mark.parametrize(
-    "name", ["BPR", *(pytest.param(n, marks=pytest.mark.slow) for n in ("LightGCN", "MultiVAE"))]
-)
+@pytest.mark.parametrize("name", [n if n == "BPR" else pytest.param(n, marks=pytest.mark.slow) for n in KILLS])
 def test_killed_runs_end_as_if_they_had_not_been(name: str, data: Path, tmp_path: Path) -> None:
     """SIGKILL at random moments, again and again; the restarted command is always the same."""
     pace, kills = KILLS[name]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from recbole_dsl import compiling, sparsify
 from recbole_dsl.errors import ConfigError
 from recbole_dsl.packed.lookup import add_table, read_rows, read_table
 from recbole_dsl.sparsity.scores import GrowthScores, PositionMap
+from tests.test_kernels import table
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if DEVICE.type == "cpu":
@@ -31,15 +31,6 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     if DEVICE.type == "cpu":
         for module in ("packed.group", "sparsity.scores"):
             monkeypatch.setattr(f"recbole_dsl.{module}.on_gpu", lambda choice, *_: choice == "triton")
-
-
-def table(rows: int, columns: int, density: float, kernel: str, dtype: torch.dtype = torch.float32) -> Any:
-    """A packed group of two tables of which the second is looked at."""
-    torch.manual_seed(0)
-    model = nn.ModuleDict({n: nn.Embedding(rows, columns, dtype=dtype) for n in ("other", "table")})
-    return sparsify(
-        model.to(DEVICE), density, include=["*.weight"], groups="joint", kernels=kernel, init="random"
-    ).groups[0]
 
 
 @needs_triton
@@ -63,7 +54,7 @@ def test_kernels_are_their_twins(
     whole = torch.rand(rows, columns, generator=generator, dtype=dtype).to(DEVICE)
     found: dict[str, list[Tensor]] = {}
     for kernel in ("triton", "torch"):
-        group = table(rows, columns, density, kernel, dtype)
+        group = table(rows, columns, density, kernel, dtype, DEVICE)
         assert group.on_gpu() is (kernel == "triton")
         total = torch.ones_like(group.weight.detach())
         add_table(group, 1, whole, total)
@@ -80,7 +71,7 @@ def test_kernels_are_their_twins(
 @needs_triton
 def test_the_gradients_of_a_row_that_repeats_are_added_once() -> None:
     """More of them than a program adds together, and exactly: these numbers have no rounding."""
-    group = table(5, 4, 0.5, "triton")
+    group = table(5, 4, 0.5, "triton", device=DEVICE)
     ids = torch.tensor([3] * 100 + [1] * 16 + [3] * 17, device=DEVICE)
     group.rows(1, ids).sum().backward()
     total = group.weight.grad
@@ -94,7 +85,7 @@ def test_the_gradients_of_a_row_that_repeats_are_added_once() -> None:
 @pytest.mark.parametrize("wrong", [-1, 30])
 def test_rows_that_do_not_exist_are_not_a_number(wrong: int) -> None:
     """And are not taken for rows of another table of the group, nor added to one."""
-    group = table(30, 8, 0.5, "triton")
+    group = table(30, 8, 0.5, "triton", device=DEVICE)
     ids = torch.tensor([2, wrong, 3], device=DEVICE)
     read = read_rows(group, 1, ids)
     assert read[1].isnan().all()
@@ -149,7 +140,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_there() -> None:
 def test_half_precision_goes_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """In which the sum of many gradients would lose too much."""
     monkeypatch.undo()
-    group = table(30, 8, 0.5, "auto", torch.bfloat16)
+    group = table(30, 8, 0.5, "auto", torch.bfloat16, DEVICE)
     assert not group.on_gpu()
     assert read_table(group, 1).dtype == torch.bfloat16
 

@@ -23,11 +23,18 @@ from recbole_dsl.packed.lookup import add_rows, add_table, read_rows, read_table
 needs_numba = pytest.mark.skipif(not compiling.numba_installed(), reason="needs numba")
 
 
-def table(rows: int, columns: int, density: float, kernel: str, dtype: torch.dtype = torch.float32) -> Any:
+def table(
+    rows: int,
+    columns: int,
+    density: float,
+    kernel: str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Any:
     """A packed group of two tables of which the second is looked at."""
     torch.manual_seed(0)
     model = nn.ModuleDict({n: nn.Embedding(rows, columns, dtype=dtype) for n in ("other", "table")})
-    handle = sparsify(model, density, include=["*.weight"], groups="joint", kernels=kernel)
+    handle = sparsify(model.to(device), density, include=["*.weight"], groups="joint", kernels=kernel)
     return handle.groups[0]
 
 

@@ -75,7 +75,9 @@ OPTIMIZERS: dict[str, Callable] = {
 }
 
 
-@pytest.mark.parametrize("optimizer", ["fused_adam", pytest.param("adam", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "optimizer", [pytest.param(n, marks=pytest.mark.slow) if n == "adam" else n for n in OPTIMIZERS]
+)
 @pytest.mark.parametrize("growth_memory", [GROWTH_MEMORY, None], ids=["sampled", "all_rows"])
 def test_training_state_stays_near_the_density(optimizer: str, growth_memory: int | None) -> None:
     """Weights, index, gradients and Adam state: at most 0.13 of dense for density 0.1.

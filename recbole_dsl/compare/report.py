@@ -15,7 +15,17 @@ from ..results import RunResult
 from .drawing import Styles, as_plotly, save_images
 from .figures import Figure, figures_of
 from .methods import read_method
-from .summary import Row, asked_density, head_of, read_cells, read_grid, rows_of, words_of, write_tables
+from .summary import (
+    Row,
+    asked_density,
+    head_of,
+    metric_of,
+    read_cells,
+    read_grid,
+    rows_of,
+    words_of,
+    write_tables,
+)
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 76rem; padding: 1rem 1.5rem; }
@@ -61,7 +71,7 @@ def write_report(folder: Path, metric: str | None = None, density: float | None 
     cells = {key: result for key, result in read_cells(folder).items() if result.test_result}
     if not cells:
         raise ConfigError(f"'{folder}' has no finished cell; allowed is a comparison that has one.")
-    metric = _metric(cells, metric)
+    metric = metric_of(cells, metric)
     shown = _density(cells, density)
     grid = read_grid(folder)
     rows = rows_of(cells, grid["methods"], metric)
@@ -76,15 +86,6 @@ def write_report(folder: Path, metric: str | None = None, density: float | None 
     page = folder / "report.html"
     write_text_whole(page, _page(folder, grid, rows, cells, sections, styles))
     return page
-
-
-def _metric(cells: Mapping[str, RunResult], metric: str | None) -> str:
-    some = next(iter(cells.values()))
-    found = (metric or str(some.config["valid_metric"])).lower()
-    known = sorted(set.intersection(*(set(result.test_result) for result in cells.values())))
-    if found not in known:
-        raise ConfigError(f"metric={found!r} is not in all cells; allowed are {', '.join(known)}.")
-    return found
 
 
 def _density(cells: Mapping[str, RunResult], density: float | None) -> float:

@@ -88,6 +88,20 @@ def read_grid(folder: Path) -> dict[str, Any]:
     return grid
 
 
+def metric_of(cells: Mapping[str, RunResult], metric: str | None = None) -> str:
+    """``metric``, or the one that models were chosen by.
+
+    Raises:
+        ConfigError: a cell does not have it.
+    """
+    some = next(iter(cells.values()))
+    found = (metric or str(some.config["valid_metric"])).lower()
+    known = sorted(set.intersection(*(set(result.test_result) for result in cells.values())))
+    if found not in known:
+        raise ConfigError(f"metric={found!r} is not in all cells; allowed are {', '.join(known)}.")
+    return found
+
+
 def rows_of(cells: Mapping[str, RunResult], methods: Sequence[str], metric: str) -> list[Row]:
     """One row for every dataset, model, method and density of ``cells``, in the order of ``methods``."""
     by_row: dict[tuple[str, str, str, float | None], list[RunResult]] = {}
@@ -170,15 +184,20 @@ def as_markdown(rows: Sequence[Row]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def mean_and_deviation(scores: Mapping[int, float]) -> str:
+    """Over seeds; the sample standard deviation is left out where there is one seed."""
+    spread = f" ± {statistics.stdev(scores.values()):.4f}" if len(scores) > 1 else ""
+    return f"{statistics.fmean(scores.values()):.4f}{spread}"
+
+
 def words_of(row: Row) -> list[str]:
     """What the table says of a row, column by column."""
-    spread = "" if row.deviation is None else f" ± {row.deviation:.4f}"
     return [
         row.dataset,
         row.model,
         row.method,
         "" if row.density is None else f"{row.density:g}",
-        f"{row.mean:.4f}{spread}",
+        mean_and_deviation(row.scores),
         *("" if value is None else f"{value:.3f}" for value in (row.to_dense, row.p_dense, row.p_narrow)),
         *(_figure(value) for value in row.figures.values()),
         str(len(row.scores)),

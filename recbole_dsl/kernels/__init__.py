@@ -64,16 +64,21 @@ def on_gpu(choice: str, *tensors: Tensor) -> bool:
     )
 
 
+def gpu_rows() -> Any:
+    """The module of the kernels on a GPU, which cannot be imported without Triton."""
+    from . import rows_on_gpu
+
+    return rows_on_gpu
+
+
 @functools.cache
 def _triton_works(required: bool) -> bool:
     """Try once: beside the package, Triton needs a C compiler for what starts its kernels."""
     if not compiling.triton_installed():
         return False
     try:
-        from .rows_on_gpu import read_rows
-
         weight, pointers = torch.ones(1, device="cuda"), torch.tensor([0, 1], device="cuda")
-        read_rows(weight, pointers, pointers[:1], 0, 1, None, torch.empty(1, 1, device="cuda"))
+        gpu_rows().read_rows(weight, pointers, pointers[:1], 0, 1, None, torch.empty(1, 1, device="cuda"))
     except Exception as error:  # whatever a compiler or a driver may raise
         told = f"Triton cannot compile for this GPU ({type(error).__name__}: {error})"
         if required:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SecondOrderError, StaleGraphError
+from ..kernels import gpu_rows
 
 if TYPE_CHECKING:
     from .group import PackedGroup
@@ -94,11 +95,9 @@ class StepGradient:
         buffer, self.buffer = self.buffer, None
         rows, self._rows = self._rows, {}
         for looked_up in rows.values():
-            from ..kernels.rows_on_gpu import add_rows  # which cannot be imported without Triton
-
             assert buffer is not None
             index = self.group.row_pointers, self.group.column_ids
-            add_rows(buffer, *index, *zip(*looked_up, strict=True))
+            gpu_rows().add_rows(buffer, *index, *zip(*looked_up, strict=True))
         self.group.clear_caches()
         return buffer
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..kernels import in_parallel, rows
+from ..kernels import gpu_rows, in_parallel, rows
 
 if TYPE_CHECKING:
     from .group import PackedGroup
@@ -49,13 +49,41 @@ def read_rows(group: PackedGroup, tensor: int, ids: Tensor) -> Tensor:
         IndexError: a row that the tensor does not have; on a GPU, where the error would have to be waited
             for, such a row is NaN, or fails in torch.
     """
+    return _look_up(group, tensor, ids, None)[0]
+
+
+def _look_up(
+    group: PackedGroup, tensor: int, ids: Tensor, padding_idx: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """The rows, and from a GPU's kernel the lines to which their gradients go (kernels/rows_on_gpu.py)."""
     part, values = group.slices[tensor], group.weight.detach()
     table = _whole(group, tensor, values)
     if table is not None:
         _check_ids(ids, part.rows)
-        return table.index_select(0, ids)
+        return table.index_select(0, ids), None
     if group.on_gpu(ids):
-        return _read_on_gpu(group, tensor, ids, None)[0]
+        return _read_on_gpu(group, tensor, ids, padding_idx)
+    return _read_by_loops(group, tensor, ids), None
+
+
+def _read_on_gpu(
+    group: PackedGroup, tensor: int, ids: Tensor | None, padding_idx: int | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The rows ``ids``, or without them all, and the lines of ``ids``."""
+    part, values = group.slices[tensor], group.weight.detach()
+    out = values.new_empty(part.rows if ids is None else ids.numel(), part.cols)
+    index = values, group.row_pointers, group.column_ids
+    return out, gpu_rows().read_rows(*index, part.first_row, part.rows, ids, out, _skipped(padding_idx))
+
+
+def _skipped(padding_idx: int | None) -> int:
+    """The row whose gradient kernels drop, -1 for none."""
+    return -1 if padding_idx is None else padding_idx
+
+
+def _read_by_loops(group: PackedGroup, tensor: int, ids: Tensor) -> Tensor:
+    """In compiled loops, or by plain torch, which runs anywhere."""
+    part, values = group.slices[tensor], group.weight.detach()
     if not group.compiled(ids):
         _check_ids(ids, part.rows)
         index, target = locate(group, tensor, ids)
@@ -80,11 +108,11 @@ def add_rows(
     """Add the gradient (n × columns) of looked-up rows to that of the values, ``total``."""
     table = _whole(group, tensor, total)
     if table is not None and group.on_gpu(ids, gradient) and gradient.dtype == total.dtype:
-        _kernels().add_dense_rows(table, ids, gradient, -1 if padding_idx is None else padding_idx)
+        gpu_rows().add_dense_rows(table, ids, gradient, _skipped(padding_idx))
         return
     if table is None and group.compiled(ids, gradient) and gradient.dtype == total.dtype:
-        first, skipped = group.slices[tensor].first_row, -1 if padding_idx is None else padding_idx
-        rows.add_rows(total, group.row_pointers, group.column_ids, first, ids, gradient, skipped)
+        first = group.slices[tensor].first_row
+        rows.add_rows(total, group.row_pointers, group.column_ids, first, ids, gradient, _skipped(padding_idx))
         return
     if padding_idx is not None:
         ids, gradient = _without_padding(ids, gradient, padding_idx)
@@ -93,28 +121,6 @@ def add_rows(
         return
     index, target = locate(group, tensor, ids)
     total.scatter_add_(0, index, gradient.reshape(-1).index_select(0, target).to(total.dtype))
-
-
-def _kernels() -> Any:
-    """Those for a GPU, which cannot be imported without Triton."""
-    from ..kernels import rows_on_gpu
-
-    return rows_on_gpu
-
-
-def _index(group: PackedGroup, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``weights``, of which there is one per live weight, and where these are."""
-    return weights, group.row_pointers, group.column_ids
-
-
-def _read_on_gpu(
-    group: PackedGroup, tensor: int, ids: Tensor, padding_idx: int | None
-) -> tuple[Tensor, Tensor]:
-    """The rows ``ids``, and the lines to which their gradients go (kernels/rows_on_gpu.py)."""
-    part, values = group.slices[tensor], group.weight.detach()
-    out, skipped = values.new_empty(ids.numel(), part.cols), -1 if padding_idx is None else padding_idx
-    lines = _kernels().read_rows(*_index(group, values), part.first_row, part.rows, ids, out, skipped)
-    return out, lines
 
 
 def _without_padding(ids: Tensor, gradient: Tensor, padding_idx: int) -> tuple[Tensor, Tensor]:
@@ -139,10 +145,7 @@ class RowLookup(torch.autograd.Function):
         ids = ids.long()
         ctx.group, ctx.tensor, ctx.padding_idx = group, tensor, padding_idx
         ctx.step = group.step_gradient
-        if group.is_full or not group.on_gpu(ids):
-            ctx.save_for_backward(ids, None)
-            return read_rows(group, tensor, ids)
-        out, lines = _read_on_gpu(group, tensor, ids, padding_idx)
+        out, lines = _look_up(group, tensor, ids, padding_idx)
         ctx.save_for_backward(ids, lines)
         return out
 
@@ -178,9 +181,7 @@ def read_table(group: PackedGroup, tensor: int) -> Tensor:
     if table is not None:
         return table.clone()
     if group.on_gpu():
-        out = values.new_empty(part.rows, part.cols)
-        _kernels().read_rows(*_index(group, values), part.first_row, part.rows, None, out)
-        return out
+        return _read_on_gpu(group, tensor, None)[0]
     if not group.compiled():
         out = values.new_zeros(part.rows * part.cols)
         out.scatter_(0, group.flat_positions(tensor), values[group.span(tensor)])
@@ -202,7 +203,8 @@ def add_table(group: PackedGroup, tensor: int, gradient: Tensor, total: Tensor) 
         return
     if group.on_gpu(gradient) and gradient.dtype == total.dtype:
         part = group.slices[tensor]
-        _kernels().add_table(*_index(group, total), part.first_row, part.rows, gradient)
+        index = total, group.row_pointers, group.column_ids
+        gpu_rows().add_table(*index, part.first_row, part.rows, gradient)
         return
     if not (group.compiled(gradient) and gradient.dtype == total.dtype):
         live = gradient.reshape(-1).index_select(0, group.flat_positions(tensor))

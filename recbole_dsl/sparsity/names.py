@@ -17,6 +17,11 @@ GROWTH_NAMES: Final = (
 TOPOLOGY_NAMES: Final = ("random", "er", "erk", "aligned", "magnitude", "nmf")
 STORAGE_NAMES: Final = ("packed", "masked")
 KERNEL_NAMES: Final = ("auto", "numba", "triton", "torch")
+COMPILERS: Final = {
+    "numba": "pip install 'recbole-dsl[fast]' installs it",
+    "triton": "torch for CUDA on Linux brings it along",
+}
+"""Packages that compile kernels, and where each comes from."""
 GRAPH_NAMES: Final = ("csr", "recbole")
 DATA_PATH_NAMES: Final = ("fast", "recbole")
 

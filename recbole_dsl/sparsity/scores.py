@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ..kernels import on_gpu
+from ..kernels import gpu_rows, on_gpu
 from .budget import scored_row_counts
 from .sampling import random_subset
 
@@ -197,9 +197,7 @@ class GrowthScores:
 
     def _add_rows(self, table: Tensor, slots: Tensor, gradient: Tensor) -> None:
         if on_gpu(self.kernels, table, slots, gradient):
-            from ..kernels.rows_on_gpu import add_dense_rows  # which cannot be imported without Triton
-
-            add_dense_rows(table, slots, gradient)
+            gpu_rows().add_dense_rows(table, slots, gradient)
         else:
             table.index_add_(0, slots, gradient)
 
