@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from recbole_dsl.errors import ArtifactError
@@ -267,6 +267,7 @@ def test_a_write_that_breaks_off(fails_at: int, tmp_path: Path, monkeypatch: pyt
 @given(
     st.sampled_from([MANIFEST, WEIGHTS, CATALOGUE, INTERACTIONS]), st.integers(0, 10**6), st.integers(1, 255)
 )
+@example(MANIFEST, 2, ord(" ") ^ ord("\t"))  # a space of the first line, after its brace and end
 def test_a_changed_byte_is_seen(tmp_path: Path, name: str, place: int, change: int) -> None:
     """Anywhere in any file."""
     folder = tmp_path / "a"
@@ -275,11 +276,23 @@ def test_a_changed_byte_is_seen(tmp_path: Path, name: str, place: int, change: i
     good = (folder / name).read_bytes()
     bad = bytearray(good)
     bad[place % len(bad)] ^= change
+    expected = read_artifact(folder).manifest
     (folder / name).write_bytes(bad)
     try:
-        refused(folder)
+        if name == MANIFEST and says_the_same(bad, good):
+            assert read_artifact(folder).manifest == expected
+        else:
+            refused(folder)
     finally:
         (folder / name).write_bytes(good)
+
+
+def says_the_same(one: bytes, other: bytes) -> bool:
+    """Whether two files are the same JSON: between its parts a space may become a tab or a line's end."""
+    try:
+        return json.loads(one) == json.loads(other)
+    except ValueError:
+        return False
 
 
 @relaxed
