@@ -126,6 +126,8 @@ REFUSED = [
     ("dsl_grow_window", 0, "at least 1"),
     ("dsl_grow_momentum", 1, "below 1"),
     ("dsl_grow_momentum", -0.1, "below 1"),
+    ("dsl_grow_row_power", 1.5, "from 0 to 1"),
+    ("dsl_grow_row_power", -0.1, "from 0 to 1"),
     ("dsl_growth_memory", 0, "bytes"),
     ("dsl_growth_memory", "256", None),  # a number as text is a number of bytes
     ("dsl_growth_memory", "256 MX", "bytes"),

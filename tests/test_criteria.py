@@ -16,6 +16,7 @@ from recbole_dsl.sparsity.criteria import (
     GROWTH_CRITERIA,
     DropContext,
     GrowthContext,
+    relative_to_rows,
 )
 from recbole_dsl.sparsity.names import DROP_NAMES, GROWTH_NAMES
 from recbole_dsl.sparsity.randomness import generator_for
@@ -82,6 +83,42 @@ def test_taylor_drops_the_smallest_product_with_the_gradient() -> None:
     values, gradients = torch.tensor([5.0, 0.1, 1.0]), torch.tensor([0.0, -20.0, 1.0])
     assert dropped("taylor", values, 1, gradients=gradients) == [0]
     assert dropped("taylor", values, 2, gradients=gradients) == [0, 2]
+
+
+def test_row_magnitude_compares_with_the_row() -> None:
+    """Rows (3, 4), none, (.03, .01): relative to their RMS √12.5, √.0005 they are .85, 1.13, 1.34, .45."""
+    values, pointers = torch.tensor([3.0, -4.0, 0.03, 0.01]), torch.tensor([0, 2, 2, 4], dtype=torch.int32)
+    assert dropped("row_magnitude", values, 1, row_pointers=pointers) == [3]
+    assert dropped("row_magnitude", values, 2, row_pointers=pointers) == [0, 3]
+    assert dropped("row_magnitude", values, 3, row_pointers=pointers) == [0, 1, 3]
+    assert dropped("magnitude", values, 2) == [2, 3]
+
+
+def test_row_magnitude_takes_zeros_first_and_rows_of_zeros_too() -> None:
+    """A row of zeros has no scale; its weights are 0."""
+    values, pointers = torch.tensor([0.0, 0.0, 5.0, 0.0, 1.0]), torch.tensor([0, 2, 5])
+    assert dropped("row_magnitude", values, 3, row_pointers=pointers) == [0, 1, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_row_magnitude_of_half_precision_is_computed_in_single(dtype: torch.dtype) -> None:
+    """Squares of small numbers would vanish: 2⁻¹⁴ squared is below what half precision has."""
+    values, pointers = torch.tensor([3.0, 4.0, 2.0, 1.0]).to(dtype) * 2.0**-14, torch.tensor([0, 2, 4])
+    assert dropped("row_magnitude", values, 1, row_pointers=pointers) == [3]
+
+
+@pytest.mark.parametrize(
+    ("power", "expected"), [(0.5, [3 / 5**0.5, 4 / 5**0.5, 0, 2**0.5]), (1.0, [0.6, 0.8, 0, 1])]
+)
+def test_growth_scores_relative_to_rows(power: float, expected: list[float]) -> None:
+    """Norms 5 and 2."""
+    scores = relative_to_rows(torch.tensor([3.0, 4.0, 0.0, 2.0]), 2, power)
+    torch.testing.assert_close(scores, torch.tensor(expected))
+
+
+def test_rows_without_scores_stay_without() -> None:
+    """Nothing to divide by."""
+    assert relative_to_rows(torch.zeros(4), 2, 0.5).tolist() == [0, 0, 0, 0]
 
 
 def test_threshold_drops_only_what_is_below_and_at_most_k() -> None:

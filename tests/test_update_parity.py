@@ -54,6 +54,8 @@ class NaiveExplorer:
     momentum: float = 0.9
     seed: int = 0
     births: dict[str, float] = field(default_factory=dict)
+    rows: list[list[int]] = field(default_factory=list)
+    row_power: float = 0.0
     ever_live: set[int] = field(default_factory=set)
     step: int = 0
 
@@ -92,6 +94,12 @@ class NaiveExplorer:
         strength = {p: abs(now.values[p]) for p in now.live}
         if self.drop == "taylor":
             strength = {p: abs(now.values[p] * now.gradients[p]) for p in now.live}
+        if self.drop == "row_magnitude":
+            for row in self.rows:
+                living = [p for p in row if p in now.live]
+                squares = sum(now.values[p] ** 2 for p in living)
+                for p in living:
+                    strength[p] /= math.sqrt(squares / len(living)) or 1.0
         drop = self.dropped(now, strength, k)
         score = self.growth_score()
         pool = sorted(dead + drop)
@@ -129,12 +137,20 @@ class NaiveExplorer:
 
     def growth_score(self) -> list[float]:
         if not self.grow.startswith("random"):
-            return [abs(s) for s in self.scores]
+            return self.relative_to_rows([abs(s) for s in self.scores])
         draws = torch.rand(self.positions, generator=self.draws, dtype=torch.float64)
         score = (1 - draws).tolist()
         if self.grow == "random_never_live":
             score = [s + (p not in self.ever_live) for p, s in enumerate(score)]
         return score
+
+    def relative_to_rows(self, score: list[float]) -> list[float]:
+        result = list(score)
+        for row in self.rows:
+            norm = math.sqrt(sum(score[p] ** 2 for p in row))
+            for p in row:
+                result[p] /= norm**self.row_power or 1.0
+        return result
 
 
 # --- the real thing -------------------------------------------------------------------------------
@@ -221,6 +237,7 @@ def check_run(
     window: int | None = None,
     end: int | None = None,
     ratio_min: float = 0.005,
+    row_power: float = 0.0,
 ) -> tuple[Explorer, list[Snapshot]]:
     """Train on the given gradients and compare every update with the reference."""
     make, births = OPTIMIZERS[optimizer]
@@ -232,7 +249,7 @@ def check_run(
         [group],
         ExplorationSettings(
             update_interval=interval, end=end, update_ratio=ratio, update_ratio_min=ratio_min,
-            drop=drop, drop_threshold=THRESHOLD, grow=grow, grow_window=window,
+            drop=drop, drop_threshold=THRESHOLD, grow=grow, grow_window=window, grow_row_power=row_power,
         ),
     )  # fmt: skip
     optim = make(model.parameters())
@@ -240,7 +257,12 @@ def check_run(
     optim.register_step_post_hook(lambda *_: before.append(snapshot(group, optim, births)))
     explorer.attach(optim)
     positions = sum(t.numel() for t in tables)
-    naive = NaiveExplorer(positions, interval, end, ratio, drop, grow, window, ratio_min, births=births)
+    numbers = torch.arange(positions).split([t.numel() for t in tables])
+    rows = [row for t, flat in zip(tables, numbers, strict=True) for row in flat.view(t.shape).tolist()]
+    naive = NaiveExplorer(
+        positions, interval, end, ratio, drop, grow, window, ratio_min,
+        births=births, rows=rows, row_power=row_power,
+    )  # fmt: skip
     naive.ever_live |= set(live)
     after = []
     for gradient in gradients:
@@ -292,6 +314,17 @@ def test_every_pair_of_criteria_follows_the_reference(storage, grow, drop, run, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(update, "SLOTS_PER_BLOCK", block)
         check_run(**run, storage=storage, optimizer="sgd_momentum", drop=drop, grow=grow)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("grow", ["accumulated_gradient", "momentum", "random"])
+@settings(max_examples=25, deadline=None)
+@given(run=runs(), block=st.sampled_from([2, 5, 100]), power=st.sampled_from([0.5, 1.0]))
+def test_scores_relative_to_rows_follow_the_reference(storage, grow, run, block, power) -> None:
+    """Gradients, and sums kept over windows, are divided by their row's norm; random draws are not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(update, "SLOTS_PER_BLOCK", block)
+        check_run(**run, storage=storage, drop="row_magnitude", grow=grow, row_power=power)
 
 
 @pytest.mark.parametrize("storage", STORAGES)

@@ -20,7 +20,8 @@ class DropContext:
 
     ``values`` and ``gradients`` have one entry per live weight (``gradients`` may be None when no
     backward pass reached the group); ``k`` is the number to drop, ``threshold`` a magnitude > 0,
-    ``kernels`` the setting ``dsl_kernels``.
+    ``kernels`` the setting ``dsl_kernels``. ``row_pointers`` (rows of all tensors + 1,): where each row's
+    live weights start, the last one their number; None for one row.
     """
 
     values: Tensor
@@ -28,6 +29,7 @@ class DropContext:
     k: int
     threshold: float | None = None
     kernels: str = "auto"
+    row_pointers: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,39 @@ def _lowest(context: DropContext, strength: BlockScore, k: int) -> Drop:
 def drop_magnitude(context: DropContext) -> Drop:
     """The k live weights of smallest |w| (DSL §3.3; SET and RigL use the same score)."""
     return _lowest(context, _magnitude(context.values), context.k)
+
+
+def drop_row_magnitude(context: DropContext) -> Drop:
+    """The k live weights of smallest |w| / (root mean square of the live weights of their row).
+
+    By |w| alone rows that are seldom trained lose their weights to those that often are, whose weights
+    have moved further from their small initial values.
+    """
+    pointers = context.row_pointers
+    if pointers is None:
+        pointers = torch.tensor([0, context.values.numel()], device=context.values.device)
+    return _lowest(context, _share_of_row(context.values, pointers), context.k)
+
+
+def _share_of_row(values: Tensor, row_pointers: Tensor) -> BlockScore:
+    """|w| / RMS of its row, block by block; 0 in rows of zeros."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
+
+    def strength(first: int, last: int) -> Tensor:
+        magnitudes = values[first:last].abs().to(dtype)
+        if first == last:
+            return magnitudes
+        low = int(torch.searchsorted(row_pointers, first, right=True)) - 1
+        high = int(torch.searchsorted(row_pointers, last))
+        pointers = row_pointers[low : high + 1].long()
+        start, end = int(pointers[0]), int(pointers[-1])  # of whole rows
+        lengths = pointers.diff()
+        squares = torch.segment_reduce(values[start:end].to(dtype).square(), "sum", offsets=pointers - start)
+        rms = squares.div_(lengths.clamp(min=1)).sqrt_().clamp_(min=torch.finfo(dtype).tiny)
+        row = torch.repeat_interleave(lengths)[first - start : last - start]
+        return magnitudes.div_(rms.index_select(0, row))
+
+    return strength
 
 
 def drop_set(context: DropContext) -> Drop:
@@ -98,6 +133,7 @@ def drop_threshold(context: DropContext) -> Drop:
 
 DROP_CRITERIA: dict[str, Callable[[DropContext], Drop]] = {
     "magnitude": drop_magnitude,
+    "row_magnitude": drop_row_magnitude,
     "set": drop_set,
     "taylor": drop_taylor,
     "threshold": drop_threshold,
@@ -134,6 +170,18 @@ def grow_random_never_live(context: GrowthContext) -> Tensor:
     """A uniform draw per position, positions that never lived before all others."""
     assert context.ever_live is not None
     return grow_random(context) + (~context.ever_live.cpu()).double()
+
+
+def relative_to_rows(scores: Tensor, columns: int, power: float) -> Tensor:
+    """``scores`` of whole rows (rows × columns,), divided by the norm of their row to the ``power``.
+
+    Power 0 leaves gradients as they are, so rows that are often trained grow most; 1 makes all rows
+    equal. Sums over n steps whose signs are random grow with √n, so at ½ chance favours no row. Rows
+    without any score keep their zeros. Overwrites ``scores``.
+    """
+    rows = scores.view(-1, columns)
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows.div_(norms.clamp_(min=torch.finfo(scores.dtype).tiny).pow_(power)).view(-1)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError, DSLError
-from .criteria import DROP_CRITERIA, GROWTH_CRITERIA, DropContext, GrowthContext
+from .criteria import DROP_CRITERIA, GROWTH_CRITERIA, DropContext, GrowthContext, relative_to_rows
 from .randomness import generator_for
 from .record import ExplorationRecord
 from .schedule import update_ratio
@@ -26,7 +26,8 @@ class ExplorationSettings:
 
     ``update_interval`` ≥ 1 (ΔT); ``end`` ≥ 0 (T_end, no update after it); ``update_ratio``,
     ``update_ratio_min`` in [0, 1]; ``grow_window`` ≥ 1 or None for ``update_interval``;
-    ``growth_memory`` bytes for growth scores or None for no bound; ``growth_rows`` in (0, 1], the share
+    ``grow_row_power`` in [0, 1], see :func:`relative_to_rows`; ``growth_memory`` bytes for growth scores
+    or None for no bound; ``growth_rows`` in (0, 1], the share
     of each tensor's rows that is scored at most; ``seed`` of our own generators;
     ``record``: keep one bit per position that says whether it was live before.
     """
@@ -41,6 +42,7 @@ class ExplorationSettings:
     grow: str = "accumulated_gradient"
     grow_window: int | None = None
     grow_momentum: float = 0.9
+    grow_row_power: float = 0.0
     growth_memory: int | None = None
     growth_rows: float = 1.0
     record: bool = True
@@ -321,6 +323,7 @@ class Explorer:
             k,
             self.settings.drop_threshold,
             live.kernels,
+            live.row_pointers,
         )
         drop = DROP_CRITERIA[self.settings.drop](context)
         if self.add_up is not None and group.growth_scores is not None:
@@ -354,7 +357,7 @@ class Explorer:
         group, record = progress.group, progress.record
         sums = group.growth_scores
         where = sums.where if sums is not None else self._sample(progress)
-        state = progress.generator.get_state()
+        state, power = progress.generator.get_state(), self.settings.grow_row_power
 
         def score(first: int, last: int) -> Tensor:
             if first == 0:  # every pass over the scores sees the same draws
@@ -369,7 +372,10 @@ class Explorer:
                 ever_live=ever,
                 generator=progress.generator,
             )
-            return self.criterion.score(context).to(group.device)
+            scores = self.criterion.score(context).to(group.device)
+            if sums is None or power == 0.0:
+                return scores
+            return relative_to_rows(scores, where.columns(first), power)
 
         return where, score
 

@@ -6,7 +6,7 @@ Kept apart from the tables so that settings can be checked without importing tor
 from typing import Final
 
 SCHEDULE_NAMES: Final = ("cosine", "linear", "constant")
-DROP_NAMES: Final = ("magnitude", "set", "taylor", "threshold")
+DROP_NAMES: Final = ("magnitude", "row_magnitude", "set", "taylor", "threshold")
 GROWTH_NAMES: Final = (
     "accumulated_gradient",
     "last_gradient",

@@ -7,6 +7,7 @@ or those of a sample of rows when a share of them is asked for or a memory bound
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -93,6 +94,10 @@ class PositionMap:
             row = self.rows[t][local // cols]
             parts.append(self.position_starts[t] + row * cols + local % cols)
         return torch.cat(parts)
+
+    def columns(self, slot: int) -> int:
+        """Columns of the tensor that a slot is of."""
+        return self.shapes[bisect_right(self.slot_starts, slot, hi=len(self.shapes)) - 1][1]
 
     @property
     def bytes(self) -> int:
