@@ -25,6 +25,7 @@ from recbole_dsl.errors import ConfigError, nearest, on_one_line
 from recbole_dsl.plain import plain
 from recbole_dsl.property_files import METHOD_KEY, PREFIX, Settings
 from recbole_dsl.settings import (
+    AUTO,
     KEYS,
     SETTINGS,
     DSLConfig,
@@ -419,10 +420,10 @@ class RecBoleDSLConfig(Config):
         recbole_names.check_dataset(self.dataset, folder, settings["benchmark_filename"])
 
     def _check_dsl(self, dsl: DSLConfig) -> None:
-        if dsl.width is not None and self.final_config_dict.get("embedding_size") is None:
+        if dsl.width not in (None, AUTO) and self.final_config_dict.get("embedding_size") is None:
             raise ConfigError(
                 f"dsl_width={dsl.width} is refused for model {self.model!r}, which has no "
-                "'embedding_size': allowed is None."
+                "'embedding_size': allowed are None and 'auto', which leaves it as it is."
             )
         if dsl.result is not None:
             check_writable(dsl.result)

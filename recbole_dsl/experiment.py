@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from logging import getLogger
@@ -18,7 +19,8 @@ from . import compat, property_files
 from .costs import forward_macs, held_bytes, peak_memory_bytes, sharing_copy, undisturbed
 from .errors import ConfigError, DataError, DSLError, on_one_line
 from .results import SCHEMA, RunResult, environment
-from .settings import DSLConfig
+from .settings import AUTO, DSLConfig
+from .sparsity.width import best_width
 
 compat.apply()  # before anything of RecBole is imported
 
@@ -38,10 +40,11 @@ from .config import RecBoleDSLConfig  # noqa: E402
 from .plain import plain  # noqa: E402
 from .training import resuming  # noqa: E402
 from .training.adaptations import clear_model_caches, loss_of_interactions  # noqa: E402
+from .training.checkpoint import read_description  # noqa: E402
 from .training.loading import accelerate, share_out  # noqa: E402
 from .training.ranks import Ranks  # noqa: E402
 from .training.starting import check_start, start_from  # noqa: E402
-from .training.trainer import sparse_trainer  # noqa: E402
+from .training.trainer import interactions_of, sparse_trainer  # noqa: E402
 
 
 def run_recbole_dsl(
@@ -77,7 +80,10 @@ def run_recbole_dsl(
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that has been trained and tested; ``trainer`` has the tested weights if they were saved."""
+    """A run that has been trained and tested; ``trainer`` has the tested weights if they were saved.
+
+    ``preparation``: seconds it took to build the model and to make it sparse, factors included.
+    """
 
     trainer: Any
     train_data: Any
@@ -85,6 +91,7 @@ class Finished:
     best_valid: dict[str, float] | None
     test: dict[str, float] | None
     saved: bool
+    preparation: float
 
 
 def train_and_test(
@@ -105,7 +112,11 @@ def train_and_test(
         check_start(config.dsl.start_from)
     data, train_data, valid_data, test_data = load_data(config)
     logger = getLogger()
+    begin = time.perf_counter()
+    if resumed is not None and config.dsl.width == AUTO:
+        config["dsl_width"] = read_description(resumed)["config"]["dsl_width"]
     network = build_model(config, train_data)
+    preparation = time.perf_counter() - begin
     if config.dsl.start_from is not None and resumed is None:
         start_from(network, config.dsl.start_from)
     ranks = Ranks(config)
@@ -113,7 +124,9 @@ def train_and_test(
         init_seed(config["seed"] + ranks.number, config["reproducibility"])
     logger.info(network)
     log_dense_flops(config, network, data)
+    begin = time.perf_counter()
     trainer = sparse_trainer(config["MODEL_TYPE"], *config.lineage)(config, network, train_data)
+    preparation += time.perf_counter() - begin
     if resumed is not None:
         trainer.resume_checkpoint(resumed)
     if before is not None:
@@ -124,7 +137,7 @@ def train_and_test(
     logger.info("The running environment of this training is as follows:\n" + get_environment(config).draw())
     logger.info(set_color("best valid ", "yellow") + f": {best_valid}")
     logger.info(set_color("test result", "yellow") + f": {test}")
-    return Finished(trainer, train_data, test_data, best_valid, test, saved)
+    return Finished(trainer, train_data, test_data, best_valid, test, saved, preparation)
 
 
 def _to_resume(config: RecBoleDSLConfig) -> Path | None:
@@ -191,11 +204,13 @@ def _data_errors(config: RecBoleDSLConfig) -> Iterator[None]:
 
 
 def build_model(config: RecBoleDSLConfig, train_data: Any) -> Any:
-    """The dense model, of ``dsl_width`` columns if that is set.
+    """The dense model, of ``dsl_width`` columns if that is set; the configuration is told what ``auto`` chose.
 
     Raises:
         ConfigError: it refuses its settings or data, or lacks a package.
     """
+    if config.dsl.width == AUTO:
+        config["dsl_width"] = choose_width(config, train_data)
     settings: DSLConfig = config.dsl
     original = config["embedding_size"]
     try:
@@ -218,6 +233,24 @@ def build_model(config: RecBoleDSLConfig, train_data: Any) -> Any:
         if settings.width is not None:
             config["embedding_size"] = original
     return network.to(config["device"])
+
+
+def choose_width(config: RecBoleDSLConfig, train_data: Any) -> int | None:
+    """The columns that ``dsl_width: auto`` stands for; None where there is nothing to choose.
+
+    That is without ``embedding_size``, without a topology from the interactions or without these, for weights
+    that come from a file, for a ``dsl_budget``, and at density 1.
+    """
+    dsl: DSLConfig = config.dsl
+    own = config["embedding_size"]
+    chosen = dsl.init == "nmf" and dsl.start_from is None and dsl.budget is None and dsl.density < 1
+    interactions = interactions_of(train_data) if own is not None and chosen else None
+    if interactions is None:
+        return None
+    seed = config["seed"] if dsl.seed is None else dsl.seed
+    width: int = Ranks(config).told_by_first(best_width(interactions, own, dsl.density * own, seed))
+    getLogger().info(set_color("Columns", "blue") + f" of the tables: {width}, where the model has {own}")
+    return None if width == own else width
 
 
 def log_dense_flops(config: RecBoleDSLConfig, network: Any, data: Any) -> None:
@@ -300,6 +333,7 @@ def _costs(config: RecBoleDSLConfig, finished: Finished) -> dict[str, Any]:
     path = Path(trainer.saved_model_file)
     seconds = trainer.epoch_seconds
     return {
+        "preparation_seconds": finished.preparation,
         "training_seconds": sum(seconds),
         "seconds_per_epoch": sum(seconds) / len(seconds) if seconds else None,
         **held_bytes(trainer.model, trainer.optimizer),

@@ -65,6 +65,7 @@ def _config_of(
         )
     if kept["dsl_init"] not in TOPOLOGIES_OF_SHAPES:  # the topology is in the file
         given |= {"dsl_init": "random", "dsl_init_values": "model"}
+    given["dsl_width"] = kept["dsl_width"]  # what was chosen where "auto" was given
     given = {key: value for key, value in given.items() if key not in ("model", "dataset")} | settings
     with no_flags():
         return RecBoleDSLConfig(model_class or name, str(kept["dataset"]), None, given, evaluates=False)

@@ -278,6 +278,22 @@ def _resume() -> Setting:
     return Setting(parse, "True (the newest checkpoint of this run), False, or the path of one", text=True)
 
 
+AUTO: Final = "auto"
+"""Of ``dsl_width``: chosen by the interactions."""
+
+
+def _width() -> Setting:
+    whole = whole_setting(1)
+
+    def parse(value: object) -> int | str:
+        if isinstance(value, str) and value.lower() == AUTO:
+            return AUTO
+        width: int = whole.parse(value)
+        return width
+
+    return Setting(parse, f"{whole.allowed}, 'auto' (the interactions decide)", whole.text)
+
+
 def _method() -> Setting:
     def parse(value: object) -> str:
         if not isinstance(value, str):
@@ -296,7 +312,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "method": _method(),
     "density": number_setting(lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
     "budget": _optional(_budget(), "the budget that dsl_density gives"),
-    "width": _optional(whole_setting(1), "the model's own embedding_size"),
+    "width": _optional(_width(), "the model's own embedding_size"),
     "update_interval": _span(
         ("steps", "epochs"), 1, "a whole number of steps of at least 1, or text such as '2 epochs'"
     ),
@@ -411,7 +427,7 @@ class DSLConfig:
     method: str
     density: float
     budget: Budget | None
-    width: int | None
+    width: int | str | None
     update_interval: Span
     end: Span
     update_ratio: float

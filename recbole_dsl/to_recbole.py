@@ -72,6 +72,8 @@ def write_recbole_checkpoint(
     config, model, *_ = load_data_and_model(checkpoint, model_class, **settings)
     unpack(model, [module for module in model.modules() if getattr(module, "is_sparse_group", False)])
     theirs = {key: value for key, value in config.given.items() if not key.startswith("dsl_")}
+    if config.dsl.width is not None:
+        theirs["embedding_size"] = config.dsl.width
     if config["train_neg_sample_args"]["distribution"] == "none":
         theirs["train_neg_sample_args"] = None  # which is RecBole's own answer to its default
     with no_flags(), config.under_recbole_name():

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_dsl.errors import ConfigError
-from recbole_dsl.sparsity.factors import degree_normalised, nonnegative_factors
+from recbole_dsl.sparsity.factors import degree_normalised, nonnegative_factors, scaled
 from recbole_dsl.sparsity.interactions import Interactions
 from recbole_dsl.sparsity.names import TOPOLOGIES_WITH_VALUES, TOPOLOGY_NAMES
 from recbole_dsl.sparsity.randomness import generator_for
@@ -127,16 +127,26 @@ def test_nmf_with_all_zero_factors_is_finite() -> None:
     assert topology.values.tolist() == [0.0] * 6
 
 
-def test_nmf_values_have_the_scale_of_the_initial_values() -> None:
-    """Root mean square over live positions = that of the initial values; proportions stay."""
-    initial = [torch.full((2, 2), 0.02), torch.full((1, 2), -0.02)]
-    factors = [torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([[6.0, 8.0]])]
-    topology = build("nmf", [(2, 2), (1, 2)], 3, initial=initial, factors=factors)
-    assert topology.live.tolist() == [1, 3, 5]
-    assert topology.values.dtype == torch.float32
-    assert topology.values.pow(2).mean().sqrt().item() == pytest.approx(0.02)
-    ratios = topology.values / topology.values[0]
-    torch.testing.assert_close(ratios, torch.tensor([1.0, 1.25, 1.0]))
+def test_nmf_values_are_the_factors_and_those_of_the_model_elsewhere() -> None:
+    """Of three tables the second says nothing about users or items: 4 of 10 weights, 2 of its 4."""
+    initial = [torch.full((2, 2), 0.02), torch.tensor([[0.1, 0.2], [0.3, 0.4]]), torch.full((1, 2), -0.02)]
+    factors = [torch.tensor([[3.0, 4.0], [0.0, 1.0]]), None, torch.tensor([[6.0, 8.0]])]
+    topology = build("nmf", [(2, 2), (2, 2), (1, 2)], 5, initial=initial, factors=factors)
+    known = [p for p in topology.live.tolist() if not 4 <= p < 8]
+    assert known == [1, 3, 9]
+    everything = torch.cat([torch.tensor([3.0, 4.0, 0.0, 1.0, 0.1, 0.2, 0.3, 0.4, 6.0, 8.0])])
+    assert torch.equal(topology.values, everything[topology.live])
+
+
+def test_scaled_factors_rank_as_the_matrix_does() -> None:
+    """Users have norm 1, items their popularity: √degree times their factor, norms of 1 on average."""
+    users = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    items = torch.tensor([[1.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+    w, h = scaled(users, items, torch.tensor([4.0, 16.0, 0.0]))
+    torch.testing.assert_close(w, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
+    torch.testing.assert_close(h, torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
+    nothing = scaled(torch.zeros(2, 2), torch.zeros(3, 2), torch.zeros(3))
+    assert all(torch.equal(t, torch.zeros_like(t)) for t in nothing)
 
 
 def test_nmf_without_interactions_is_refused() -> None:

@@ -24,7 +24,7 @@ COLUMNS: Final[dict[str, Callable[[RunResult], float | None]]] = {
     "training state bytes": lambda r: r.costs["training_state_bytes"],
     "training MACs": lambda r: r.costs["training_macs"],
     "MACs per user": lambda r: r.costs["macs_per_recommended_user"],
-    "training seconds": lambda r: r.costs["training_seconds"],
+    "training seconds": lambda r: r.costs["training_seconds"] + (r.costs.get("preparation_seconds") or 0.0),
     "peak bytes": lambda r: r.costs["peak_memory_bytes"],
     "epochs": lambda r: r.epochs_run,
 }

@@ -9,6 +9,7 @@ import warnings
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 
 def degree_normalised(users: Tensor, items: Tensor, n_users: int, n_items: int) -> Tensor:
@@ -52,3 +53,20 @@ def nonnegative_factors(
         w *= (matrix @ h) / (w @ (h.t() @ h)).clamp_min_(tiny)
         h *= (back @ w) / (h @ (w.t() @ w)).clamp_min_(tiny)
     return w, h
+
+
+def scaled(users: Tensor, items: Tensor, item_degrees: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of a degree-normalised matrix as embeddings whose inner products rank items.
+
+    Users' rows get norm 1: it decides nothing about the ranking, and how strongly a user's steps move
+    the items. Items' rows are multiplied by √degree, which undoes the normalisation, so an item's
+    popularity is in its norm; then all by one number, so that the root mean square of the norms of rows
+    that are not zero is 1. So scores are of order 1, where the losses bend, and the steps of an optimizer
+    refine the factors, where with values as small as random initial ones they overwrite them.
+
+    ``users`` (n × rank), ``items`` (m × rank) ≥ 0; ``item_degrees`` (m,) ≥ 0.
+    """
+    items = items * item_degrees.sqrt()[:, None]
+    squares = items.square().sum(1)
+    mean = squares.sum() / squares.count_nonzero().clamp(min=1)
+    return normalize(users, dim=1), items / mean.sqrt().clamp(min=torch.finfo(items.dtype).tiny)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from .factors import degree_normalised, nonnegative_factors
+from .factors import degree_normalised, nonnegative_factors, scaled
 from .randomness import generator_for
 from .targets import TensorInfo
 
@@ -42,7 +43,8 @@ class Interactions:
         return fits.pop() if len(fits) == 1 else None
 
     def factors(self, tensors: Sequence[TensorInfo], seed: int) -> list[Tensor | None]:
-        """Per tensor the non-negative factor of its users or items; None where it is neither.
+        """Per tensor the non-negative factor of its users or items, scaled for use as values; None where
+        it is neither.
 
         Tables of the same width share one factorisation, so their columns mean the same. Where a
         table that fits has the role in its name, one without it has as many rows by chance.
@@ -60,9 +62,15 @@ class Interactions:
                 found.append(users if role == "user" else items)
         return found
 
+    def item_degrees(self) -> Tensor:
+        """How many users each item has (n_items,), float32."""
+        pairs = torch.unique(self.users.long() * self.n_items + self.items.long())
+        return torch.bincount(pairs % self.n_items, minlength=self.n_items).float()
+
     def _factorise(self, rank: int, seed: int) -> tuple[Tensor, Tensor]:
         if (rank, seed) not in self._cache:
             matrix = degree_normalised(self.users, self.items, self.n_users, self.n_items)
             generator = generator_for(seed, f"nmf/{rank}")
-            self._cache[rank, seed] = nonnegative_factors(matrix, rank, generator)
+            users, items = nonnegative_factors(matrix, rank, generator)
+            self._cache[rank, seed] = scaled(users, items, self.item_degrees())
         return self._cache[rank, seed]

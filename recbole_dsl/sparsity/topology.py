@@ -102,8 +102,7 @@ def nmf(context: TopologyContext) -> Topology:
     on equal terms. Where fewer entries are positive than the budget allows, the rest is drawn at
     random. A tensor without factors (neither a user nor an item table) gets its share of the budget
     by size, at random positions and with its initial values. ``values`` of the other tensors are the
-    factors', scaled so that their root mean square over the live positions is that of the initial
-    values.
+    factors'.
 
     Raises:
         ConfigError: there are no interactions to factorise.
@@ -133,9 +132,9 @@ def nmf(context: TopologyContext) -> Topology:
             places = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in members])
             parts.append(places[chosen])
     live = torch.cat(parts).sort().values
-    initial = torch.cat([t.detach().reshape(-1).cpu() for t in context.initial])
-    factored = torch.cat([torch.full((n,), k) for n, k in zip(sizes, known, strict=True)])
-    return Topology(live, _factor_values(torch.cat(keys)[live], initial, live, factored))
+    tables = zip(context.factors, context.initial, strict=True)
+    values = [(table.detach().cpu() if factor is None else factor).reshape(-1) for factor, table in tables]
+    return Topology(live, torch.cat(values)[live].to(context.initial[0].dtype))
 
 
 def _by_size(budget: int, sizes: Sequence[int], known: Sequence[bool]) -> dict[bool, int]:
@@ -143,14 +142,6 @@ def _by_size(budget: int, sizes: Sequence[int], known: Sequence[bool]) -> dict[b
     caps = [sum(n for n, k in zip(sizes, known, strict=True) if k is kind) for kind in (True, False)]
     with_factors, without = allocate(budget, caps, caps)
     return {True: with_factors, False: without}
-
-
-def _factor_values(keys: Tensor, initial: Tensor, live: Tensor, factored: Tensor) -> Tensor:
-    values = keys.clamp_min(0.0)
-    mine = factored[live]
-    wanted = initial[factored].double().pow(2).mean().sqrt()
-    scale = wanted / values[mine].pow(2).mean().sqrt().clamp_min(1e-12)
-    return torch.where(mine, values * scale, initial[live].double()).to(initial.dtype)
 
 
 TOPOLOGIES: dict[str, Callable[[TopologyContext], Topology]] = {

@@ -1,0 +1,130 @@
+"""How many columns the tables of users and items get, chosen by the interactions: ``dsl_width: auto``.
+
+A row's live weights cost the same among 16 columns or 256. Factors of few columns describe broad tastes
+and need many weights in each row; those of many columns describe narrow ones and need few. Which of them a
+budget serves best depends on the data, and is seen before training: factors of a part of the interactions,
+of which only as many entries stay as the budget allows, are asked for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from .factors import degree_normalised, nonnegative_factors, scaled
+from .interactions import Interactions
+from .randomness import generator_for
+from .selection import highest_k
+
+HELD_OUT: Final = 0.1
+"""Share of the interactions that factors are asked for."""
+
+USERS: Final = 4096
+"""How many users are asked for at most."""
+
+ITERATIONS: Final = 30
+"""Of the factorisation: enough to tell widths apart."""
+
+GAIN: Final = 1.1
+"""A wider table must rank this much better, since it takes more time."""
+
+TOP: Final = 10
+"""Length of the rankings that are compared, by NDCG."""
+
+
+def best_width(interactions: Interactions, own: int, weights_per_row: float, seed: int) -> int:
+    """The number of columns among ¼, ½, 1, 2 and 4 times ``own`` (and at most 256 or ``own``).
+
+    From ``own`` on, twice the width as long as held-out interactions are ranked 10 % better; otherwise half
+    of it as long as that is at least as good and leaves twice the columns that live. Same interactions, same
+    seed, same width. Time: that of a factorisation for every width that is tried.
+
+    Args:
+        interactions: those of training.
+        own: columns of the dense model's tables, ≥ 1.
+        weights_per_row: live weights of a row on average, > 0.
+        seed: of our own generator.
+    """
+    known, asked = _split(interactions, seed)
+    if asked.users.numel() == 0:
+        return own
+
+    def quality(width: int) -> float:
+        return ranking_quality(known, asked, width, weights_per_row, seed)
+
+    wider = [w for w in (2 * own, 4 * own) if w <= 256]
+    narrower = [w for w in (own // 2, own // 4) if w >= max(1.0, 2 * weights_per_row)]
+    here = quality(own)
+    best, better = _climb(own, here, wider, quality, GAIN)
+    return best if better else _climb(own, here, narrower, quality, 1.0)[0]
+
+
+def _climb(
+    start: int, here: float, steps: Sequence[int], quality: Callable[[int], float], gain: float
+) -> tuple[int, bool]:
+    """The last of ``steps`` up to which each is ``gain`` times as good as that before; whether it is one."""
+    best = start
+    for width in steps:
+        there = quality(width)
+        if there < gain * here:
+            break
+        best, here = width, there
+    return best, best != start
+
+
+def _split(interactions: Interactions, seed: int) -> tuple[Interactions, Interactions]:
+    """The interactions without a tenth, drawn at random, and that tenth."""
+    n_users, n_items = interactions.n_users, interactions.n_items
+    pairs = torch.unique(interactions.users.long() * n_items + interactions.items.long())
+    drawn = torch.rand(pairs.numel(), generator=generator_for(seed, "width/split")) < HELD_OUT
+    parts = (pairs[~drawn], pairs[drawn])
+    known, asked = (Interactions(p // n_items, p % n_items, n_users, n_items) for p in parts)
+    return known, asked
+
+
+def ranking_quality(
+    known: Interactions, asked: Interactions, width: int, weights_per_row: float, seed: int
+) -> float:
+    """NDCG@10 in [0, 1] of ``asked`` by the largest entries of factors of ``known``, over all other items.
+
+    ``width`` columns, of which ``weights_per_row`` live in a row on average; at most 4096 users are asked.
+    """
+    matrix = degree_normalised(known.users, known.items, known.n_users, known.n_items)
+    generator = generator_for(seed, f"width/{width}")
+    users, items = nonnegative_factors(matrix, width, generator, ITERATIONS)
+    keys = torch.nn.functional.normalize(torch.cat([users, items]), dim=1).reshape(-1)
+    live = torch.zeros_like(keys, dtype=torch.bool)
+    live[highest_k(keys, min(keys.numel(), int(weights_per_row * (len(users) + len(items)))))] = True
+    users, items = scaled(users, items, known.item_degrees())
+    kept = live.view(-1, width)
+    users, items = users * kept[: len(users)], items * kept[len(users) :]
+    chosen = torch.unique(asked.users)
+    if chosen.numel() > USERS:
+        order = torch.randperm(chosen.numel(), generator=generator_for(seed, "width/users"))
+        chosen = chosen[order[:USERS]].sort().values
+    total = 0.0
+    for some in chosen.split(512):
+        scores = users[some] @ items.T
+        scores[_marks(known, some)] = -torch.inf
+        total += float(_ndcg(scores.topk(min(TOP, scores.shape[1])).indices, _marks(asked, some)).sum())
+    return total / chosen.numel()
+
+
+def _marks(interactions: Interactions, users: Tensor) -> Tensor:
+    """Bool (users × items): whose items. ``users`` ascends."""
+    row = torch.searchsorted(users, interactions.users).clamp_(max=users.numel() - 1)
+    mine = users[row] == interactions.users
+    marks = torch.zeros(users.numel(), interactions.n_items, dtype=torch.bool)
+    marks[row[mine], interactions.items[mine]] = True
+    return marks
+
+
+def _ndcg(ranked: Tensor, wanted: Tensor) -> Tensor:
+    """NDCG of each row of ``ranked`` (users × k item ids) for the ``wanted`` items (users × items, bool)."""
+    discount = torch.arange(2, ranked.shape[1] + 2).log2().reciprocal()
+    found = wanted.gather(1, ranked).float() @ discount
+    count = wanted.sum(1).clamp(1, ranked.shape[1])
+    return found / discount.cumsum(0)[count - 1]
