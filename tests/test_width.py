@@ -1,0 +1,185 @@
+"""``dsl_width: auto``: which width the interactions choose, and that a run keeps it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recbole_dsl import load_data_and_model
+from recbole_dsl.cli import main
+from recbole_dsl.config import RecBoleDSLConfig
+from recbole_dsl.experiment import build_model, choose_width, load_data, run_recbole_dsl
+from recbole_dsl.sparsity import width
+from recbole_dsl.sparsity.interactions import Interactions
+from tests.model_runs import no_flags, settings_of
+from tests.tiny_data import NAME
+
+pytestmark = pytest.mark.usefixtures("in_folder")
+
+
+def blocks(count: int, size: int, each: int, seed: int = 0) -> Interactions:
+    """``count`` groups of ``size`` users, each with ``each`` of the ``size`` items of its group."""
+    draw = torch.Generator().manual_seed(seed)
+    pairs = [
+        (b * size + u, b * size + int(i))
+        for b in range(count)
+        for u in range(size)
+        for i in torch.randperm(size, generator=draw)[:each]
+    ]
+    users, items = torch.tensor(pairs).T
+    return Interactions(users, items, count * size, count * size)
+
+
+# --- the choice ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("own", "per_row", "qualities", "chosen"),
+    [
+        (64, 6.4, {64: 0.10, 128: 0.12, 256: 0.14}, 256),
+        (64, 6.4, {64: 0.10, 128: 0.12, 256: 0.131}, 128),  # not 10 % better
+        (64, 6.4, {64: 0.10, 128: 0.109, 256: 0.9, 32: 0.09}, 64),  # a climb does not look beyond a step
+        (64, 6.4, {64: 0.10, 128: 0.05, 32: 0.106, 16: 0.112}, 16),
+        (64, 6.4, {64: 0.10, 128: 0.05, 32: 0.104}, 64),  # not 5 % better
+        (64, 12.8, {64: 0.10, 128: 0.05, 32: 0.106, 16: 0.2}, 32),  # 16 columns are less than twice 12.8
+        (64, 40.0, {64: 0.10, 128: 0.05}, 64),
+        (128, 6.4, {128: 0.1, 256: 0.2}, 256),  # 512 would take two bytes of index
+        (300, 6.4, {300: 0.1, 150: 0.05}, 300),
+        (64, 6.4, {64: 0.0, 128: 0.0, 256: 0.0}, 256),  # nothing is found: no reason to stay
+    ],
+)
+def test_the_climb(
+    own: int, per_row: float, qualities: dict[int, float], chosen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the model's width by doublings or halvings; no other width is tried."""
+    monkeypatch.setattr(width, "ranking_quality", lambda _k, _a, columns, *_: qualities[columns])
+    assert width.best_width(blocks(4, 6, 4), own, per_row, 0) == chosen
+
+
+def test_many_small_groups_get_many_columns() -> None:
+    """60 groups are told apart by 64 columns, not by 16."""
+    assert width.best_width(blocks(60, 8, 5), 16, 3.0, 0) == 64
+
+
+def test_few_large_groups_get_few_columns() -> None:
+    """Two groups and a budget of two weights in each row."""
+    assert width.best_width(blocks(2, 100, 30), 32, 2.0, 0) < 32
+
+
+def test_the_same_seed_chooses_the_same_and_draws_from_no_global_generator() -> None:
+    """The split, the factors and the users that are asked have generators of their own."""
+    before = torch.get_rng_state()
+    some = blocks(10, 10, 5)
+    known, asked = width._split(some, 3)
+    one, two = (width.ranking_quality(known, asked, 8, 3.0, 3) for _ in range(2))
+    assert one == two and 0 < one <= 1
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_tenth_is_held_out_and_repeated_pairs_are_one() -> None:
+    """Known and asked pairs are all pairs, each once."""
+    users, items = torch.arange(2000) % 50, torch.arange(2000) % 37
+    known, asked = width._split(Interactions(users, items, 50, 37), 0)
+    pairs = [set(zip(part.users.tolist(), part.items.tolist(), strict=True)) for part in (known, asked)]
+    assert not pairs[0] & pairs[1] and len(pairs[0] | pairs[1]) == len(known.users) + len(asked.users)
+    assert pairs[0] | pairs[1] == set(zip(users.tolist(), items.tolist(), strict=True))
+    assert 0.07 < len(pairs[1]) / 1850 < 0.13
+
+
+def test_ndcg_by_hand() -> None:
+    """Found at ranks 1 and 3 of two: (1 + ½) / (1 + 1/log₂3); at rank 2 of one: 1/log₂3."""
+    ranked = torch.tensor([[4, 0, 2], [1, 3, 0]])
+    wanted = torch.tensor([[0, 0, 1, 0, 1], [0, 0, 0, 1, 0]], dtype=torch.bool)
+    second = 1 / torch.tensor(3.0).log2()
+    torch.testing.assert_close(width._ndcg(ranked, wanted), torch.stack([1.5 / (1 + second), second]))
+
+
+def test_known_items_are_not_ranked() -> None:
+    """One block of which each user lacks one item: with it alone left to rank, the ranking is perfect."""
+    known = Interactions(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 2]), 2, 3)
+    asked = Interactions(torch.tensor([0, 1]), torch.tensor([2, 0]), 2, 3)
+    assert width.ranking_quality(known, asked, 2, 2.0, 0) == pytest.approx(1.0)
+
+
+def test_without_interactions_to_ask_for_the_width_stays() -> None:
+    """A single pair is not held out by this seed."""
+    one = torch.tensor([0])
+    assert width.best_width(Interactions(one, one, 2, 2), 16, 1.0, 0) == 16
+
+
+# --- in a run --------------------------------------------------------------------------------------
+
+
+def config_of(data: Path, model: str = "BPR", **more: Any) -> RecBoleDSLConfig:
+    with no_flags():
+        return RecBoleDSLConfig(model, NAME, config_dict={**settings_of(model, data), **more})
+
+
+def test_a_run_tells_what_was_chosen_and_is_loaded_with_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is chosen anew from the checkpoint, for which a last bit could make a difference."""
+    settings = {**settings_of("BPR", data), "epochs": 1, "checkpoint_dir": str(tmp_path / "saved")}
+    monkeypatch.setattr("recbole_dsl.experiment.best_width", lambda *_: 24)
+    with no_flags():
+        result = run_recbole_dsl(
+            "BPR", NAME, config_dict={**settings, "dsl_width": "auto", "dsl_density": 0.25}
+        )
+    assert result.config["dsl_width"] == 24 and result.config["embedding_size"] == 16
+    assert [t["shape"][1] for g in result.sparsity["groups"] for t in g["tensors"]] == [24, 24]
+    assert result.sparsity["live"] == result.sparsity["budget"] == (73 + 111) * 4
+    assert result.costs["preparation_seconds"] > 0
+
+    monkeypatch.setattr("recbole_dsl.experiment.best_width", lambda *_: pytest.fail("chosen again"))
+    file = next(f for f in (tmp_path / "saved").glob("*.dsl") if not f.name.endswith("-last.dsl"))
+    _, model, *_ = load_data_and_model(file)
+    assert model.user_embedding.weight.shape[1] == 24
+    assert main(["to-recbole", str(file), "--out", str(tmp_path / "dense.pth")]) == 0
+    dense = torch.load(tmp_path / "dense.pth", weights_only=False)
+    assert dense["config"]["embedding_size"] == dense["state_dict"]["user_embedding.weight"].shape[1] == 24
+    with no_flags():
+        again = run_recbole_dsl(
+            "BPR", NAME,
+            config_dict={**settings, "dsl_width": "auto", "dsl_density": 0.25, "epochs": 2, "dsl_resume": True},
+        )  # fmt: skip
+    assert again.config["dsl_width"] == 24 and again.epochs_run == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [
+        ("BPR", {"dsl_density": 1.0}),
+        ("BPR", {"dsl_budget": 500}),
+        ("BPR", {"dsl_init": "random"}),
+        ("NeuMF", {"dsl_method": "dsl_plus"}),  # has no embedding_size of that name
+        ("DeepFM", {}),
+    ],
+)
+def test_where_there_is_nothing_to_choose_the_width_stays(model: str, more: dict[str, Any], data: Path) -> None:
+    """The model is built as it would be without the key."""
+    config = config_of(data, model, dsl_width="auto", **more)
+    if model == "NeuMF":
+        config["embedding_size"] = None
+    train_data = load_data(config)[1]
+    assert choose_width(config, train_data) is None
+    shapes = {name: p.shape for name, p in build_model(config, train_data).named_parameters()}
+    assert config["dsl_width"] is None and config.dense_sizes is None
+    plain = config_of(data, model, dsl_width=None, **more)
+    assert shapes == {name: p.shape for name, p in build_model(plain, train_data).named_parameters()}
+
+
+def test_weights_from_a_file_keep_their_width(data: Path, tmp_path: Path) -> None:
+    """The file has its own number of columns."""
+    config = config_of(data, dsl_width="auto", dsl_start_from=str(tmp_path / "x.pth"), dsl_init_values="model")
+    assert choose_width(config, load_data(config)[1]) is None
+
+
+def test_dsl_plus_chooses_for_bpr_and_lightgcn(data: Path) -> None:
+    """By their property files; another method has the model's width."""
+    for model in ("BPR", "LightGCN"):
+        assert config_of(data, model).dsl.width == "auto"
+        assert config_of(data, model, dsl_method="dsl").dsl.width is None
+    assert config_of(data, "NGCF").dsl.width is None
