@@ -41,10 +41,11 @@ def blocks(count: int, size: int, each: int, seed: int = 0) -> Interactions:
     [
         (64, 6.4, {64: 0.10, 128: 0.12, 256: 0.14}, 256),
         (64, 6.4, {64: 0.10, 128: 0.12, 256: 0.131}, 128),  # not 10 % better
-        (64, 6.4, {64: 0.10, 128: 0.109, 256: 0.9, 32: 0.09}, 64),  # a climb does not look beyond a step
-        (64, 6.4, {64: 0.10, 128: 0.05, 32: 0.106, 16: 0.112}, 16),
-        (64, 6.4, {64: 0.10, 128: 0.05, 32: 0.104}, 64),  # not 5 % better
-        (64, 12.8, {64: 0.10, 128: 0.05, 32: 0.106, 16: 0.2}, 32),  # 16 columns are less than twice 12.8
+        (64, 6.4, {64: 0.10, 128: 0.109, 256: 0.9}, 64),  # a climb does not look beyond a step
+        (64, 1.6, {64: 0.10, 128: 0.05, 32: 0.106, 16: 0.112}, 16),
+        (64, 1.6, {64: 0.10, 128: 0.05, 32: 0.104}, 64),  # not 5 % better
+        (64, 3.2, {64: 0.10, 128: 0.05, 32: 0.106}, 32),  # of 16 columns a fifth would live
+        (64, 6.4, {64: 0.10, 128: 0.05}, 64),
         (64, 40.0, {64: 0.10, 128: 0.05}, 64),
         (128, 6.4, {128: 0.1, 256: 0.2}, 256),  # 512 would take two bytes of index
         (300, 6.4, {300: 0.1, 150: 0.05}, 300),
@@ -65,8 +66,8 @@ def test_many_small_groups_get_many_columns() -> None:
 
 
 def test_few_large_groups_get_few_columns() -> None:
-    """Two groups and a budget of two weights in each row."""
-    assert width.best_width(blocks(2, 100, 30), 32, 2.0, 0) < 32
+    """Two groups and a budget of 1.6 weights in each row, a tenth of 16."""
+    assert width.best_width(blocks(2, 100, 30), 32, 1.6, 0) == 16
 
 
 def test_the_same_seed_chooses_the_same_and_draws_from_no_global_generator() -> None:
@@ -123,6 +124,7 @@ def test_a_run_tells_what_was_chosen_and_is_loaded_with_it(
 ) -> None:
     """Nothing is chosen anew from the checkpoint, for which a last bit could make a difference."""
     settings = {**settings_of("BPR", data), "epochs": 1, "checkpoint_dir": str(tmp_path / "saved")}
+    settings |= {"dsl_width": "auto", "dsl_density": 0.25}
     monkeypatch.setattr("recbole_dsl.experiment.best_width", lambda *_: 24)
     with no_flags():
         result = run_recbole_dsl(
@@ -141,10 +143,7 @@ def test_a_run_tells_what_was_chosen_and_is_loaded_with_it(
     dense = torch.load(tmp_path / "dense.pth", weights_only=False)
     assert dense["config"]["embedding_size"] == dense["state_dict"]["user_embedding.weight"].shape[1] == 24
     with no_flags():
-        again = run_recbole_dsl(
-            "BPR", NAME,
-            config_dict={**settings, "dsl_width": "auto", "dsl_density": 0.25, "epochs": 2, "dsl_resume": True},
-        )  # fmt: skip
+        again = run_recbole_dsl("BPR", NAME, config_dict={**settings, "epochs": 2, "dsl_resume": True})
     assert again.config["dsl_width"] == 24 and again.epochs_run == 2
 
 

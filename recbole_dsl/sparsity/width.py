@@ -32,7 +32,10 @@ WIDER: Final = 1.1
 """So much better a table of twice the width must rank, since it takes more time."""
 
 NARROWER: Final = 1.05
-"""So much better one of half the width must, since training makes more of columns than factors do."""
+"""So much better one of half the width must."""
+
+LIVE_SHARE: Final = 0.1
+"""Of the columns at most, in a table made narrower: training makes more of columns than factors do."""
 
 TOP: Final = 10
 """Length of the rankings that are compared, by NDCG."""
@@ -42,7 +45,7 @@ def best_width(interactions: Interactions, own: int, weights_per_row: float, see
     """The number of columns among ¼, ½, 1, 2 and 4 times ``own`` (and at most 256 or ``own``).
 
     From ``own`` on, twice the width as long as held-out interactions are ranked 10 % better; otherwise half
-    of it as long as they are ranked 5 % better and half of the columns can stay dead. Same interactions, same
+    of it as long as they are ranked 5 % better and no more than a tenth of the columns live. Same interactions, same
     seed, same width. Time: that of a factorisation for every width that is tried.
 
     Args:
@@ -59,7 +62,7 @@ def best_width(interactions: Interactions, own: int, weights_per_row: float, see
         return ranking_quality(known, asked, width, weights_per_row, seed)
 
     wider = [w for w in (2 * own, 4 * own) if w <= 256]
-    narrower = [w for w in (own // 2, own // 4) if w >= max(1.0, 2 * weights_per_row)]
+    narrower = [w for w in (own // 2, own // 4) if 0 < weights_per_row <= LIVE_SHARE * w]
     here = quality(own)
     best, better = _climb(own, here, wider, quality, WIDER)
     return best if better else _climb(own, here, narrower, quality, NARROWER)[0]
