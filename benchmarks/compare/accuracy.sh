@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${DATA:?set it to the folder that holds the datasets}"
-order=(MultiVAE/ml-1m BPR/citeulike-t BPR/ml-1m MultiVAE/citeulike-t NeuMF/ml-1m LightGCN/citeulike-t LightGCN/ml-1m)
+order=(BPR/citeulike-t MultiVAE/ml-1m BPR/ml-1m LightGCN/citeulike-t MultiVAE/citeulike-t NeuMF/ml-1m LightGCN/ml-1m)
 for pair in "${order[@]}"; do
     model=${pair%/*} dataset=${pair#*/}
     name=$model-$dataset

@@ -45,8 +45,8 @@ def best_width(interactions: Interactions, own: int, weights_per_row: float, see
     """The number of columns among ¼, ½, 1, 2 and 4 times ``own`` (and at most 256 or ``own``).
 
     From ``own`` on, twice the width as long as held-out interactions are ranked 10 % better; otherwise half
-    of it as long as they are ranked 5 % better and no more than a tenth of the columns live. Same interactions, same
-    seed, same width. Time: that of a factorisation for every width that is tried.
+    of it as long as they are ranked 5 % better and no more than a tenth of the columns live. The same
+    interactions and seed give the same width. Time: that of a factorisation for every width that is tried.
 
     Args:
         interactions: those of training.
