@@ -60,6 +60,13 @@ def test_the_climb(
     assert width.best_width(blocks(4, 6, 4), own, per_row, 0) == chosen
 
 
+def test_factors_that_take_more_than_they_may_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 × 24 rows of 128 columns take 24,576 bytes."""
+    monkeypatch.setattr(width, "ranking_quality", lambda _k, _a, columns, *_: float(columns))
+    monkeypatch.setattr(width, "FACTOR_BYTES", 24_576)
+    assert width.best_width(blocks(4, 6, 4), 64, 6.4, 0) == 128
+
+
 def test_many_small_groups_get_many_columns() -> None:
     """60 groups are told apart by 64 columns, not by 16."""
     assert width.best_width(blocks(60, 8, 5), 16, 3.0, 0) == 64

@@ -27,8 +27,8 @@ class ExplorationSettings:
     ``update_interval`` ≥ 1 (ΔT); ``end`` ≥ 0 (T_end, no update after it); ``update_ratio``,
     ``update_ratio_min`` in [0, 1]; ``grow_window`` ≥ 1 or None for ``update_interval``;
     ``grow_row_power`` in [0, 1], see :func:`relative_to_rows`; ``growth_memory`` bytes for growth scores
-    or None for no bound; ``growth_rows`` in (0, 1], the share
-    of each tensor's rows that is scored at most; ``seed`` of our own generators;
+    or None for no bound; ``growth_rows`` in (0, 1], the share of each tensor's rows that is scored at
+    most; ``seed`` of our own generators;
     ``record``: keep one bit per position that says whether it was live before.
     """
 

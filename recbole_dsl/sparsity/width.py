@@ -25,6 +25,9 @@ HELD_OUT: Final = 0.1
 USERS: Final = 4096
 """How many users are asked for at most."""
 
+FACTOR_BYTES: Final = 2**30
+"""What the factors of a wider table may take; while they are made, twice that is held."""
+
 ITERATIONS: Final = 30
 """Of the factorisation: enough to tell widths apart."""
 
@@ -44,6 +47,8 @@ TOP: Final = 10
 def best_width(interactions: Interactions, own: int, weights_per_row: float, seed: int) -> int:
     """The number of columns among ¼, ½, 1, 2 and 4 times ``own`` (and at most 256 or ``own``).
 
+    Wider tables whose factors would take more than a GiB are not tried.
+
     From ``own`` on, twice the width as long as held-out interactions are ranked 10 % better; otherwise half
     of it as long as they are ranked 5 % better and no more than a tenth of the columns live. The same
     interactions and seed give the same width. Time: that of a factorisation for every width that is tried.
@@ -61,7 +66,8 @@ def best_width(interactions: Interactions, own: int, weights_per_row: float, see
     def quality(width: int) -> float:
         return ranking_quality(known, asked, width, weights_per_row, seed)
 
-    wider = [w for w in (2 * own, 4 * own) if w <= 256]
+    row_bytes = 4 * (interactions.n_users + interactions.n_items)
+    wider = [w for w in (2 * own, 4 * own) if w <= 256 and w * row_bytes <= FACTOR_BYTES]
     narrower = [w for w in (own // 2, own // 4) if 0 < weights_per_row <= LIVE_SHARE * w]
     here = quality(own)
     best, better = _climb(own, here, wider, quality, WIDER)
