@@ -441,6 +441,7 @@ def _topology(
         initial=[t.parameter.detach().reshape(table_shape(t.shape)) for t in tensors],
         factors=factors,
         generator=generator_for(seed, f"topology/{name}"),
+        norm=config.init_norm,
     )
     topology = TOPOLOGIES[config.init](context)
     if given is None:

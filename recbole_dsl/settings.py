@@ -336,6 +336,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "growth_rows": number_setting(lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
     "init": _word(TOPOLOGY_NAMES),
     "init_values": _word(("model", "topology")),
+    "init_norm": number_setting(lambda x: x > 0, "a number above 0"),
     "seed": _optional(whole_setting(0), "RecBole's seed"),
     "groups": _groups(),
     "include": _optional(_patterns(1), "all embedding tables and Linear matrices"),
@@ -443,6 +444,7 @@ class DSLConfig:
     growth_rows: float
     init: str
     init_values: str
+    init_norm: float
     seed: int | None
     groups: str | Mapping[str, tuple[str, ...]]
     include: tuple[str, ...] | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,6 +137,11 @@ def test_nmf_values_are_the_factors_and_those_of_the_model_elsewhere() -> None:
     assert known == [1, 3, 9]
     everything = torch.cat([torch.tensor([3.0, 4.0, 0.0, 1.0, 0.1, 0.2, 0.3, 0.4, 6.0, 8.0])])
     assert torch.equal(topology.values, everything[topology.live])
+    half = TOPOLOGIES["nmf"](
+        replace(context([(2, 2), (2, 2), (1, 2)], 5, initial=initial, factors=factors), norm=0.5)
+    )
+    scale = torch.tensor([0.5] * 4 + [1.0] * 4 + [0.5] * 2)
+    assert torch.equal(half.values, (scale * everything)[half.live])
 
 
 def test_scaled_factors_rank_as_the_matrix_does() -> None:

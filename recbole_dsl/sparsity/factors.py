@@ -58,15 +58,15 @@ def nonnegative_factors(
 def scaled(users: Tensor, items: Tensor, item_degrees: Tensor) -> tuple[Tensor, Tensor]:
     """Factors of a degree-normalised matrix as embeddings whose inner products rank items.
 
-    Users' rows get norm 1: it decides nothing about the ranking, and how strongly a user's steps move
+    Users' rows all get norm 1: it decides nothing about the ranking, and how strongly a user's steps move
     the items. Items' rows are multiplied by √degree, which undoes the normalisation, so an item's
     popularity is in its norm; then all by one number, so that the root mean square of the norms of rows
-    that are not zero is 1. So scores are of order 1, where the losses bend, and the steps of an optimizer
-    refine the factors, where with values as small as random initial ones they overwrite them.
+    that are not zero is 1, too.
 
     ``users`` (n × rank), ``items`` (m × rank) ≥ 0; ``item_degrees`` (m,) ≥ 0.
     """
     items = items * item_degrees.sqrt()[:, None]
     squares = items.square().sum(1)
     mean = squares.sum() / squares.count_nonzero().clamp(min=1)
-    return normalize(users, dim=1), items / mean.sqrt().clamp(min=torch.finfo(items.dtype).tiny)
+    items = items / mean.sqrt().clamp(min=torch.finfo(items.dtype).tiny)
+    return normalize(users, dim=1), items

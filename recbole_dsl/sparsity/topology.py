@@ -24,7 +24,8 @@ class TopologyContext:
     ``shapes``: the full shapes of the group's tensors; ``budget``: live weights of the group;
     ``initial``: the tensors' initial values (2-D views, rows × columns); ``factors``: per tensor a
     non-negative matrix of its 2-D shape, or None where the data say nothing about it (only used by
-    ``nmf``; None altogether without data); ``generator``: a CPU generator of our own.
+    ``nmf``; None altogether without data), whose values are multiplied by ``norm``; ``generator``: a CPU
+    generator of our own.
     """
 
     shapes: Sequence[Sequence[int]]
@@ -32,6 +33,7 @@ class TopologyContext:
     initial: Sequence[Tensor]
     factors: Sequence[Tensor | None] | None
     generator: torch.Generator
+    norm: float = 1.0
 
     @property
     def weights(self) -> int:
@@ -102,7 +104,7 @@ def nmf(context: TopologyContext) -> Topology:
     on equal terms. Where fewer entries are positive than the budget allows, the rest is drawn at
     random. A tensor without factors (neither a user nor an item table) gets its share of the budget
     by size, at random positions and with its initial values. ``values`` of the other tensors are the
-    factors'.
+    factors' times ``norm``.
 
     Raises:
         ConfigError: there are no interactions to factorise.
@@ -133,7 +135,10 @@ def nmf(context: TopologyContext) -> Topology:
             parts.append(places[chosen])
     live = torch.cat(parts).sort().values
     tables = zip(context.factors, context.initial, strict=True)
-    values = [(table.detach().cpu() if factor is None else factor).reshape(-1) for factor, table in tables]
+    values = [
+        table.detach().cpu().reshape(-1) if factor is None else context.norm * factor.reshape(-1)
+        for factor, table in tables
+    ]
     return Topology(live, torch.cat(values)[live].to(context.initial[0].dtype))
 
 

@@ -28,7 +28,7 @@ USERS: Final = 4096
 FACTOR_BYTES: Final = 2**30
 """What the factors of a wider table may take; while they are made, twice that is held."""
 
-ITERATIONS: Final = 30
+ITERATIONS: Final = 60
 """Of the factorisation: enough to tell widths apart."""
 
 WIDER: Final = 1.1
