@@ -1,11 +1,13 @@
-"""Write the table of the comparison on ml-100k into README.md and docs/compare.md, from its cells' files.
+"""Write the tables of the comparisons into README.md and docs/compare.md, from their cells' files.
 
 python -m benchmarks.compare_docs
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from pathlib import Path
 
 from benchmarks import speed_docs
 from benchmarks.speed_docs import MISSING, RESULTS, ROOT, table
@@ -20,19 +22,20 @@ from recbole_dsl.compare.summary import (
 
 PAGES = (ROOT / "README.md", ROOT / "docs/compare.md")
 FOLDER = RESULTS / "compare/ml-100k"
+CITEULIKE = RESULTS / "compare/BPR-citeulike-t"
 
 
-def rows() -> list[Row]:
-    """The rows of the comparison by the metric that models were chosen by, [] before it was run."""
-    cells = read_cells(FOLDER)
+def rows(folder: Path) -> list[Row]:
+    """The rows of a comparison by the metric that models were chosen by, [] before it was run."""
+    cells = read_cells(folder)
     if not cells:
         return []
-    return rows_of(cells, read_grid(FOLDER)["methods"], metric_of(cells))
+    return rows_of(cells, read_grid(folder)["methods"], metric_of(cells))
 
 
-def accuracy() -> str:
+def accuracy(folder: Path = FOLDER) -> str:
     """Models and methods by densities: mean ± standard deviation over seeds, the best at a density in bold."""
-    found = rows()
+    found = rows(folder)
     if not found:
         return MISSING
     densities = sorted({r.density for r in found if r.density is not None}, reverse=True)
@@ -71,13 +74,16 @@ def _notes(found: Sequence[Row]) -> str:
         told.append(f"{other} in {above} of {len(pairs)}")
     significant = [r for r in found if r.method == "dsl_plus" and r.p_narrow is not None and r.p_narrow < 0.05]
     above_both = " and above ".join(told)
+    text = f"Seeds for each cell: {' or '.join(map(str, seeds))}. dsl_plus is above {above_both} cells"
+    if seeds == [1]:
+        return f"{text}."
     return (
-        f"Seeds for each cell: {' or '.join(map(str, seeds))}. dsl_plus is above {above_both} cells; its "
-        f"difference from narrow is significant (paired t-test, p < 0.05, not corrected) in {len(significant)}."
+        f"{text}; its difference from narrow is significant (paired t-test, p < 0.05, not corrected) in "
+        f"{len(significant)}."
     )
 
 
-SECTIONS = {"compare": accuracy}
+SECTIONS = {"compare": accuracy, "citeulike": functools.partial(accuracy, CITEULIKE)}
 
 
 def main() -> None:
