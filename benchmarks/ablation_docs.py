@@ -16,14 +16,18 @@ from recbole_dsl.results import RunResult
 Cells = dict[str, RunResult]
 
 DOCS = ROOT / "docs/ablation.md"
-FOLDER = RESULTS / "ablation"
-STUDIES = {"bpr": "BPR-ml-100k", "lightgcn": "LightGCN-ml-100k"}
-"""Beginnings of the folders' names, by the name in the marker."""
+STUDIES = {
+    "bpr": "ablation/BPR-ml-100k",
+    "bpr-before": "ablation-before/BPR-ml-100k",
+    "lightgcn-before": "ablation-before/LightGCN-ml-100k",
+}
+"""Folder and beginning of the names of its folders, by the name in the marker."""
 
 
-def study(beginning: str) -> str:
+def study(where: str) -> str:
     """A row for every variant, the best on validation first; ratios and tests are against the base."""
-    folders = sorted(FOLDER.glob(f"{beginning}-*"))
+    folder, beginning = where.split("/")
+    folders = sorted((RESULTS / folder).glob(f"{beginning}-*"))
     variants: dict[str, Cells] = {p.name.removeprefix(f"{beginning}-"): read_cells(p) for p in folders}
     variants = {name: runs for name, runs in variants.items() if runs}
     if "base" not in variants:

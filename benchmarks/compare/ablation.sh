@@ -13,6 +13,10 @@ model=$1 dataset=$2 rate=$3 wanted=" ${*:4} "
 variants=(
     base:
     values-of-the-model:--dsl_init_values=model
+    norm-0.03:--dsl_init_norm=0.03
+    norm-0.1:--dsl_init_norm=0.1
+    norm-1:--dsl_init_norm=1
+    norm-3:--dsl_init_norm=3
     random-topology:"--dsl_init=random --dsl_init_values=model"
     no-updates:--dsl_update_ratio=0
     drop-by-magnitude:--dsl_drop=magnitude
