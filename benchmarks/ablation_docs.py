@@ -18,8 +18,8 @@ Cells = dict[str, RunResult]
 DOCS = ROOT / "docs/ablation.md"
 STUDIES = {
     "bpr": "ablation/BPR-ml-100k",
-    "bpr-before": "ablation-before/BPR-ml-100k",
-    "lightgcn-before": "ablation-before/LightGCN-ml-100k",
+    "bpr_before": "ablation-before/BPR-ml-100k",
+    "lightgcn_before": "ablation-before/LightGCN-ml-100k",
 }
 """Folder and beginning of the names of its folders, by the name in the marker."""
 
