@@ -213,7 +213,7 @@ def test_command_line_writes_the_documented_result(tmp_path: Path) -> None:
         "training_seconds", "training_macs", "seconds_per_epoch",
         "weight_bytes", "index_bytes", "gradient_bytes", "optimizer_bytes",
         "peak_memory_bytes", "checkpoint_bytes", "macs_per_training_step",
-        "macs_per_recommended_user", "exploration_record_bytes", "growth_bytes",
+        "macs_per_recommended_user", "exploration_record_bytes", "growth_bytes", "preparation_seconds",
     }  # fmt: skip
     assert result.costs["exploration_record_bytes"] == (result.sparsity["weights"] + 7) // 8
     assert [told["epoch"] for told in result.valid_results] == [0, 1] and result.updates == []
