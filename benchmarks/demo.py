@@ -32,7 +32,7 @@ SETTINGS: dict[str, Any] = {
     "topk": [10, 20],
     "metrics": ["Recall", "NDCG"],
     "valid_metric": "NDCG@10",
-    "stopping_step": 10,
+    "stopping_step": 20,
     "state": "ERROR",
     "show_progress": False,
     "seed": 2020,
