@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What of dsl_plus matters: one setting changed at a time, at density 0.1, three seeds.
-#   bash benchmarks/compare/ablation.sh BPR ml-100k 0.005
+#   bash benchmarks/compare/ablation.sh BPR ml-100k 0.002
 #   bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.005
-#   DATA=folder bash benchmarks/compare/ablation.sh BPR citeulike-t 0.002 base width-64 width-128 values-of-the-model
+#   DATA=folder bash benchmarks/compare/ablation.sh BPR citeulike-t 0.001 base width-64 width-128 values-of-the-model
 # Arguments: model, dataset (with a YAML file beside this one; DATA is the folder of those that RecBole does not
 # bring along), learning rate: that which the comparison's tuning chose for dsl_plus; the names of variants, if not
 # all. Two cells run at once. Goes on where it was stopped; results are in benchmarks/results/ablation, tables by
