@@ -25,8 +25,9 @@ WEIGHTS = torch.tensor([0.3, -0.1, 0.0, -0.5, 0.1, 0.2, -0.1])
 
 
 def dropped(name: str, values: Tensor, k: int, **more) -> list[int]:
-    """Indices a drop criterion chooses."""
-    context = DropContext(values, more.pop("gradients", None), k, **more)
+    """Indices a drop criterion chooses; all values are of one row unless ``row_pointers`` are given."""
+    rows = more.pop("row_pointers", torch.tensor([0, values.numel()]))
+    context = DropContext(values, more.pop("gradients", None), k, rows, **more)
     return DROP_CRITERIA[name](context).marks.nonzero().flatten().tolist()
 
 

@@ -134,9 +134,7 @@ def test_a_run_tells_what_was_chosen_and_is_loaded_with_it(
     settings |= {"dsl_width": "auto", "dsl_density": 0.25}
     monkeypatch.setattr("recbole_dsl.experiment.best_width", lambda *_: 24)
     with no_flags():
-        result = run_recbole_dsl(
-            "BPR", NAME, config_dict={**settings, "dsl_width": "auto", "dsl_density": 0.25}
-        )
+        result = run_recbole_dsl("BPR", NAME, config_dict=settings)
     assert result.config["dsl_width"] == 24 and result.config["embedding_size"] == 16
     assert [t["shape"][1] for g in result.sparsity["groups"] for t in g["tensors"]] == [24, 24]
     assert result.sparsity["live"] == result.sparsity["budget"] == (73 + 111) * 4

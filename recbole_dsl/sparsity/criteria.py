@@ -21,15 +21,15 @@ class DropContext:
     ``values`` and ``gradients`` have one entry per live weight (``gradients`` may be None when no
     backward pass reached the group); ``k`` is the number to drop, ``threshold`` a magnitude > 0,
     ``kernels`` the setting ``dsl_kernels``. ``row_pointers`` (rows of all tensors + 1,): where each row's
-    live weights start, the last one their number; None for one row.
+    live weights start, the last one their number.
     """
 
     values: Tensor
     gradients: Tensor | None
     k: int
+    row_pointers: Tensor
     threshold: float | None = None
     kernels: str = "auto"
-    row_pointers: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,7 @@ def drop_row_magnitude(context: DropContext) -> Drop:
     By |w| alone rows that are seldom trained lose their weights to those that often are, whose weights
     have moved further from their small initial values.
     """
-    pointers = context.row_pointers
-    if pointers is None:
-        pointers = torch.tensor([0, context.values.numel()], device=context.values.device)
-    return _lowest(context, _share_of_row(context.values, pointers), context.k)
+    return _lowest(context, _share_of_row(context.values, context.row_pointers), context.k)
 
 
 def _share_of_row(values: Tensor, row_pointers: Tensor) -> BlockScore:

@@ -321,9 +321,9 @@ class Explorer:
             group.live_values().detach(),
             group.live_gradients(),
             k,
+            live.row_pointers,
             self.settings.drop_threshold,
             live.kernels,
-            live.row_pointers,
         )
         drop = DROP_CRITERIA[self.settings.drop](context)
         if self.add_up is not None and group.growth_scores is not None:

@@ -62,15 +62,13 @@ class Interactions:
                 found.append(users if role == "user" else items)
         return found
 
-    def item_degrees(self) -> Tensor:
-        """How many users each item has (n_items,), float32."""
-        pairs = torch.unique(self.users.long() * self.n_items + self.items.long())
-        return torch.bincount(pairs % self.n_items, minlength=self.n_items).float()
+    def embeddings(self, rank: int, generator: torch.Generator, iterations: int = 100) -> tuple[Tensor, Tensor]:
+        """Non-negative factors (n_users × rank, n_items × rank), scaled for use as values (:func:`scaled`)."""
+        matrix = degree_normalised(self.users, self.items, self.n_users, self.n_items)
+        item_degrees = torch.bincount(matrix.col_indices(), minlength=self.n_items)
+        return scaled(*nonnegative_factors(matrix, rank, generator, iterations), item_degrees)
 
     def _factorise(self, rank: int, seed: int) -> tuple[Tensor, Tensor]:
         if (rank, seed) not in self._cache:
-            matrix = degree_normalised(self.users, self.items, self.n_users, self.n_items)
-            generator = generator_for(seed, f"nmf/{rank}")
-            users, items = nonnegative_factors(matrix, rank, generator)
-            self._cache[rank, seed] = scaled(users, items, self.item_degrees())
+            self._cache[rank, seed] = self.embeddings(rank, generator_for(seed, f"nmf/{rank}"))
         return self._cache[rank, seed]

@@ -14,10 +14,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from .factors import degree_normalised, nonnegative_factors, scaled
 from .interactions import Interactions
 from .randomness import generator_for
-from .selection import highest_k
+from .topology import TopologyContext, nmf
 
 HELD_OUT: Final = 0.1
 """Share of the interactions that factors are asked for."""
@@ -70,21 +69,19 @@ def best_width(interactions: Interactions, own: int, weights_per_row: float, see
     wider = [w for w in (2 * own, 4 * own) if w <= 256 and w * row_bytes <= FACTOR_BYTES]
     narrower = [w for w in (own // 2, own // 4) if 0 < weights_per_row <= LIVE_SHARE * w]
     here = quality(own)
-    best, better = _climb(own, here, wider, quality, WIDER)
-    return best if better else _climb(own, here, narrower, quality, NARROWER)[0]
+    best = _climb(own, here, wider, quality, WIDER)
+    return best if best != own else _climb(own, here, narrower, quality, NARROWER)
 
 
-def _climb(
-    start: int, here: float, steps: Sequence[int], quality: Callable[[int], float], gain: float
-) -> tuple[int, bool]:
-    """The last of ``steps`` up to which each is ``gain`` times as good as that before; whether it is one."""
+def _climb(start: int, here: float, steps: Sequence[int], quality: Callable[[int], float], gain: float) -> int:
+    """The last of ``steps`` up to which each is ``gain`` times as good as that before; ``start`` if none is."""
     best = start
     for width in steps:
         there = quality(width)
         if there < gain * here:
             break
         best, here = width, there
-    return best, best != start
+    return best
 
 
 def _split(interactions: Interactions, seed: int) -> tuple[Interactions, Interactions]:
@@ -100,19 +97,18 @@ def _split(interactions: Interactions, seed: int) -> tuple[Interactions, Interac
 def ranking_quality(
     known: Interactions, asked: Interactions, width: int, weights_per_row: float, seed: int
 ) -> float:
-    """NDCG@10 in [0, 1] of ``asked`` by the largest entries of factors of ``known``, over all other items.
+    """NDCG@10 in [0, 1] of ``asked``, over all items not ``known``, by the tables that training starts from.
 
     ``width`` columns, of which ``weights_per_row`` live in a row on average; at most 4096 users are asked.
     """
-    matrix = degree_normalised(known.users, known.items, known.n_users, known.n_items)
     generator = generator_for(seed, f"width/{width}")
-    users, items = nonnegative_factors(matrix, width, generator, ITERATIONS)
-    keys = torch.nn.functional.normalize(torch.cat([users, items]), dim=1).reshape(-1)
-    live = torch.zeros_like(keys, dtype=torch.bool)
-    live[highest_k(keys, min(keys.numel(), int(weights_per_row * (len(users) + len(items)))))] = True
-    users, items = scaled(users, items, known.item_degrees())
-    kept = live.view(-1, width)
-    users, items = users * kept[: len(users)], items * kept[len(users) :]
+    factors = known.embeddings(width, generator, ITERATIONS)
+    rows = known.n_users + known.n_items
+    budget = min(rows * width, int(weights_per_row * rows))
+    start = nmf(TopologyContext([f.shape for f in factors], budget, factors, factors, generator))
+    assert start.values is not None
+    tables = torch.zeros(rows * width).index_copy_(0, start.live, start.values).view(rows, width)
+    users, items = tables[: known.n_users], tables[known.n_users :]
     chosen = torch.unique(asked.users)
     if chosen.numel() > USERS:
         order = torch.randperm(chosen.numel(), generator=generator_for(seed, "width/users"))
