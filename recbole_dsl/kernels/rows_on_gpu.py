@@ -11,6 +11,8 @@ it has, ``width`` its columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,17 +27,90 @@ REPEATED = 16
 """Gradients of a repeated row that are added together."""
 
 
+ALIGNED = 64
+"""Elements between whose multiples tables begin: 256 bytes, which the GPU's matrix products ask for."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Some tables of a group, each ``rows`` × ``cols``, that are read or added to in one launch.
+
+    ``places`` holds a line per number (:data:`PLACES`) and a column per table, filled up to a power of two.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    starts: tuple[int, ...]
+    size: int
+    places: Tensor
+    programs: int
+    tile: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[int, int, int]], device: torch.device) -> Tables:
+        """Tables given by their first row among the group's, their rows and their columns."""
+        first, rows, cols = zip(*parts, strict=True)
+        sizes = [r * c for r, c in zip(rows, cols, strict=True)]
+        starts = _before([-(-size // ALIGNED) * ALIGNED for size in sizes])
+        tile = _tile(max(cols))
+        programs = _before([triton.cdiv(r, tile[0]) for r in rows])
+        lines = [programs[:-1], first, rows, cols, starts[:-1], _before(sizes)[:-1]]
+        missing = triton.next_power_of_2(len(parts)) - len(parts)
+        places = torch.tensor([[*line, *[programs[-1]] * missing] for line in lines], device=device)
+        shapes = tuple(zip(rows, cols, strict=True))
+        return cls(shapes, tuple(starts[:-1]), starts[-1], places, programs[-1], tile)
+
+    def split(self, whole: Tensor) -> list[Tensor]:
+        """The tables in what :func:`read_tables` wrote."""
+        shaped = zip(self.shapes, self.starts, strict=True)
+        return [whole[start : start + rows * cols].view(rows, cols) for (rows, cols), start in shaped]
+
+
+PLACES = ("program", "first", "rows", "width", "start", "gradient")
+"""Of a table: the first program that works on it, its first row among its group's, its rows and columns, and
+where it begins among the tables that are written, and among gradients that follow each other without gaps."""
+
+
+def _before(sizes: Sequence[int]) -> list[int]:
+    return [0, *accumulate(sizes)]
+
+
+def read_tables(values: Tensor, pointers: Tensor, columns: Tensor, tables: Tables) -> Tensor:
+    """Whole tables, one after another: a flat tensor for :meth:`Tables.split`."""
+    out = values.new_empty(tables.size)
+    high, wide, live = tables.tile
+    with _device_of(values):
+        _read_tables[(tables.programs,)](
+            values, pointers, columns, tables.places, out,
+            TABLES=tables.places.shape[1], HIGH=high, WIDE=wide, LIVE=live,
+        )  # fmt: skip
+    return out
+
+
+def add_tables(
+    total: Tensor, pointers: Tensor, columns: Tensor, tables: Tables, gradients: Sequence[Tensor]
+) -> None:
+    """Add the gradients of whole tables, each rows × columns, to ``total`` (live weights)."""
+    flat = [gradient.reshape(-1) for gradient in gradients]
+    gradient = flat[0] if len(flat) == 1 else torch.cat(flat)
+    high, _, live = tables.tile
+    with _device_of(total):
+        _add_tables[(tables.programs,)](
+            total, pointers, columns, tables.places, gradient,
+            TABLES=tables.places.shape[1], HIGH=high, LIVE=live,
+        )  # fmt: skip
+
+
 def read_rows(
     values: Tensor,
     pointers: Tensor,
     columns: Tensor,
     first: int,
     rows: int,
-    ids: Tensor | None,
+    ids: Tensor,
     out: Tensor,
     skipped: int = -1,
-) -> Tensor | None:
-    """Write the rows ``ids`` (n,) int64, or all rows, into ``out`` (n × width).
+) -> Tensor:
+    """Write the rows ``ids`` (n,) int64 into ``out`` (n × width).
 
     A row that the tensor does not have is NaN: an error would have to be waited for.
 
@@ -43,11 +118,11 @@ def read_rows(
         skipped: a row whose gradient will be dropped, -1 for none.
 
     Returns:
-        With ``ids``, for :func:`add_rows` their numbers among all rows of the group: (n,) int64, -1 for
-        rows whose gradient is dropped or that do not exist.
+        For :func:`add_rows` the numbers of the rows among all of the group: (n,) int64, -1 for rows whose
+        gradient is dropped or that do not exist.
     """
     count, width = out.shape
-    lines = None if ids is None else torch.empty_like(ids)
+    lines = torch.empty_like(ids)
     if out.numel() == 0:
         return lines
     high, wide, live = _tile(width)
@@ -55,23 +130,9 @@ def read_rows(
     with _device_of(values):
         _read[grid](
             values, pointers, columns, ids, lines, out, count, first, rows, width, skipped,
-            EACH=ids is None, HIGH=high, WIDE=wide, LIVE=live,
+            HIGH=high, WIDE=wide, LIVE=live,
         )  # fmt: skip
     return lines
-
-
-def add_table(
-    total: Tensor, pointers: Tensor, columns: Tensor, first: int, rows: int, gradient: Tensor
-) -> None:
-    """Add ``gradient`` (rows × width) of a whole tensor to ``total`` (live weights)."""
-    if gradient.numel() == 0:
-        return
-    high, _, live = _tile(gradient.shape[1])
-    grid = (triton.cdiv(rows, high),)
-    with _device_of(total):
-        _add_table[grid](
-            total, pointers, columns, gradient, first, rows, gradient.shape[1], HIGH=high, LIVE=live
-        )
 
 
 def add_rows(
@@ -127,37 +188,70 @@ def _tile(width: int) -> tuple[int, int, int]:
 @triton.jit  # its arguments cannot be annotated
 def _read(
     values, pointers, columns, ids, lines, out, count, first, rows, width, skipped,
-    EACH: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, LIVE: tl.constexpr,
+    HIGH: tl.constexpr, WIDE: tl.constexpr, LIVE: tl.constexpr,
 ):  # fmt: skip
     line = tl.program_id(0).to(tl.int64) * HIGH + tl.arange(0, HIGH)
     inside = line < count
-    row = line if EACH else tl.load(ids + line, mask=inside, other=0)
+    row = tl.load(ids + line, mask=inside, other=0)
     exists = inside & (row >= 0) & (row < rows)
-    if not EACH:
-        tl.store(lines + line, tl.where(exists & (row != skipped), row + first, -1), mask=inside)
-    start = tl.load(pointers + first + row, mask=exists, other=0).to(tl.int64)
-    length = tl.load(pointers + first + row + 1, mask=exists, other=0).to(tl.int64) - start
+    tl.store(lines + line, tl.where(exists & (row != skipped), row + first, -1), mask=inside)
+    _write(values, pointers, columns, out + line * width, inside, row + first, exists, width, HIGH, WIDE, LIVE)
+
+
+@triton.jit  # its arguments cannot be annotated
+def _read_tables(
+    values, pointers, columns, places, out,
+    TABLES: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, LIVE: tl.constexpr,
+):  # fmt: skip
+    row, first, rows, width, start, _ = _place(places, TABLES, HIGH)
+    to = out + start + row * width
+    _write(values, pointers, columns, to, row < rows, row + first, row < rows, width, HIGH, WIDE, LIVE)
+
+
+@triton.jit  # its arguments cannot be annotated
+def _place(places, TABLES: tl.constexpr, HIGH: tl.constexpr):
+    # The rows that a program works on, and what it needs to know of their table.
+    program = tl.program_id(0)
+    starts = tl.load(places + tl.arange(0, TABLES))
+    at = places + tl.sum((starts <= program).to(tl.int32), 0) - 1
+    row = (program - tl.load(at)) * HIGH + tl.arange(0, HIGH)
+    first = tl.load(at + TABLES)
+    rows = tl.load(at + 2 * TABLES)
+    width = tl.load(at + 3 * TABLES)
+    start = tl.load(at + 4 * TABLES)
+    gradient = tl.load(at + 5 * TABLES)
+    return row, first, rows, width, start, gradient
+
+
+@triton.jit  # its arguments cannot be annotated
+def _write(
+    values, pointers, columns, to, inside, line, exists, width,
+    HIGH: tl.constexpr, WIDE: tl.constexpr, LIVE: tl.constexpr,
+):  # fmt: skip
+    # Rows of the group, dense, to where the pointers ``to`` say; NaN where there is no row.
+    start = tl.load(pointers + line, mask=exists, other=0).to(tl.int64)
+    length = tl.load(pointers + line + 1, mask=exists, other=0).to(tl.int64) - start
     blank = tl.where(exists, 0.0, float("nan"))
     for column in range(0, width, WIDE):
         c = column + tl.arange(0, WIDE)
         here = inside[:, None] & (c[None, :] < width)
         background = tl.broadcast_to(blank[:, None], (HIGH, WIDE))
-        tl.store(out + line[:, None] * width + c[None, :], background, mask=here)
+        tl.store(to[:, None] + c[None, :], background, mask=here)
     tl.debug_barrier()  # the live weights are written over the zeros by other threads of the program
     for weight in range(0, tl.max(length, 0), LIVE):
         k = weight + tl.arange(0, LIVE)
         live = k[None, :] < length[:, None]
         at = start[:, None] + k[None, :]
         c = tl.load(columns + at, mask=live, other=0).to(tl.int64)
-        tl.store(out + line[:, None] * width + c, tl.load(values + at, mask=live, other=0.0), mask=live)
+        tl.store(to[:, None] + c, tl.load(values + at, mask=live, other=0.0), mask=live)
 
 
 @triton.jit  # its arguments cannot be annotated
-def _add_table(
-    total, pointers, columns, gradient, first, rows, width,
-    HIGH: tl.constexpr, LIVE: tl.constexpr,
+def _add_tables(
+    total, pointers, columns, places, gradient,
+    TABLES: tl.constexpr, HIGH: tl.constexpr, LIVE: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * HIGH + tl.arange(0, HIGH)
+    row, first, rows, width, _, begin = _place(places, TABLES, HIGH)
     exists = row < rows
     start = tl.load(pointers + first + row, mask=exists, other=0).to(tl.int64)
     length = tl.load(pointers + first + row + 1, mask=exists, other=0).to(tl.int64) - start
@@ -166,7 +260,7 @@ def _add_table(
         live = k[None, :] < length[:, None]
         at = start[:, None] + k[None, :]
         c = tl.load(columns + at, mask=live, other=0).to(tl.int64)
-        g = tl.load(gradient + row[:, None] * width + c, mask=live, other=0.0)
+        g = tl.load(gradient + begin + row[:, None] * width + c, mask=live, other=0.0)
         tl.store(total + at, tl.load(total + at, mask=live, other=0.0) + g, mask=live)
 
 

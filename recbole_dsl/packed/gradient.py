@@ -98,7 +98,7 @@ class StepGradient:
             assert buffer is not None
             index = self.group.row_pointers, self.group.column_ids
             gpu_rows().add_rows(buffer, *index, *zip(*looked_up, strict=True))
-        self.group.clear_caches()
+        self.group.end_step()
         return buffer
 
 

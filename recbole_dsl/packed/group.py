@@ -63,6 +63,9 @@ class PackedGroup(nn.Module):
         self.collects = False
         self._step: tuple[Any, StepGradient, Tensor] | None = None
         self._dense: dict[int, tuple[Any, int, Tensor]] = {}
+        self._asked: set[int] = set()
+        self._asked_last: set[int] = set()
+        self.tables_on_gpu: dict[tuple, Any] = {}
         self.gradient_memory = Memory()
 
     # --- what an explorer asks -------------------------------------------------------------------
@@ -171,12 +174,33 @@ class PackedGroup(nn.Module):
         The copy is kept until the backward pass that used it, or in evaluation mode until the
         weights, the topology or the mode change.
         """
-        cached = self._cached(tensor)
-        if cached is None:
-            cached = Materialise.apply(self._token(), self, tensor)
-            if torch.is_grad_enabled() or not self.training:
-                self._dense[tensor] = (self._dense_key(), _written(cached), cached)
-        return cached
+        with_gradient = torch.is_grad_enabled()
+        if with_gradient:
+            self._asked.add(tensor)
+        if (cached := self._cached(tensor)) is not None:
+            return cached
+        tensors = self._read_together(tensor) if with_gradient and self.training else (tensor,)
+        made = dict(zip(tensors, Materialise.apply(self._token(), self, tensors), strict=True))
+        if with_gradient or not self.training:
+            for other, dense in made.items():
+                self._dense[other] = (self._dense_key(), _written(dense), dense)
+        return made[tensor]
+
+    def _read_together(self, tensor: int) -> tuple[int, ...]:
+        """On a GPU, the small tensors that the last step has read whole are read in one launch."""
+
+        def small(t: int) -> bool:
+            return self.slices[t].rows * self.slices[t].cols <= READ_TOGETHER
+
+        if not small(tensor) or not self._asked_last or not self.on_gpu():
+            return (tensor,)
+        others = {t for t in self._asked_last if small(t) and self._cached(t) is None}
+        return tuple(sorted({tensor} | others))
+
+    def end_step(self) -> None:
+        """The gradients have arrived: forget dense copies, and remember which there were."""
+        self._asked_last, self._asked = self._asked, set()
+        self.clear_caches()
 
     def clear_caches(self) -> None:
         """Forget dense copies and the graph of the current step."""
@@ -304,8 +328,13 @@ class PackedGroup(nn.Module):
         """Without the caches: they hold graph nodes, which can be neither copied nor pickled."""
         state = self.__dict__.copy()
         state.update(growth_scores=None, collects=False, _step=None, _dense={}, gradient_memory=Memory())
+        state.update(_asked=set(), _asked_last=set(), tables_on_gpu={})
         return state
 
+
+READ_TOGETHER = 2**22
+"""Weights of a tensor up to which a GPU reads it in less time than a launch takes. Larger ones are read by
+themselves, since the gradients of those read together are held together."""
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integer types by their bytes, to read floating-point numbers as bits."""

@@ -8,6 +8,7 @@ it makes. Every function runs a compiled loop, or the same in plain torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from ..kernels import gpu_rows, in_parallel, rows
 
 if TYPE_CHECKING:
     from .group import PackedGroup
+    from .index import TensorSlice
 
 
 def locate(group: PackedGroup, tensor: int, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,11 +69,11 @@ def _look_up(
 
 
 def _read_on_gpu(
-    group: PackedGroup, tensor: int, ids: Tensor | None, padding_idx: int | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """The rows ``ids``, or without them all, and the lines of ``ids``."""
+    group: PackedGroup, tensor: int, ids: Tensor, padding_idx: int | None
+) -> tuple[Tensor, Tensor]:
+    """The rows, and their lines."""
     part, values = group.slices[tensor], group.weight.detach()
-    out = values.new_empty(part.rows if ids is None else ids.numel(), part.cols)
+    out = values.new_empty(ids.numel(), part.cols)
     index = values, group.row_pointers, group.column_ids
     return out, gpu_rows().read_rows(*index, part.first_row, part.rows, ids, out, _skipped(padding_idx))
 
@@ -174,6 +176,26 @@ def _check_ids(ids: Tensor, count: int) -> None:
         raise IndexError(f"row ids in [{int(low)}, {int(high)}] for a table of {count} rows")
 
 
+def read_tables(group: PackedGroup, tensors: Sequence[int]) -> list[Tensor]:
+    """Whole tensors, each rows × columns, without a gradient: on a GPU in one launch."""
+    if group.is_full or not group.on_gpu():
+        return [read_table(group, tensor) for tensor in tensors]
+    tables = _tables(group, tensors)
+    values = group.weight.detach()
+    return tables.split(gpu_rows().read_tables(values, group.row_pointers, group.column_ids, tables))
+
+
+def _tables(group: PackedGroup, tensors: Sequence[int]) -> Any:
+    """The places of some tensors on the GPU, made once."""
+    key = group.device, tuple(tensors)
+    if key not in group.tables_on_gpu:
+        parts = [group.slices[tensor] for tensor in tensors]
+        group.tables_on_gpu[key] = gpu_rows().Tables.of(
+            [(part.first_row, part.rows, part.cols) for part in parts], group.device
+        )
+    return group.tables_on_gpu[key]
+
+
 def read_table(group: PackedGroup, tensor: int) -> Tensor:
     """A whole tensor, rows × columns, without a gradient."""
     part, values = group.slices[tensor], group.weight.detach()
@@ -181,7 +203,7 @@ def read_table(group: PackedGroup, tensor: int) -> Tensor:
     if table is not None:
         return table.clone()
     if group.on_gpu():
-        return _read_on_gpu(group, tensor, None)[0]
+        return read_tables(group, [tensor])[0]
     if not group.compiled():
         out = values.new_zeros(part.rows * part.cols)
         out.scatter_(0, group.flat_positions(tensor), values[group.span(tensor)])
@@ -195,6 +217,20 @@ def read_table(group: PackedGroup, tensor: int) -> Tensor:
     return out
 
 
+def add_tables(group: PackedGroup, tensors: Sequence[int], gradients: Sequence[Tensor], total: Tensor) -> None:
+    """Add the gradients of whole tensors, each rows × columns, to that of the values, ``total``.
+
+    On a GPU in one launch.
+    """
+    suits = not group.is_full and group.on_gpu(*gradients) and all(g.dtype == total.dtype for g in gradients)
+    if suits:
+        index = group.row_pointers, group.column_ids
+        gpu_rows().add_tables(total, *index, _tables(group, tensors), gradients)
+        return
+    for tensor, gradient in zip(tensors, gradients, strict=True):
+        add_table(group, tensor, gradient, total)
+
+
 def add_table(group: PackedGroup, tensor: int, gradient: Tensor, total: Tensor) -> None:
     """Add the gradient of a whole tensor (rows × columns) to that of the values, ``total``."""
     table = _whole(group, tensor, total)
@@ -202,9 +238,7 @@ def add_table(group: PackedGroup, tensor: int, gradient: Tensor, total: Tensor) 
         table += gradient.to(total.dtype)
         return
     if group.on_gpu(gradient) and gradient.dtype == total.dtype:
-        part = group.slices[tensor]
-        index = total, group.row_pointers, group.column_ids
-        gpu_rows().add_table(*index, part.first_row, part.rows, gradient)
+        add_tables(group, [tensor], [gradient], total)
         return
     if not (group.compiled(gradient) and gradient.dtype == total.dtype):
         live = gradient.reshape(-1).index_select(0, group.flat_positions(tensor))
@@ -219,21 +253,33 @@ def add_table(group: PackedGroup, tensor: int, gradient: Tensor, total: Tensor) 
 
 
 class Materialise(torch.autograd.Function):
-    """A whole packed tensor, dense, in its own shape."""
+    """Whole packed tensors, dense, in their own shapes."""
 
     @staticmethod
-    def forward(ctx: Any, token: Tensor, group: PackedGroup, tensor: int) -> Tensor:
-        ctx.group, ctx.tensor = group, tensor
+    def forward(ctx: Any, token: Tensor, group: PackedGroup, tensors: tuple[int, ...]) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.group, ctx.tensors = group, tensors
         ctx.step = group.step_gradient
-        return read_table(group, tensor).view(group.slices[tensor].shape)
+        tables = zip(tensors, read_tables(group, tensors), strict=True)
+        return tuple(table.view(group.slices[tensor].shape) for tensor, table in tables)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
-        group, part = ctx.group, ctx.group.slices[ctx.tensor]
-        if grad.is_sparse:  # of F.embedding(ids, weight, sparse=True)
-            grad = grad.to_dense()
-        grad = grad.reshape(part.rows, part.cols).contiguous()
-        add_table(group, ctx.tensor, grad, ctx.step.add_to())
-        group.collect_dense(ctx.tensor, grad)
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, None, None]:
+        group = ctx.group
+        gradients = {
+            tensor: _as_table(grad, group.slices[tensor])
+            for tensor, grad in zip(ctx.tensors, grads, strict=True)
+            if grad is not None
+        }
+        if gradients:
+            add_tables(group, list(gradients), list(gradients.values()), ctx.step.add_to())
+        for tensor, gradient in gradients.items():
+            group.collect_dense(tensor, gradient)
         return None, None, None
+
+
+def _as_table(gradient: Tensor, part: TensorSlice) -> Tensor:
+    if gradient.is_sparse:  # of F.embedding(ids, weight, sparse=True)
+        gradient = gradient.to_dense()
+    return gradient.reshape(part.rows, part.cols).contiguous()
