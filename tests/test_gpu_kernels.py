@@ -99,31 +99,33 @@ def test_rows_that_do_not_exist_are_not_a_number(wrong: int) -> None:
 @given(
     shapes=st.lists(st.tuples(st.integers(1, 40), st.sampled_from([1, 7, 64, 300])), min_size=1, max_size=5),
     density=st.sampled_from([0.05, 0.5]),
+    groups=st.sampled_from(["joint", "per_tensor"]),
     left_out=st.integers(0, 5),
 )
 def test_tables_read_together_are_those_read_one_by_one(
-    shapes: list[tuple[int, int]], density: float, left_out: int
+    shapes: list[tuple[int, int]], density: float, groups: str, left_out: int
 ) -> None:
-    """Tables of any widths, and their gradients; one that a step leaves out has none."""
+    """Tables of any widths, of one group or several, and their gradients; one left out by a step has none."""
     found: dict[str, list[Tensor]] = {}
     for kernel in ("triton", "torch"):
         torch.manual_seed(0)
         model = nn.ModuleDict({f"t{i}": nn.Linear(c, r, bias=False) for i, (r, c) in enumerate(shapes)})
-        handle = sparsify(model.to(DEVICE), density, include=["*.weight"], groups="joint", kernels=kernel)
-        group, tables = handle.groups[0], range(len(shapes))
-        assert group.on_gpu() is (kernel == "triton")
-        sum(group.dense(t).sum() for t in tables).backward()
-        group.weight.grad = None
-        used = [t for t in tables if t != left_out or len(shapes) == 1]
-        found[kernel] = [group.dense(t).detach() for t in tables]
-        sum(((2 + t) * group.dense(t)).square().sum() for t in used).backward()
-        found[kernel].append(group.weight.grad)
+        handle = sparsify(model.to(DEVICE), density, include=["*.weight"], groups=groups, kernels=kernel)
+        tables = [(group, t) for group in handle.groups for t in range(len(group.slices))]
+        assert all(group.on_gpu() is (kernel == "triton") for group in handle.groups)
+        sum(group.dense(t).sum() for group, t in tables).backward()
+        handle.groups[0].weight.grad = None
+        used = [table for n, table in enumerate(tables) if n != left_out or len(tables) == 1]
+        found[kernel] = [group.dense(t).detach() for group, t in tables]
+        sum(((2 + n) * group.dense(t)).square().sum() for n, (group, t) in enumerate(used)).backward()
+        found[kernel] += [group.weight.grad for group in handle.groups]
     for ours, twin in zip(found["triton"], found["torch"], strict=True):
         torch.testing.assert_close(ours, twin)
 
 
 @needs_triton
-def test_tables_of_the_last_step_are_read_in_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("groups", ["joint", "per_tensor"])
+def test_tables_of_the_last_step_are_read_in_one_launch(groups: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the second step on, and their gradients are added in one."""
     from recbole_dsl.kernels import rows_on_gpu as kernels
 
@@ -133,7 +135,7 @@ def test_tables_of_the_last_step_are_read_in_one_launch(monkeypatch: pytest.Monk
         told = lambda *a, name=name, function=function: (calls.append(name), function(*a))[1]  # noqa: E731
         monkeypatch.setattr(kernels, name, told)
     model = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).to(DEVICE)
-    sparsify(model, 0.5, include=["*.weight"], groups="joint", kernels="triton")
+    sparsify(model, 0.5, include=["*.weight"], groups=groups, kernels="triton")
     for expected in (6, 2, 2):
         calls.clear()
         model(torch.ones(2, 8, device=DEVICE)).sum().backward()
@@ -163,7 +165,8 @@ for values in ("*fp32", "*fp64"):
     for pointers, columns in (("*i32", "*u8"), ("*i64", "*i16"), ("*i32", "*i32")):
         index = (values, pointers, columns)
         compiled(kernels._read, *index, HIGH=16, WIDE=64, LIVE=8)
-        compiled(kernels._read_tables, *index, TABLES=1, HIGH=1, WIDE=1024, LIVE=128)
+        tables = {"HIGH": 1, "WIDE": 1024, "LIVE": 128}
+        compiled(kernels._read_tables, *index, TABLES=1, **tables)
         compiled(kernels._add_tables, *index, TABLES=16, HIGH=16, LIVE=8)
         compiled(kernels._add_repeated, *index, PACKED=True, MANY=16, LIVE=8)
     dense = {"PACKED": False, "MANY": 16}

@@ -78,8 +78,7 @@ def _triton_works(required: bool) -> bool:
         return False
     try:
         weight, pointers = torch.ones(1, device="cuda"), torch.tensor([0, 1], device="cuda")
-        tables = gpu_rows().Tables.of([(0, 1, 1)], weight.device)
-        gpu_rows().read_tables(weight, pointers, pointers[:1], tables)
+        gpu_rows().read_tables([gpu_rows().Table(weight, pointers, pointers[:1], 0, 1, 1)])
     except Exception as error:  # whatever a compiler or a driver may raise
         told = f"Triton cannot compile for this GPU ({type(error).__name__}: {error})"
         if required:

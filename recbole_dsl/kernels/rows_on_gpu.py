@@ -10,6 +10,7 @@ it has, ``width`` its columns.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -32,72 +33,101 @@ ALIGNED = 64
 
 
 @dataclass(frozen=True)
-class Tables:
-    """Some tables of a group, each ``rows`` × ``cols``, that are read or added to in one launch.
+class Table:
+    """A whole tensor of a packed group: ``rows`` × ``cols``, from row ``first`` of the group's rows on.
 
-    ``places`` holds a line per number (:data:`PLACES`) and a column per table, filled up to a power of two.
+    ``values`` are the group's live weights, or their gradient that is added to; ``pointers`` and ``columns``
+    its index.
     """
 
-    shapes: tuple[tuple[int, int], ...]
-    starts: tuple[int, ...]
-    size: int
+    values: Tensor
+    pointers: Tensor
+    columns: Tensor
+    first: int
+    rows: int
+    cols: int
+
+    @property
+    def types(self) -> tuple[torch.dtype, ...]:
+        """Tables of equal types can be read in one launch."""
+        return self.values.dtype, self.pointers.dtype, self.columns.dtype
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Where it is: addresses and numbers."""
+        addresses = self.values.data_ptr(), self.pointers.data_ptr(), self.columns.data_ptr()
+        return *addresses, self.first, self.rows, self.cols
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """What one launch over some tables needs: ``places``, a line per number of ``_place`` and a column per
+    table, filled up to a power of two; where each table starts in what is read, and how long that is."""
+
     places: Tensor
     programs: int
+    starts: tuple[int, ...]
+    size: int
     tile: tuple[int, int, int]
 
-    @classmethod
-    def of(cls, parts: Sequence[tuple[int, int, int]], device: torch.device) -> Tables:
-        """Tables given by their first row among the group's, their rows and their columns."""
-        first, rows, cols = zip(*parts, strict=True)
-        sizes = [r * c for r, c in zip(rows, cols, strict=True)]
-        starts = _before([-(-size // ALIGNED) * ALIGNED for size in sizes])
-        tile = _tile(max(cols))
-        programs = _before([triton.cdiv(r, tile[0]) for r in rows])
-        lines = [programs[:-1], first, rows, cols, starts[:-1], _before(sizes)[:-1]]
-        missing = triton.next_power_of_2(len(parts)) - len(parts)
-        places = torch.tensor([[*line, *[programs[-1]] * missing] for line in lines], device=device)
-        shapes = tuple(zip(rows, cols, strict=True))
-        return cls(shapes, tuple(starts[:-1]), starts[-1], places, programs[-1], tile)
 
-    def split(self, whole: Tensor) -> list[Tensor]:
-        """The tables in what :func:`read_tables` wrote."""
-        shaped = zip(self.shapes, self.starts, strict=True)
-        return [whole[start : start + rows * cols].view(rows, cols) for (rows, cols), start in shaped]
-
-
-PLACES = ("program", "first", "rows", "width", "start", "gradient")
-"""Of a table: the first program that works on it, its first row among its group's, its rows and columns, and
-where it begins among the tables that are written, and among gradients that follow each other without gaps."""
+@functools.lru_cache(maxsize=64)
+def _launch(places: tuple[tuple[int, ...], ...], device: torch.device) -> _Launch:
+    """Made once for tables that stay where they are, since the GPU has to be told of them."""
+    *_, rows, cols = zip(*places, strict=True)
+    sizes = [r * c for r, c in zip(rows, cols, strict=True)]
+    starts = _before([-(-size // ALIGNED) * ALIGNED for size in sizes])
+    tile = _tile(max(cols))
+    programs = _before([triton.cdiv(r, tile[0]) for r in rows])
+    lines = [programs[:-1], starts[:-1], _before(sizes)[:-1], *zip(*places, strict=True)]
+    missing = triton.next_power_of_2(len(places)) - len(places)
+    told = torch.tensor([[*line, *[programs[-1]] * missing] for line in lines], device=device)
+    return _Launch(told, programs[-1], tuple(starts[:-1]), starts[-1], tile)
 
 
 def _before(sizes: Sequence[int]) -> list[int]:
     return [0, *accumulate(sizes)]
 
 
-def read_tables(values: Tensor, pointers: Tensor, columns: Tensor, tables: Tables) -> Tensor:
-    """Whole tables, one after another: a flat tensor for :meth:`Tables.split`."""
-    out = values.new_empty(tables.size)
-    high, wide, live = tables.tile
-    with _device_of(values):
-        _read_tables[(tables.programs,)](
-            values, pointers, columns, tables.places, out,
-            TABLES=tables.places.shape[1], HIGH=high, WIDE=wide, LIVE=live,
-        )  # fmt: skip
-    return out
+def _of_equal_types(tables: Sequence[Table]) -> list[list[int]]:
+    numbers: dict[tuple, list[int]] = {}
+    for number, table in enumerate(tables):
+        numbers.setdefault(table.types, []).append(number)
+    return list(numbers.values())
 
 
-def add_tables(
-    total: Tensor, pointers: Tensor, columns: Tensor, tables: Tables, gradients: Sequence[Tensor]
-) -> None:
-    """Add the gradients of whole tables, each rows × columns, to ``total`` (live weights)."""
-    flat = [gradient.reshape(-1) for gradient in gradients]
-    gradient = flat[0] if len(flat) == 1 else torch.cat(flat)
-    high, _, live = tables.tile
-    with _device_of(total):
-        _add_tables[(tables.programs,)](
-            total, pointers, columns, tables.places, gradient,
-            TABLES=tables.places.shape[1], HIGH=high, LIVE=live,
-        )  # fmt: skip
+def read_tables(tables: Sequence[Table]) -> list[Tensor]:
+    """Whole tables, each rows × cols, in one launch if their types are equal."""
+    found: dict[int, Tensor] = {}
+    for numbers in _of_equal_types(tables):
+        first = tables[numbers[0]]
+        launch = _launch(tuple(tables[n].place for n in numbers), first.values.device)
+        out = first.values.new_empty(launch.size)
+        high, wide, live = launch.tile
+        with _device_of(out):
+            _read_tables[(launch.programs,)](
+                launch.places, first.values, first.pointers, first.columns, out,
+                TABLES=launch.places.shape[1], HIGH=high, WIDE=wide, LIVE=live,
+            )  # fmt: skip
+        for n, start in zip(numbers, launch.starts, strict=True):
+            rows, cols = tables[n].rows, tables[n].cols
+            found[n] = out[start : start + rows * cols].view(rows, cols)
+    return [found[n] for n in range(len(tables))]
+
+
+def add_tables(tables: Sequence[Table], gradients: Sequence[Tensor]) -> None:
+    """Add the gradients of whole tables, each rows × cols, to the tables' ``values``."""
+    for numbers in _of_equal_types(tables):
+        first = tables[numbers[0]]
+        launch = _launch(tuple(tables[n].place for n in numbers), first.values.device)
+        flat = [gradients[n].reshape(-1) for n in numbers]
+        gradient = flat[0] if len(flat) == 1 else torch.cat(flat)
+        high, _, live = launch.tile
+        with _device_of(gradient):
+            _add_tables[(launch.programs,)](
+                launch.places, first.values, first.pointers, first.columns, gradient,
+                TABLES=launch.places.shape[1], HIGH=high, LIVE=live,
+            )  # fmt: skip
 
 
 def read_rows(
@@ -200,27 +230,34 @@ def _read(
 
 @triton.jit  # its arguments cannot be annotated
 def _read_tables(
-    values, pointers, columns, places, out,
+    places, values, pointers, columns, out,
     TABLES: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, LIVE: tl.constexpr,
 ):  # fmt: skip
-    row, first, rows, width, start, _ = _place(places, TABLES, HIGH)
-    to = out + start + row * width
-    _write(values, pointers, columns, to, row < rows, row + first, row < rows, width, HIGH, WIDE, LIVE)
+    at, row, exists = _place(places, TABLES, HIGH)
+    values, pointers, columns = _addresses(at, values, pointers, columns, TABLES)
+    width = tl.load(at + 8 * TABLES)
+    to = out + tl.load(at + TABLES) + row * width
+    line = row + tl.load(at + 6 * TABLES)
+    _write(values, pointers, columns, to, exists, line, exists, width, HIGH, WIDE, LIVE)
 
 
 @triton.jit  # its arguments cannot be annotated
 def _place(places, TABLES: tl.constexpr, HIGH: tl.constexpr):
-    # The rows that a program works on, and what it needs to know of their table.
+    # What is told of the table that this program works on, the rows it works on, and which of them exist.
     program = tl.program_id(0)
-    starts = tl.load(places + tl.arange(0, TABLES))
-    at = places + tl.sum((starts <= program).to(tl.int32), 0) - 1
+    first = tl.load(places + tl.arange(0, TABLES))
+    at = places + tl.sum((first <= program).to(tl.int32), 0) - 1
     row = (program - tl.load(at)) * HIGH + tl.arange(0, HIGH)
-    first = tl.load(at + TABLES)
-    rows = tl.load(at + 2 * TABLES)
-    width = tl.load(at + 3 * TABLES)
-    start = tl.load(at + 4 * TABLES)
-    gradient = tl.load(at + 5 * TABLES)
-    return row, first, rows, width, start, gradient
+    return at, row, row < tl.load(at + 7 * TABLES)
+
+
+@triton.jit  # its arguments cannot be annotated
+def _addresses(at, values, pointers, columns, TABLES: tl.constexpr):
+    # Tensors of the table, which may be of another group than those given, whose types they have.
+    values = tl.load(at + 3 * TABLES).to(values.dtype)
+    pointers = tl.load(at + 4 * TABLES).to(pointers.dtype)
+    columns = tl.load(at + 5 * TABLES).to(columns.dtype)
+    return values, pointers, columns
 
 
 @triton.jit  # its arguments cannot be annotated
@@ -248,20 +285,23 @@ def _write(
 
 @triton.jit  # its arguments cannot be annotated
 def _add_tables(
-    total, pointers, columns, places, gradient,
+    places, total, pointers, columns, gradient,
     TABLES: tl.constexpr, HIGH: tl.constexpr, LIVE: tl.constexpr,
 ):  # fmt: skip
-    row, first, rows, width, _, begin = _place(places, TABLES, HIGH)
-    exists = row < rows
-    start = tl.load(pointers + first + row, mask=exists, other=0).to(tl.int64)
-    length = tl.load(pointers + first + row + 1, mask=exists, other=0).to(tl.int64) - start
+    at, row, exists = _place(places, TABLES, HIGH)
+    total, pointers, columns = _addresses(at, total, pointers, columns, TABLES)
+    width = tl.load(at + 8 * TABLES)
+    gradient += tl.load(at + 2 * TABLES)
+    line = row + tl.load(at + 6 * TABLES)
+    start = tl.load(pointers + line, mask=exists, other=0).to(tl.int64)
+    length = tl.load(pointers + line + 1, mask=exists, other=0).to(tl.int64) - start
     for weight in range(0, tl.max(length, 0), LIVE):
         k = weight + tl.arange(0, LIVE)
         live = k[None, :] < length[:, None]
-        at = start[:, None] + k[None, :]
-        c = tl.load(columns + at, mask=live, other=0).to(tl.int64)
-        g = tl.load(gradient + begin + row[:, None] * width + c, mask=live, other=0.0)
-        tl.store(total + at, tl.load(total + at, mask=live, other=0.0) + g, mask=live)
+        to = start[:, None] + k[None, :]
+        c = tl.load(columns + to, mask=live, other=0).to(tl.int64)
+        g = tl.load(gradient + row[:, None] * width + c, mask=live, other=0.0)
+        tl.store(total + to, tl.load(total + to, mask=live, other=0.0) + g, mask=live)
 
 
 @triton.jit  # its arguments cannot be annotated

@@ -63,9 +63,9 @@ class PackedGroup(nn.Module):
         self.collects = False
         self._step: tuple[Any, StepGradient, Tensor] | None = None
         self._dense: dict[int, tuple[Any, int, Tensor]] = {}
+        self.peers: list[PackedGroup] = []
         self._asked: set[int] = set()
         self._asked_last: set[int] = set()
-        self.tables_on_gpu: dict[tuple, Any] = {}
         self.gradient_memory = Memory()
 
     # --- what an explorer asks -------------------------------------------------------------------
@@ -179,23 +179,31 @@ class PackedGroup(nn.Module):
             self._asked.add(tensor)
         if (cached := self._cached(tensor)) is not None:
             return cached
-        tensors = self._read_together(tensor) if with_gradient and self.training else (tensor,)
-        made = dict(zip(tensors, Materialise.apply(self._token(), self, tensors), strict=True))
+        tensors = self._read_together(tensor) if with_gradient and self.training else [(self, tensor)]
+        tokens = [group._token() for group, _ in tensors]
+        made = dict(zip(tensors, Materialise.apply(tensors, *tokens), strict=True))
         if with_gradient or not self.training:
-            for other, dense in made.items():
-                self._dense[other] = (self._dense_key(), _written(dense), dense)
-        return made[tensor]
+            for (group, number), dense in made.items():
+                group._dense[number] = (group._dense_key(), _written(dense), dense)
+        return made[self, tensor]
 
-    def _read_together(self, tensor: int) -> tuple[int, ...]:
-        """On a GPU, the small tensors that the last step has read whole are read in one launch."""
+    def _read_together(self, tensor: int) -> list[tuple[PackedGroup, int]]:
+        """On a GPU, the small tensors of the model that the last step has read whole are read in one launch."""
+        alone = [(self, tensor)]
+        if self.is_full or not self._is_small(tensor) or not self.on_gpu():
+            return alone
+        alike = self.weight.requires_grad, self.device
+        others = [
+            (peer, number)
+            for peer in self.peers
+            if peer.training and not peer.is_full and (peer.weight.requires_grad, peer.device) == alike
+            for number in sorted(peer._asked_last)
+            if peer._is_small(number) and (peer, number) not in alone and peer._cached(number) is None
+        ]
+        return alone + others
 
-        def small(t: int) -> bool:
-            return self.slices[t].rows * self.slices[t].cols <= READ_TOGETHER
-
-        if not small(tensor) or not self._asked_last or not self.on_gpu():
-            return (tensor,)
-        others = {t for t in self._asked_last if small(t) and self._cached(t) is None}
-        return tuple(sorted({tensor} | others))
+    def _is_small(self, tensor: int) -> bool:
+        return self.slices[tensor].rows * self.slices[tensor].cols <= READ_TOGETHER
 
     def end_step(self) -> None:
         """The gradients have arrived: forget dense copies, and remember which there were."""
@@ -328,7 +336,7 @@ class PackedGroup(nn.Module):
         """Without the caches: they hold graph nodes, which can be neither copied nor pickled."""
         state = self.__dict__.copy()
         state.update(growth_scores=None, collects=False, _step=None, _dense={}, gradient_memory=Memory())
-        state.update(_asked=set(), _asked_last=set(), tables_on_gpu={})
+        state.update(peers=[], _asked=set(), _asked_last=set())
         return state
 
 

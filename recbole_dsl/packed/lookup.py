@@ -176,24 +176,26 @@ def _check_ids(ids: Tensor, count: int) -> None:
         raise IndexError(f"row ids in [{int(low)}, {int(high)}] for a table of {count} rows")
 
 
-def read_tables(group: PackedGroup, tensors: Sequence[int]) -> list[Tensor]:
+Tensors = Sequence[tuple["PackedGroup", int]]
+"""Packed tensors: each a group and the tensor's number in it."""
+
+
+def read_tables(tensors: Tensors) -> list[Tensor]:
     """Whole tensors, each rows × columns, without a gradient: on a GPU in one launch."""
-    if group.is_full or not group.on_gpu():
-        return [read_table(group, tensor) for tensor in tensors]
-    tables = _tables(group, tensors)
-    values = group.weight.detach()
-    return tables.split(gpu_rows().read_tables(values, group.row_pointers, group.column_ids, tables))
+    if not all(_by_kernels(group) for group, _ in tensors):
+        return [read_table(group, tensor) for group, tensor in tensors]
+    return gpu_rows().read_tables([_table(group, tensor, group.weight.detach()) for group, tensor in tensors])
 
 
-def _tables(group: PackedGroup, tensors: Sequence[int]) -> Any:
-    """The places of some tensors on the GPU, made once."""
-    key = group.device, tuple(tensors)
-    if key not in group.tables_on_gpu:
-        parts = [group.slices[tensor] for tensor in tensors]
-        group.tables_on_gpu[key] = gpu_rows().Tables.of(
-            [(part.first_row, part.rows, part.cols) for part in parts], group.device
-        )
-    return group.tables_on_gpu[key]
+def _by_kernels(group: PackedGroup, *others: Tensor) -> bool:
+    """Whether a GPU's kernel reads whole tensors of a group."""
+    return not group.is_full and group.on_gpu(*others) and all(o.dtype == group.dtype for o in others)
+
+
+def _table(group: PackedGroup, tensor: int, values: Tensor) -> Any:
+    part = group.slices[tensor]
+    index = group.row_pointers, group.column_ids
+    return gpu_rows().Table(values, *index, part.first_row, part.rows, part.cols)
 
 
 def read_table(group: PackedGroup, tensor: int) -> Tensor:
@@ -203,7 +205,7 @@ def read_table(group: PackedGroup, tensor: int) -> Tensor:
     if table is not None:
         return table.clone()
     if group.on_gpu():
-        return read_tables(group, [tensor])[0]
+        return read_tables([(group, tensor)])[0]
     if not group.compiled():
         out = values.new_zeros(part.rows * part.cols)
         out.scatter_(0, group.flat_positions(tensor), values[group.span(tensor)])
@@ -217,18 +219,17 @@ def read_table(group: PackedGroup, tensor: int) -> Tensor:
     return out
 
 
-def add_tables(group: PackedGroup, tensors: Sequence[int], gradients: Sequence[Tensor], total: Tensor) -> None:
-    """Add the gradients of whole tensors, each rows × columns, to that of the values, ``total``.
+def add_tables(tensors: Tensors, gradients: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
+    """Add the gradients of whole tensors, each rows × columns, to those of their groups' values, ``totals``.
 
     On a GPU in one launch.
     """
-    suits = not group.is_full and group.on_gpu(*gradients) and all(g.dtype == total.dtype for g in gradients)
-    if suits:
-        index = group.row_pointers, group.column_ids
-        gpu_rows().add_tables(total, *index, _tables(group, tensors), gradients)
+    each = list(zip(tensors, gradients, totals, strict=True))
+    if all(_by_kernels(group, gradient, total) for (group, _), gradient, total in each):
+        gpu_rows().add_tables([_table(*tensor, total) for tensor, _, total in each], gradients)
         return
-    for tensor, gradient in zip(tensors, gradients, strict=True):
-        add_table(group, tensor, gradient, total)
+    for tensor, gradient, total in each:
+        add_table(*tensor, gradient, total)
 
 
 def add_table(group: PackedGroup, tensor: int, gradient: Tensor, total: Tensor) -> None:
@@ -237,8 +238,8 @@ def add_table(group: PackedGroup, tensor: int, gradient: Tensor, total: Tensor) 
     if table is not None:
         table += gradient.to(total.dtype)
         return
-    if group.on_gpu(gradient) and gradient.dtype == total.dtype:
-        add_tables(group, [tensor], [gradient], total)
+    if _by_kernels(group, gradient, total):
+        add_tables([(group, tensor)], [gradient], [total])
         return
     if not (group.compiled(gradient) and gradient.dtype == total.dtype):
         live = gradient.reshape(-1).index_select(0, group.flat_positions(tensor))
@@ -253,30 +254,29 @@ def add_table(group: PackedGroup, tensor: int, gradient: Tensor, total: Tensor) 
 
 
 class Materialise(torch.autograd.Function):
-    """Whole packed tensors, dense, in their own shapes."""
+    """Whole packed tensors, dense, in their own shapes; the tokens are those of their groups."""
 
     @staticmethod
-    def forward(ctx: Any, token: Tensor, group: PackedGroup, tensors: tuple[int, ...]) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, tensors: Tensors, *tokens: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.group, ctx.tensors = group, tensors
-        ctx.step = group.step_gradient
-        tables = zip(tensors, read_tables(group, tensors), strict=True)
-        return tuple(table.view(group.slices[tensor].shape) for tensor, table in tables)
+        ctx.tensors = tensors
+        ctx.steps = [group.step_gradient for group, _ in tensors]
+        tables = zip(tensors, read_tables(tensors), strict=True)
+        return tuple(table.view(group.slices[tensor].shape) for (group, tensor), table in tables)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, None, None]:
-        group = ctx.group
-        gradients = {
-            tensor: _as_table(grad, group.slices[tensor])
-            for tensor, grad in zip(ctx.tensors, grads, strict=True)
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
+        reached = [
+            (tensor, _as_table(grad, tensor[0].slices[tensor[1]]), step.add_to())
+            for tensor, grad, step in zip(ctx.tensors, grads, ctx.steps, strict=True)
             if grad is not None
-        }
-        if gradients:
-            add_tables(group, list(gradients), list(gradients.values()), ctx.step.add_to())
-        for tensor, gradient in gradients.items():
+        ]
+        if reached:
+            add_tables(*zip(*reached, strict=True))
+        for (group, tensor), gradient, _ in reached:
             group.collect_dense(tensor, gradient)
-        return None, None, None
+        return (None,) * (1 + len(grads))
 
 
 def _as_table(gradient: Tensor, part: TensorSlice) -> Tensor:

@@ -56,6 +56,9 @@ def pack(
     if not tensors[0].parameter.is_meta:
         group.to(tensors[0].parameter.device)
     group.train(root.training)
+    others = [module for module in root.modules() if isinstance(module, PackedGroup)]
+    group.peers = others[0].peers if others else []
+    group.peers.append(group)
     _register(root, f"packed_{_identifier(name)}", group, tensors)
     for number, tensor in enumerate(tensors):
         for module, attribute in tensor.places:
@@ -89,6 +92,8 @@ def unpack(root: nn.Module, groups: Sequence[PackedGroup | MaskedGroup]) -> None
                 for attribute, (owner, number) in list(module.__dict__.get(SLOTS, {}).items()):
                     if owner is group:
                         _restore(module, attribute, dense[number])
+            if group in group.peers:
+                group.peers.remove(group)
         else:
             group.release()
         for module in root.modules():
