@@ -78,7 +78,8 @@ class Run:
             out = Path(folder) / "results.jsonl"
             number = str(self.threads)
             threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), number)
-            environment = {**os.environ, **threads, "PYTHONPATH": str(ROOT)}
+            path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+            environment = {**os.environ, **threads, "PYTHONPATH": path}
             told = ["--cells", json.dumps(cells), "--out", str(out), "--threads", number, "--round", str(turn)]
             # RecBole writes logs and checkpoints into the working directory.
             command = [sys.executable, "-W", "ignore", str(self.script), *told, *self.options]
