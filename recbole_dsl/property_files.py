@@ -1,9 +1,9 @@
 """The property files: their schema, and the layers of defaults they make up.
 
 Layers, lowest first: ``overall.yaml``, ``family/<family>.yaml``, ``scope`` and ``recbole`` of
-``model/<Model>.yaml``, ``method/<method>.yaml``, ``methods.<method>`` of the model's file,
-``methods.<method>`` of ``dataset/<dataset>.yaml`` and that file's ``models.<Model>.<method>``. What the
-user sets lies above all of them. Needs neither RecBole nor torch.
+``model/<Model>.yaml``, ``method/<method>.yaml``, ``methods.<method>`` of the family's and of the model's
+file, ``methods.<method>`` of ``dataset/<dataset>.yaml`` and that file's ``models.<Model>.<method>``. What
+the user sets lies above all of them. Needs neither RecBole nor torch.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ METHOD_KEY: Final = "dsl_method"
 
 DEFINING_KEYS: Final = frozenset({"dsl_method", "dsl_init", "dsl_drop", "dsl_grow", "dsl_schedule"})
 """Keys that make a method what it is; files of models and datasets may tune, but not replace it."""
+
+WITHOUT_TABLES: Final = ("dsl_init", "random")
+"""The one exception, for files of families and models: without a table of users or items there are no factors
+of the interactions to start from, and a method that the user asks for should take every model."""
 
 SCOPE_KEYS: Final = frozenset({"dsl_include", "dsl_exclude", "dsl_groups", "dsl_min_weights", "dsl_storage"})
 """Keys that say which tensors are sparse, and how they are stored."""
@@ -183,17 +187,20 @@ def _check_words(words: Collection[str], allowed: Collection[str], what: str, pa
             )
 
 
-def _check_methods(methods: Settings, current: str, path: Path) -> None:
+def _check_methods(methods: Settings, current: str, path: Path, of_dataset: bool = False) -> None:
     """Every section belongs to a known method and tunes it without redefining it."""
+    exception = "" if of_dataset else f"; of these only '{': '.join(WITHOUT_TABLES)}'"
     _check_words(methods, {*method_names(), current}, "method", path)
     for name in methods:
         section = _section(methods, name, path)
         check_keys(section, known_keys(), f"'{path}'")
         for key in DEFINING_KEYS & section.keys():
+            if not of_dataset and (key, section[key]) == WITHOUT_TABLES:
+                continue
             raise ConfigError(
                 f"{key}={section[key]!r} for method {name!r} in '{path}' is refused, because it "
                 "would make another method of it: allowed is every key but "
-                f"{', '.join(sorted(DEFINING_KEYS))}."
+                f"{', '.join(sorted(DEFINING_KEYS))}{exception}."
             )
 
 
@@ -203,8 +210,9 @@ def _file(kind: str, name: str) -> Path | None:
     return path if name and Path(name).name == name and path.is_file() else None
 
 
-def family_scope(family: str) -> Settings:
-    """Which tensors are sparse in a family of models; patterns that a model lacks are no mistake.
+def family_file(family: str, current: str = "") -> Settings:
+    """The checked file of a family of models: which tensors are sparse, where patterns that a model lacks are
+    no mistake, and ``methods``; ``{}`` for a family without one. ``current``: method in use.
 
     Raises:
         ConfigError: the file sets a key it may not set.
@@ -213,7 +221,8 @@ def family_scope(family: str) -> Settings:
     if path is None:
         return {}
     content = read_mapping(path)
-    _check_words(content, SCOPE_KEYS, "key", path)
+    _check_words(content, {*SCOPE_KEYS, "methods"}, "key", path)
+    _check_methods(_section(content, "methods", path), current, path)
     return content
 
 
@@ -255,10 +264,10 @@ def dataset_file(dataset: str, current: str = "") -> Settings:
         return {}
     content = read_mapping(path)
     _check_words(content, {"methods", "models"}, "part", path)
-    _check_methods(_section(content, "methods", path), current, path)
+    _check_methods(_section(content, "methods", path), current, path, of_dataset=True)
     models = _section(content, "models", path)
     for model in models:
-        _check_methods(_section(models, model, path), current, path)
+        _check_methods(_section(models, model, path), current, path, of_dataset=True)
     return content
 
 
@@ -286,14 +295,16 @@ def layers(model: str | Sequence[str], dataset: str, method: str | None, family:
     if method is None:
         method = str(model_file(model).get("default_method") or overall[METHOD_KEY])
     name = method_name(method)
+    of_family = family_file(family, name)
     of_model, of_dataset = model_file(model, name), dataset_file(dataset, name)
     in_dataset = next((n for n in names if n in (of_dataset.get("models") or {})), model)
     return (
         overall
-        | family_scope(family)
+        | {key: value for key, value in of_family.items() if key in SCOPE_KEYS}
         | _dig(of_model, "scope")
         | _dig(of_model, "recbole")
         | _method_layer(method)
+        | _dig(of_family, "methods", name)
         | _dig(of_model, "methods", name)
         | _dig(of_dataset, "methods", name)
         | _dig(of_dataset, "models", in_dataset, name)

@@ -477,6 +477,36 @@ def test_model_and_dataset_files_cannot_redefine_a_method(
     assert_refused(error, key, "nmf", Path(name).name, "allowed")
 
 
+WITHOUT_TABLES = "methods:\n  dsl_plus:\n    dsl_init: random\n"
+
+
+@pytest.mark.parametrize("name", ["model/DMF.yaml", "family/general.yaml"])
+def test_a_model_without_tables_starts_at_random(properties: Path, name: str) -> None:
+    """So that every method takes every model; what the user asks for still comes first."""
+    for file in ("model/DMF.yaml", "family/general.yaml"):
+        write(properties / file, "")
+    assert config("DMF", dsl_method="dsl_plus").dsl.init == "nmf"
+    write(properties / name, WITHOUT_TABLES)
+    assert config("DMF", dsl_method="dsl_plus").dsl.init == "random"
+    assert config("DMF", dsl_method="dsl_plus", dsl_init="nmf").dsl.init == "nmf"
+    assert config("DMF", dsl_method="rigl").dsl.init == "erk"
+
+
+def test_a_family_tunes_methods_below_its_models(properties: Path) -> None:
+    write(properties / "family/general.yaml", "methods:\n  set: {dsl_density: 0.3, dsl_grow_window: 3}\n")
+    write(properties / "model/DMF.yaml", "methods:\n  set: {dsl_density: 0.4}\n")
+    built = config("DMF", dsl_method="set").dsl
+    assert (built.density, built.grow_window) == (0.4, 3)
+    assert config("DMF", dsl_method="rigl").dsl.density == 0.1
+
+
+def test_a_dataset_does_not_say_how_models_start(properties: Path) -> None:
+    write(properties / "dataset/ml-100k.yaml", WITHOUT_TABLES)
+    with pytest.raises(ConfigError) as error:
+        config()
+    assert_refused(error, "dsl_init", "random", "ml-100k.yaml", "allowed")
+
+
 SCHEMA_ERRORS = [
     ("model/BPR.yaml", "dsl_density: 0.1\n", "part 'dsl_density'"),
     ("model/BPR.yaml", "method:\n  dsl: {}\n", "did you mean 'methods'"),
@@ -490,6 +520,8 @@ SCHEMA_ERRORS = [
     ("model/BPR.yaml", "recbole:\n  dsl_density: 1\n", "dsl_density below recbole"),
     ("model/BPR.yaml", "packages: [faiss]\n", "packages=['faiss']"),
     ("family/general.yaml", "dsl_density: 1\n", "key 'dsl_density'"),
+    ("family/general.yaml", "methods:\n  dls: {}\n", "did you mean 'dsl'"),
+    ("family/general.yaml", "methods:\n  dsl: {dsl_grow: random}\n", "dsl_grow='random'"),
     ("dataset/ml-100k.yaml", "scope: {}\n", "part 'scope'"),
     ("dataset/ml-100k.yaml", "models:\n  BPR:\n    dls: {}\n", "did you mean 'dsl'"),
     ("dataset/ml-100k.yaml", "a: [\n", "not valid YAML"),
@@ -557,6 +589,18 @@ def test_every_shipped_file_is_sound() -> None:
             for method in (None, *shipped("method")):
                 layers = property_files.layers(model, dataset, method, "sequential")
                 assert DSLConfig.from_config(layers).method == layers["dsl_method"]
+
+
+def test_only_factors_of_the_interactions_are_done_without() -> None:
+    """Where a shipped file changes the topology of a method, it was ``nmf``, which needs a table."""
+    for kind in ("family", "model"):
+        for name in shipped(kind):
+            methods = property_files.read_mapping(property_files.properties_dir() / kind / f"{name}.yaml").get(
+                "methods", {}
+            )
+            for method, section in methods.items():
+                if "dsl_init" in section:
+                    assert property_files.method_settings(method)["dsl_init"] == "nmf", name
 
 
 @pytest.mark.parametrize("dataset", ["", *shipped("dataset")])
