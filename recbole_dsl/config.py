@@ -324,7 +324,8 @@ class RecBoleDSLConfig(Config):
         user = {key: value for key, value in self.external_config_dict.items() if value is not None}
         if "dsl_density" in user:
             layers["dsl_budget"] = None  # a property file's budget must not beat the user's density
-        if user.get("dsl_init", layers["dsl_init"]) not in TOPOLOGIES_WITH_VALUES:
+        without_values = user.get("dsl_init", layers["dsl_init"]) not in TOPOLOGIES_WITH_VALUES
+        if without_values and layers["dsl_init_values"] == "topology":
             layers["dsl_init_values"] = "model"  # nor values that the user's topology does not have
         if "dsl_start_from" in user:
             layers["dsl_init_values"] = "model"  # nor any but those of the file

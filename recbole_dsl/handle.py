@@ -18,7 +18,7 @@ from .errors import ConfigError, DSLError, TargetError
 from .packed.group import PackedGroup
 from .packed.index import table_shape
 from .packed.masked import MaskedGroup
-from .packed.surgery import check_uniform, mask, pack, unpack
+from .packed.surgery import check_uniform, mask, pack, unpack, values_at
 from .quantities import Budget
 from .settings import DSLConfig
 from .sparsity.budget import (
@@ -29,7 +29,7 @@ from .sparsity.budget import (
     erdos_renyi_shares,
 )
 from .sparsity.explorer import ExplorationSettings, Explorer, UpdateEvent
-from .sparsity.initial import InitialValues, draw_values, usual_values
+from .sparsity.initial import InitialValues, draw_values, fan_in_scale, usual_values
 from .sparsity.interactions import Interactions
 from .sparsity.names import TOPOLOGIES_OF_SHAPES
 from .sparsity.randomness import generator_for
@@ -237,8 +237,8 @@ def insert(
         for (name, tensors, _), budget, start in zip(plans, budgets, starts, strict=True)
     ]
     values = [
-        _values(name, tensors, topology, config, seed, initial_values)
-        for (name, tensors, _), topology in zip(plans, topologies, strict=True)
+        _values(name, tensors, topology, config, seed, initial_values, start is not None)
+        for (name, tensors, _), topology, start in zip(plans, topologies, starts, strict=True)
     ]
     groups: list[Group] = []
     for name, tensors, storage in plans:  # which frees the positions of each once they are stored
@@ -485,12 +485,17 @@ def _values(
     config: DSLConfig,
     seed: int,
     initial_values: InitialValues,
+    grown: bool,
 ) -> Tensor | None:
-    """Values of the live weights; None for those the tensors have."""
+    """Values of the live weights; None for those the tensors have. ``grown``: these are trained already."""
+    values = topology.values if config.init_values == "topology" else None
     if tensors[0].parameter.is_meta:
         generator = generator_for(seed, f"values/{name}")
-        return draw_values(tensors, topology.live, initial_values, generator)
-    return topology.values if config.init_values == "topology" else None
+        values = draw_values(tensors, topology.live, initial_values, generator)
+    if config.init_values == "fan_in" and not grown:
+        values = values_at(tensors, topology.live).cpu() if values is None else values
+        values = values * fan_in_scale(tensors, topology.live)
+    return values
 
 
 def _store(

@@ -335,7 +335,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "growth_memory": _optional(_memory(), "no bound"),
     "growth_rows": number_setting(lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
     "init": _word(TOPOLOGY_NAMES),
-    "init_values": _word(("model", "topology")),
+    "init_values": _word(("model", "fan_in", "topology")),
     "init_norm": number_setting(lambda x: x > 0, "a number above 0"),
     "seed": _optional(whole_setting(0), "RecBole's seed"),
     "groups": _groups(),

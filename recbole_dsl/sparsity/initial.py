@@ -45,6 +45,29 @@ def usual_values(tensor: TensorInfo, positions: Tensor, generator: torch.Generat
     )
 
 
+def fan_in_scale(tensors: Sequence[TensorInfo], live: Tensor) -> Tensor:
+    """√(inputs / live inputs) of an output of ``nn.Linear``, by live weight; 1 in other tensors.
+
+    With values larger by that, an output varies as much as with all its inputs; without it what passes
+    through several sparse layers fades (Evci et al., Gradient Flow in Sparse Neural Networks, AAAI 2022).
+
+    Args:
+        live: flat positions, int64, ascending, over the tensors in order.
+    """
+    result = torch.ones(live.numel(), dtype=tensors[0].parameter.dtype)
+    low = start = 0
+    for tensor in tensors:
+        start += tensor.parameter.numel()
+        high = int(torch.searchsorted(live, start))
+        if tensor.kind == "linear" and high > low:
+            outputs, inputs = tensor.shape
+            rows = (live[low:high] - start + tensor.parameter.numel()) // inputs
+            counts = torch.bincount(rows, minlength=outputs)
+            result[low:high] = (inputs / counts.index_select(0, rows)).sqrt()
+        low = high
+    return result
+
+
 def draw_values(
     tensors: Sequence[TensorInfo], live: Tensor, values_of: InitialValues, generator: torch.Generator
 ) -> Tensor:
