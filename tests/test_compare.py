@@ -430,6 +430,34 @@ def test_widths_scale_together(usual: int, columns: int) -> None:
     assert told["a"] == columns and told["b"] == [2 * columns, max(1, int(columns / usual + 0.5))]
 
 
+@pytest.mark.parametrize(
+    ("columns", "latent", "hidden"),
+    [(128, 128, 600), (19, 20, 89), (20, 20, 94), (5, 6, 23), (2, 2, 9), (1, 2, 5)],
+)
+def test_what_a_model_halves_stays_even(columns: int, latent: int, hidden: int) -> None:
+    """128 and 600 by hand: 600 · 19 / 128 = 89.06; halves go up."""
+    config = {"model": "MultiVAE", "latent_dimension": 128, "mlp_hidden_size": [600]}
+    method = read_method("narrow")
+    widths = Widths.of(config, method.widths, method.even)
+    assert widths.at(columns) == {"latent_dimension": latent, "mlp_hidden_size": [hidden]}
+    others = Widths.of({**config, "model": "MultiDAE"}, method.widths, method.even)
+    assert others.at(5) == {"latent_dimension": 5, "mlp_hidden_size": [23]}
+
+
+@pytest.mark.parametrize("method", ["narrow", "narrow_training"])
+def test_a_narrow_multivae_trains(method: str, data: Path, tmp_path: Path) -> None:
+    """At densities for which the widest model would have an odd latent dimension, too."""
+    of = task(data, tmp_path, method, model="MultiVAE")
+    sizes = {"latent_dimension": 16, "mlp_hidden_size": [24], "train_batch_size": 40}
+    of = replace(of, settings={**of.settings, **sizes, "epochs": 1})
+    seen = set()
+    for density in (0.2, 0.25, 0.3, 0.35):
+        told = run(replace(of, density=density))
+        seen.add(told.analysis["narrow"]["latent_dimension"])
+        assert told.test_result and told.sparsity["live"] < told.sparsity["weights"]
+    assert seen and all(latent % 2 == 0 for latent in seen)
+
+
 # --- popularity --------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,19 @@ from .twin import sparse_twin
 
 @dataclass(frozen=True)
 class Widths:
-    """Settings that say how wide a model is, in their usual sizes; the first one counts columns."""
+    """Settings that say how wide a model is, in their usual sizes; the first one counts columns.
+
+    ``even``: those that have to be even.
+    """
 
     usual: Mapping[str, int | list[int]]
+    even: Collection[str] = ()
 
     @classmethod
-    def of(cls, config: Any, names: Mapping[str, Sequence[str]]) -> Widths:
-        """Those of a configuration; ``names``: by model, and ``default``.
+    def of(
+        cls, config: Any, names: Mapping[str, Sequence[str]], even: Mapping[str, Sequence[str]] | None = None
+    ) -> Widths:
+        """Those of a configuration; ``names``: by model, and ``default``; ``even``: by model.
 
         Raises:
             ConfigError: the model has none of them.
@@ -35,7 +41,7 @@ class Widths:
                 f"model={config['model']!r} cannot be made narrow, as it has no {' or '.join(keys)}; allowed "
                 "are models with that, and those below 'widths' of properties/compare/narrow.yaml."
             )
-        return cls(usual)
+        return cls(usual, (even or {}).get(config["model"], ()))
 
     @property
     def columns(self) -> int:
@@ -43,13 +49,17 @@ class Widths:
         return _first(next(iter(self.usual.values())))
 
     def at(self, columns: int) -> dict[str, int | list[int]]:
-        """All settings scaled so that the first one is ``columns``; none below 1."""
+        """All settings scaled so that the first one is ``columns``, or the even number above; none below 1."""
         share = columns / self.columns
 
-        def scaled(size: int) -> int:
-            return max(1, int(size * share + 0.5))
+        def scaled(size: int, unit: int) -> int:
+            return unit * max(1, int(size * share / unit + 0.5))
 
-        return {k: [scaled(x) for x in v] if isinstance(v, list) else scaled(v) for k, v in self.usual.items()}
+        def of(key: str, size: int | list[int]) -> int | list[int]:
+            unit = 2 if key in self.even else 1
+            return [scaled(x, unit) for x in size] if isinstance(size, list) else scaled(size, unit)
+
+        return {key: of(key, size) for key, size in self.usual.items()}
 
 
 def _first(size: Any) -> int:
@@ -57,7 +67,10 @@ def _first(size: Any) -> int:
 
 
 def narrow_settings(
-    config: RecBoleDSLConfig, as_large_as: str, names: Mapping[str, Sequence[str]]
+    config: RecBoleDSLConfig,
+    as_large_as: str,
+    names: Mapping[str, Sequence[str]],
+    even: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[dict[str, Any], int]:
     """The settings of the widest dense model that is no larger than the sparse one of ``config``.
 
@@ -65,7 +78,7 @@ def narrow_settings(
         config: of the sparse model.
         as_large_as: ``"weights"`` compares weight bytes with weight and index bytes; ``"training"`` weights,
             gradients and optimizer state with the same and the index.
-        names: see :class:`Widths`.
+        names, even: see :meth:`Widths.of`.
 
     Returns:
         The settings, and the weights of the dense model of the usual width.
@@ -73,7 +86,7 @@ def narrow_settings(
     Raises:
         ConfigError: even one column is too many, or the model has no known width.
     """
-    widths = Widths.of(config, names)
+    widths = Widths.of(config, names, even)
     twin = sparse_twin(config)
     # An optimizer has no state before its first step.
     copies = 1 if as_large_as == "weights" else 2 + OPTIMIZERS[config["learner"].lower()].tensors

@@ -111,7 +111,8 @@ def by_recbole(
 def narrow(task: Task) -> RunResult:
     """RecBole's own training of the widest model that is no larger than the sparse one."""
     config = task.config(task.sparse)
-    found, weights = narrow_settings(config, task.method.as_large_as, task.method.widths)
+    method = task.method
+    found, weights = narrow_settings(config, method.as_large_as, method.widths, method.even)
     result = by_recbole(task, found, weights)
     return replace(result, analysis={**result.analysis, "narrow": found})
 
