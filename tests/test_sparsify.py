@@ -371,6 +371,37 @@ def test_nmf_values_are_used_when_asked_for() -> None:
     assert torch.equal(masked.groups[0].live_values(), proposed.groups[0].live_values())
 
 
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+def test_fan_in_values_make_up_for_dead_inputs(storage: str) -> None:
+    """By √(inputs / live inputs) of each output of a Linear; embeddings and full matrices stay as they are."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"table": nn.Embedding(30, 6), "layer": nn.Linear(12, 9, bias=False)})
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    whole = copy.deepcopy(model)
+    options = dict(include=["*.weight"], groups="joint", storage=storage, init_values="fan_in", seed=3)
+    handle = sparsify(model, 0.4, **options)
+    masks = {name: mask for group in handle.groups for name, mask in group.masks().items()}
+    live = masks["layer.weight"].sum(1, keepdim=True)
+    assert live.unique().numel() > 1
+    expected = before["layer.weight"] * masks["layer.weight"] * (12 / live.clamp(min=1)).sqrt()
+    torch.testing.assert_close(model["layer"].weight.detach(), expected)
+    assert torch.equal(model["table"].weight.detach(), before["table.weight"] * masks["table.weight"])
+    sparsify(whole, 1.0, **options)
+    assert torch.equal(whole["layer"].weight.detach(), before["layer.weight"])
+
+
+def test_fan_in_values_of_tensors_on_the_meta_device() -> None:
+    """Of 25 inputs 4 live: uniform within 1/5, times 5/2."""
+    with torch.device("meta"):
+        model = nn.ModuleDict({"layer": nn.Linear(25, 400, bias=False)})
+    handle = sparsify(model, 0.16, include=["*.weight"], init_values="fan_in")
+    group = handle.groups[0]
+    live = group.row_pointers.diff()
+    bounds = torch.repeat_interleave((25 / live[live > 0]).sqrt() / 5, live[live > 0])
+    shares = group.weight.detach().abs() / bounds
+    assert 0.95 < shares.max() <= 1
+
+
 def test_a_deep_copied_model_does_not_explore() -> None:
     """Training the copy moves no topology and leaves the original alone."""
     model, handle = sparse_tables(update_interval=1)
