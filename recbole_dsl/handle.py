@@ -20,7 +20,7 @@ from .packed.index import table_shape
 from .packed.masked import MaskedGroup
 from .packed.surgery import check_uniform, mask, pack, unpack, values_at
 from .quantities import Budget
-from .settings import DSLConfig
+from .settings import AUTO, DSLConfig
 from .sparsity.budget import (
     allocate,
     budget_of_bytes,
@@ -432,16 +432,19 @@ def _topology(
         return Topology(torch.arange(weights))
     if given is not None and given.numel() == budget:
         return Topology(given)
-    factors = None
+    factors, norm = None, config.init_norm
     if config.init == "nmf" and interactions is not None:
         factors = interactions.factors(tensors, seed)
+        ranks = [factor.shape[1] for factor in factors if factor is not None]
+        if norm == AUTO and ranks and config.init_values == "topology":
+            norm = interactions.trusted_norm(ranks[0], seed)
     context = TopologyContext(
         shapes=[t.shape for t in tensors],
         budget=budget,
         initial=[t.parameter.detach().reshape(table_shape(t.shape)) for t in tensors],
         factors=factors,
         generator=generator_for(seed, f"topology/{name}"),
-        norm=config.init_norm,
+        norm=1.0 if norm == AUTO else float(norm),
     )
     topology = TOPOLOGIES[config.init](context)
     if given is None:

@@ -282,16 +282,13 @@ AUTO: Final = "auto"
 """Of ``dsl_width``: chosen by the interactions."""
 
 
-def _width() -> Setting:
-    whole = whole_setting(1)
+def _or_auto(setting: Setting) -> Setting:
+    """The same setting, which may also be left to the interactions."""
 
-    def parse(value: object) -> int | str:
-        if isinstance(value, str) and value.lower() == AUTO:
-            return AUTO
-        width: int = whole.parse(value)
-        return width
+    def parse(value: object) -> Any:
+        return AUTO if isinstance(value, str) and value.lower() == AUTO else setting.parse(value)
 
-    return Setting(parse, f"{whole.allowed}, 'auto' (the interactions decide)", whole.text)
+    return Setting(parse, f"{setting.allowed}, 'auto' (the interactions decide)", setting.text)
 
 
 def _method() -> Setting:
@@ -312,7 +309,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "method": _method(),
     "density": number_setting(lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
     "budget": _optional(_budget(), "the budget that dsl_density gives"),
-    "width": _optional(_width(), "the model's own embedding_size"),
+    "width": _optional(_or_auto(whole_setting(1)), "the model's own embedding_size"),
     "update_interval": _span(
         ("steps", "epochs"), 1, "a whole number of steps of at least 1, or text such as '2 epochs'"
     ),
@@ -336,7 +333,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "growth_rows": number_setting(lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
     "init": _word(TOPOLOGY_NAMES),
     "init_values": _word(("model", "fan_in", "topology")),
-    "init_norm": number_setting(lambda x: x > 0, "a number above 0"),
+    "init_norm": _or_auto(number_setting(lambda x: x > 0, "a number above 0")),
     "seed": _optional(whole_setting(0), "RecBole's seed"),
     "groups": _groups(),
     "include": _optional(_patterns(1), "all embedding tables and Linear matrices"),
@@ -444,7 +441,7 @@ class DSLConfig:
     growth_rows: float
     init: str
     init_values: str
-    init_norm: float
+    init_norm: float | str
     seed: int | None
     groups: str | Mapping[str, tuple[str, ...]]
     include: tuple[str, ...] | None

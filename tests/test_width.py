@@ -12,8 +12,9 @@ from recbole_dsl import load_data_and_model
 from recbole_dsl.cli import main
 from recbole_dsl.config import RecBoleDSLConfig
 from recbole_dsl.experiment import build_model, choose_width, load_data, run_recbole_dsl
-from recbole_dsl.sparsity import width
+from recbole_dsl.sparsity import ranking, width
 from recbole_dsl.sparsity.interactions import Interactions
+from recbole_dsl.training.trainer import sparse_trainer
 from tests.model_runs import no_flags, settings_of
 from tests.tiny_data import NAME
 
@@ -102,7 +103,7 @@ def test_ndcg_by_hand() -> None:
     ranked = torch.tensor([[4, 0, 2], [1, 3, 0]])
     wanted = torch.tensor([[0, 0, 1, 0, 1], [0, 0, 0, 1, 0]], dtype=torch.bool)
     second = 1 / torch.tensor(3.0).log2()
-    torch.testing.assert_close(width._ndcg(ranked, wanted), torch.stack([1.5 / (1 + second), second]))
+    torch.testing.assert_close(ranking._ndcg(ranked, wanted), torch.stack([1.5 / (1 + second), second]))
 
 
 def test_known_items_are_not_ranked() -> None:
@@ -110,6 +111,33 @@ def test_known_items_are_not_ranked() -> None:
     known = Interactions(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 2]), 2, 3)
     asked = Interactions(torch.tensor([0, 1]), torch.tensor([2, 0]), 2, 3)
     assert width.ranking_quality(known, asked, 2, 2.0, 0) == pytest.approx(1.0)
+
+
+def test_the_norm_to_start_from_is_what_the_factors_say_of_their_own_interactions() -> None:
+    """4.5 × NDCG@10: two blocks of users are described by two columns, half as well by one; at least 0.1."""
+    users, items = torch.arange(40).repeat_interleave(10), torch.arange(10).repeat(40)
+    apart = Interactions(users, items + 10 * (users % 2), 40, 20)
+    assert apart.trusted_norm(2, 0) == pytest.approx(4.5)
+    assert 0.1 < apart.trusted_norm(1, 0) < 4.0
+    assert apart.trusted_norm(2, 0) == apart.trusted_norm(2, 0)
+    far = Interactions(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), 40, 20)
+    assert far.trusted_norm(2, 0) == 0.1
+
+
+def test_auto_is_a_norm(data: Path) -> None:
+    """Chosen for LightGCN with dsl_plus; training starts from other values than with a norm of one's own."""
+    found = {}
+    for norm in (None, 0.5, 1.0):
+        own = {} if norm is None else {"dsl_init_norm": norm}
+        config = config_of(data, "LightGCN", dsl_method="dsl_plus", **own)
+        assert config.dsl.init_norm == ("auto" if norm is None else norm)
+        _, train, *_ = load_data(config)
+        trainer = sparse_trainer(config["MODEL_TYPE"], *config.lineage)(
+            config, build_model(config, train), train
+        )
+        found[norm] = trainer.sparse.groups[0].live_values().norm()
+    assert found[1.0] == pytest.approx(2 * float(found[0.5]))
+    assert found[None] not in (found[0.5], found[1.0])
 
 
 def test_without_interactions_to_ask_for_the_width_stays() -> None:

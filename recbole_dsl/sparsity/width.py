@@ -12,17 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
-from torch import Tensor
 
 from .interactions import Interactions
 from .randomness import generator_for
+from .ranking import ndcg
 from .topology import TopologyContext, nmf
 
 HELD_OUT: Final = 0.1
 """Share of the interactions that factors are asked for."""
-
-USERS: Final = 4096
-"""How many users are asked for at most."""
 
 FACTOR_BYTES: Final = 2**30
 """What the factors of a wider table may take; while they are made, twice that is held."""
@@ -38,9 +35,6 @@ NARROWER: Final = 1.05
 
 LIVE_SHARE: Final = 0.1
 """Of the columns at most, in a table made narrower: training makes more of columns than factors do."""
-
-TOP: Final = 10
-"""Length of the rankings that are compared, by NDCG."""
 
 
 def best_width(interactions: Interactions, own: int, weights_per_row: float, seed: int) -> int:
@@ -109,30 +103,4 @@ def ranking_quality(
     assert start.values is not None
     tables = torch.zeros(rows * width).index_copy_(0, start.live, start.values).view(rows, width)
     users, items = tables[: known.n_users], tables[known.n_users :]
-    chosen = torch.unique(asked.users)
-    if chosen.numel() > USERS:
-        order = torch.randperm(chosen.numel(), generator=generator_for(seed, "width/users"))
-        chosen = chosen[order[:USERS]].sort().values
-    total = 0.0
-    for some in chosen.split(512):
-        scores = users[some] @ items.T
-        scores[_marks(known, some)] = -torch.inf
-        total += float(_ndcg(scores.topk(min(TOP, scores.shape[1])).indices, _marks(asked, some)).sum())
-    return total / chosen.numel()
-
-
-def _marks(interactions: Interactions, users: Tensor) -> Tensor:
-    """Bool (users × items): whose items. ``users`` ascends."""
-    row = torch.searchsorted(users, interactions.users).clamp_(max=users.numel() - 1)
-    mine = users[row] == interactions.users
-    marks = torch.zeros(users.numel(), interactions.n_items, dtype=torch.bool)
-    marks[row[mine], interactions.items[mine]] = True
-    return marks
-
-
-def _ndcg(ranked: Tensor, wanted: Tensor) -> Tensor:
-    """NDCG of each row of ``ranked`` (users × k item ids) for the ``wanted`` items (users × items, bool)."""
-    discount = torch.arange(2, ranked.shape[1] + 2).log2().reciprocal()
-    found = wanted.gather(1, ranked).float() @ discount
-    count = wanted.sum(1).clamp(1, ranked.shape[1])
-    return found / discount.cumsum(0)[count - 1]
+    return ndcg(users, items, asked, seed, known)
