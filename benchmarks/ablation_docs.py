@@ -18,6 +18,7 @@ Cells = dict[str, RunResult]
 DOCS = ROOT / "docs/ablation.md"
 STUDIES = {
     "bpr": "ablation/BPR-ml-100k",
+    "lightgcn": "ablation/LightGCN-ml-100k",
     "bpr_before": "ablation-before/BPR-ml-100k",
     "lightgcn_before": "ablation-before/LightGCN-ml-100k",
 }

@@ -146,10 +146,10 @@ class MacCounter(TorchDispatchMode):
         return dense * min(self._density(a), self._density(b))
 
     def _density(self, tensor: Tensor) -> float:
-        storage = tensor.untyped_storage().data_ptr()
+        start = tensor.data_ptr()
         for group in self.packed:
             for number, dense in group.materialised().items():
-                if dense.untyped_storage().data_ptr() == storage:
+                if dense.data_ptr() <= start < dense.data_ptr() + dense.nbytes:  # several share a storage
                     return group.live_per_tensor()[number] / dense.numel()
         return 1.0
 

@@ -195,7 +195,8 @@ def _check_methods(methods: Settings, current: str, path: Path, of_dataset: bool
         section = _section(methods, name, path)
         check_keys(section, known_keys(), f"'{path}'")
         for key in DEFINING_KEYS & section.keys():
-            if not of_dataset and (key, section[key]) == WITHOUT_TABLES:
+            own = method_settings(name).get("dsl_init") if name in method_names() else None
+            if not of_dataset and own == "nmf" and (key, section[key]) == WITHOUT_TABLES:
                 continue
             raise ConfigError(
                 f"{key}={section[key]!r} for method {name!r} in '{path}' is refused, because it "

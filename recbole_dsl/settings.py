@@ -279,7 +279,7 @@ def _resume() -> Setting:
 
 
 AUTO: Final = "auto"
-"""Of ``dsl_width``: chosen by the interactions."""
+"""Of ``dsl_width`` and ``dsl_init_norm``: chosen by the interactions."""
 
 
 def _or_auto(setting: Setting) -> Setting:

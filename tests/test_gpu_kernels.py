@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from recbole_dsl import compiling, sparsify
-from recbole_dsl.errors import ConfigError
+from recbole_dsl.costs import MacCounter
+from recbole_dsl.errors import ConfigError, PackedWriteError
 from recbole_dsl.packed.lookup import add_table, read_rows, read_table
 from recbole_dsl.sparsity.scores import GrowthScores, PositionMap
 from tests.test_kernels import table
@@ -140,6 +142,71 @@ def test_tables_of_the_last_step_are_read_in_one_launch(groups: str, monkeypatch
         calls.clear()
         model(torch.ones(2, 8, device=DEVICE)).sum().backward()
         assert len(calls) == expected
+
+
+def two_layers(kernels: str = "triton") -> tuple[Any, Any]:
+    """Two packed matrices of different groups, read once, so that they are read together from now on."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({name: nn.Linear(6, 4, bias=False) for name in "ab"}).to(DEVICE)
+    a, b = sparsify(model, 0.5, include=["*.weight"], groups="per_tensor", kernels=kernels).groups
+    (a.dense(0).sum() + b.dense(0).sum()).backward()
+    a.weight.grad = b.weight.grad = None
+    return a, b
+
+
+@needs_triton
+def test_a_pass_that_broke_off_leaves_no_gradient() -> None:
+    """Not even to a group whose table the next pass has read along and not used."""
+
+    class Breaks(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, _: Tensor) -> Tensor:
+            raise RuntimeError("out of memory")
+
+    a, b = two_layers()
+    rows = torch.arange(4, device=DEVICE)
+    a.dense(0)
+    early = Breaks.apply(a.rows(0, rows[:1])).sum()  # made before what b has, so its backward runs after that
+    with pytest.raises(RuntimeError, match="out of memory"):
+        (early + b.rows(0, rows).sum()).backward()
+    a.weight.grad = b.weight.grad = None
+    a.dense(0).sum().backward()
+    assert a.weight.grad is not None
+    assert b.weight.grad is None
+
+
+@needs_triton
+def test_what_was_read_in_vain_is_read_by_itself() -> None:
+    """Losses that take turns would otherwise read each other's tables at every step."""
+    a, b = two_layers()
+    for group in (a, b):
+        group.dense(0).sum().backward()
+    for group, other in ((a, b), (b, a), (a, b)):
+        group.dense(0)
+        assert not other.materialised()
+        group.dense(0).sum().backward()
+
+
+@needs_triton
+def test_tables_read_together_are_told_apart() -> None:
+    """By what counts multiplications, and by what refuses writes: they lie in one storage."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False)).to(DEVICE)
+    handle = sparsify(model, 0.25, include=["0.weight"], groups="per_tensor", kernels="triton")
+    more = sparsify(model, 0.75, include=["1.weight"], groups="per_tensor", kernels="triton")
+    x = torch.ones(1, 16, device=DEVICE)
+    model(x).sum().backward()
+    with MacCounter([*handle.groups, *more.groups]) as counter:
+        model(x)
+    assert counter.macs == handle.live + more.live
+    first, second = model[0].weight, model[1].weight
+    assert first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+    with pytest.raises(PackedWriteError, match="1.weight"):
+        second.add_(first)
 
 
 COMPILE = """

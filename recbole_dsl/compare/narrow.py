@@ -49,7 +49,7 @@ class Widths:
         return _first(next(iter(self.usual.values())))
 
     def at(self, columns: int) -> dict[str, int | list[int]]:
-        """All settings scaled so that the first one is ``columns``, or the even number above; none below 1."""
+        """All settings scaled so that the first one is ``columns``; none below 1, and even ones even."""
         share = columns / self.columns
 
         def scaled(size: int, unit: int) -> int:

@@ -92,6 +92,8 @@ class StepGradient:
 
     def take(self) -> Tensor | None:
         """The finished gradient of the values; None if no lookup was reached."""
+        if self.task != backward_pass():  # of a pass that broke off
+            self.buffer, self._rows = None, {}
         buffer, self.buffer = self.buffer, None
         rows, self._rows = self._rows, {}
         for looked_up in rows.values():

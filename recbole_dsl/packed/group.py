@@ -66,6 +66,7 @@ class PackedGroup(nn.Module):
         self.peers: list[PackedGroup] = []
         self._asked: set[int] = set()
         self._asked_last: set[int] = set()
+        self._read_in_vain: set[int] = set()
         self.gradient_memory = Memory()
 
     # --- what an explorer asks -------------------------------------------------------------------
@@ -188,16 +189,19 @@ class PackedGroup(nn.Module):
         return made[self, tensor]
 
     def _read_together(self, tensor: int) -> list[tuple[PackedGroup, int]]:
-        """On a GPU, the small tensors of the model that the last step has read whole are read in one launch."""
+        """On a GPU, the small tensors of the model that the last step has read whole are read in one launch.
+
+        Not those that a step did not ask for although they were read: losses may take turns.
+        """
         alone = [(self, tensor)]
         if self.is_full or not self._is_small(tensor) or not self.on_gpu():
             return alone
         alike = self.weight.requires_grad, self.device
         others = [
             (peer, number)
-            for peer in self.peers
+            for peer in {self: None, **dict.fromkeys(self.peers)}
             if peer.training and not peer.is_full and (peer.weight.requires_grad, peer.device) == alike
-            for number in sorted(peer._asked_last)
+            for number in sorted(peer._asked_last - peer._read_in_vain)
             if peer._is_small(number) and (peer, number) not in alone and peer._cached(number) is None
         ]
         return alone + others
@@ -206,7 +210,8 @@ class PackedGroup(nn.Module):
         return self.slices[tensor].rows * self.slices[tensor].cols <= READ_TOGETHER
 
     def end_step(self) -> None:
-        """The gradients have arrived: forget dense copies, and remember which there were."""
+        """The gradients have arrived: forget dense copies, and remember which were asked for."""
+        self._read_in_vain |= set(self._dense) - self._asked
         self._asked_last, self._asked = self._asked, set()
         self.clear_caches()
 
@@ -336,7 +341,7 @@ class PackedGroup(nn.Module):
         """Without the caches: they hold graph nodes, which can be neither copied nor pickled."""
         state = self.__dict__.copy()
         state.update(growth_scores=None, collects=False, _step=None, _dense={}, gradient_memory=Memory())
-        state.update(peers=[], _asked=set(), _asked_last=set())
+        state.update(peers=[], _asked=set(), _asked_last=set(), _read_in_vain=set())
         return state
 
 

@@ -146,4 +146,7 @@ def _protect(result: Any, sources: list[ReadOnlyWeight], func: Any) -> Any:
 def _shares_memory(a: Tensor, b: Tensor) -> bool:
     if a.layout != torch.strided or a.numel() == 0:
         return False
-    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    if a.untyped_storage()._cdata != b.untyped_storage()._cdata:
+        return False
+    # Weights that were read together are parts of one storage.
+    return b.data_ptr() <= a.data_ptr() < b.data_ptr() + b.nbytes

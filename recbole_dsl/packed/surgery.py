@@ -57,13 +57,13 @@ def pack(
         group.to(tensors[0].parameter.device)
     group.train(root.training)
     others = [module for module in root.modules() if isinstance(module, PackedGroup)]
-    group.peers = others[0].peers if others else []
-    group.peers.append(group)
     _register(root, f"packed_{_identifier(name)}", group, tensors)
     for number, tensor in enumerate(tensors):
         for module, attribute in tensor.places:
             _replace(module, attribute, group, number)
     _keep_out_of_broadcast(root, group)
+    group.peers = others[0].peers if others else []
+    group.peers.append(group)
     return group
 
 
