@@ -27,7 +27,7 @@ CASES = {
     "unwritable result": (["--dsl_result=a_file/result.json"], ["a_file/result.json"]),
     "unknown method": (["--dsl_method=dls_plus"], ["dls_plus", "dsl_plus"]),
     "nmf without tables": (
-        ["--model=MultiVAE", "--dsl_method=dsl_plus"],
+        ["--model=MultiVAE", "--dsl_init=nmf"],
         ["nmf", "a user or an item table"],
     ),
     "budget too large": (["--dsl_budget=999999999"], ["dsl_budget", "168128"]),
