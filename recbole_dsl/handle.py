@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ class SparseHandle:
     ``dense_weights``: number of weights of the sparsified tensors in the dense model they are
     compared with (for ``dsl_width`` that is the model of the original width). ``copies``: frozen groups
     that a model keeps of others. ``inherited``: names of the groups whose tensors were sparse already.
+    ``norms``: of the rows' values by group, where these are the topology's (``dsl_init_norm``).
     """
 
     module: nn.Module
@@ -55,6 +56,7 @@ class SparseHandle:
     dense_weights: int
     copies: Sequence[Group] = ()
     inherited: Sequence[str] = ()
+    norms: Mapping[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         groups = ", ".join(f"{g.storage} {g.name!r}" for g in self.groups)
@@ -240,6 +242,11 @@ def insert(
         _values(name, tensors, topology, config, seed, initial_values, start is not None)
         for (name, tensors, _), topology, start in zip(plans, topologies, starts, strict=True)
     ]
+    norms = {
+        name: topology.norm
+        for (name, *_), topology in zip(plans, topologies, strict=True)
+        if topology.norm is not None and config.init_values == "topology"
+    }
     groups: list[Group] = []
     for name, tensors, storage in plans:  # which frees the positions of each once they are stored
         groups.append(_store(module, name, tensors, storage, topologies.pop(0).live, values.pop(0)))
@@ -267,7 +274,8 @@ def insert(
         each.append(settings(update_interval=interval, end=end))
     inherited = [plan[0] for plan, start in zip(plans, starts, strict=True) if start is not None]
     explorer = Explorer(groups, each, on_update)
-    return SparseHandle(module, groups, selection.without_weights(), explorer, total, inherited=inherited)
+    left = selection.without_weights()
+    return SparseHandle(module, groups, left, explorer, total, inherited=inherited, norms=norms)
 
 
 def _check_meta(module: nn.Module, plans: Sequence[GroupPlan], config: DSLConfig) -> None:

@@ -136,6 +136,8 @@ def test_auto_is_a_norm(data: Path) -> None:
             config, build_model(config, train), train
         )
         found[norm] = trainer.sparse.groups[0].live_values().norm()
+        (told,) = trainer.sparse.norms.values()
+        assert 0.1 <= told <= 4.5 if norm is None else told == norm
     assert found[1.0] == pytest.approx(2 * float(found[0.5]))
     assert found[None] not in (found[0.5], found[1.0])
 

@@ -43,10 +43,12 @@ class TopologyContext:
 
 @dataclass(frozen=True)
 class Topology:
-    """``live``: ``budget`` flat positions (int64, ascending); ``values``: theirs, if it has any."""
+    """``live``: ``budget`` flat positions (int64, ascending); ``values``: theirs, if it has any, and their
+    rows' ``norm``."""
 
     live: Tensor
     values: Tensor | None = None
+    norm: float | None = None
 
 
 def random(context: TopologyContext) -> Topology:
@@ -139,7 +141,8 @@ def nmf(context: TopologyContext) -> Topology:
         table.detach().cpu().reshape(-1) if factor is None else context.norm * factor.reshape(-1)
         for factor, table in tables
     ]
-    return Topology(live, torch.cat(values)[live].to(context.initial[0].dtype))
+    norm = context.norm if any(known) else None
+    return Topology(live, torch.cat(values)[live].to(context.initial[0].dtype), norm)
 
 
 def _by_size(budget: int, sizes: Sequence[int], known: Sequence[bool]) -> dict[bool, int]:

@@ -341,6 +341,8 @@ class SparseTrainerMixin:
         for group in handle.groups:
             tensors = ", ".join(f"{s.name} {tuple(s.shape)}" for s in group.slices)
             log(f"  {group.storage} group {group.name!r}, budget {group.budget}: {tensors}")
+        for name, norm in handle.norms.items():
+            log(f"  values of group {name!r} are factors of the interactions, of norm {norm:.3g}")
         if handle.inherited:
             log(f"  start from sparse weights, whose topology stays: {', '.join(handle.inherited)}")
         small = [tensor for tensor, _ in handle.selection.left if tensor.kind in ("bias", "norm")]
