@@ -19,6 +19,7 @@ from .graph import csr_product
 from .handle import Group
 from .packed.group import PackedGroup
 from .packed.masked import MaskedGroup
+from .packed.readonly import lies_in
 
 aten = torch.ops.aten
 _PRODUCTS = {
@@ -146,10 +147,9 @@ class MacCounter(TorchDispatchMode):
         return dense * min(self._density(a), self._density(b))
 
     def _density(self, tensor: Tensor) -> float:
-        start = tensor.data_ptr()
         for group in self.packed:
             for number, dense in group.materialised().items():
-                if dense.data_ptr() <= start < dense.data_ptr() + dense.nbytes:  # several share a storage
+                if lies_in(tensor, dense):
                     return group.live_per_tensor()[number] / dense.numel()
         return 1.0
 

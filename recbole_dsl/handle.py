@@ -440,19 +440,17 @@ def _topology(
         return Topology(torch.arange(weights))
     if given is not None and given.numel() == budget:
         return Topology(given)
-    factors, norm = None, config.init_norm
+    factors, norm = None, 1.0
     if config.init == "nmf" and interactions is not None:
         factors = interactions.factors(tensors, seed)
-        ranks = [factor.shape[1] for factor in factors if factor is not None]
-        if norm == AUTO and ranks and config.init_values == "topology":
-            norm = interactions.trusted_norm(ranks[0], seed)
+        norm = _norm(factors, config, seed, interactions)
     context = TopologyContext(
         shapes=[t.shape for t in tensors],
         budget=budget,
         initial=[t.parameter.detach().reshape(table_shape(t.shape)) for t in tensors],
         factors=factors,
         generator=generator_for(seed, f"topology/{name}"),
-        norm=1.0 if norm == AUTO else float(norm),
+        norm=norm,
     )
     topology = TOPOLOGIES[config.init](context)
     if given is None:
@@ -461,6 +459,16 @@ def _topology(
     chosen = torch.randperm(others.numel(), generator=generator_for(seed, f"rest of topology/{name}"))
     rest = others[chosen[: budget - given.numel()].to(others.device)]
     return Topology(torch.cat([given, rest]).sort().values)
+
+
+def _norm(factors: Sequence[Tensor | None], config: DSLConfig, seed: int, interactions: Interactions) -> float:
+    """Of the factors as values; nothing is worked out where they are not used."""
+    if config.init_norm != AUTO:
+        return float(config.init_norm)
+    ranks = [factor.shape[1] for factor in factors if factor is not None]
+    if not ranks or config.init_values != "topology":
+        return 1.0
+    return interactions.trusted_norm(ranks[0], seed)
 
 
 def sparse_start(tensors: Sequence[TensorInfo], budget: int) -> Tensor | None:

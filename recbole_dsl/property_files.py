@@ -189,20 +189,22 @@ def _check_words(words: Collection[str], allowed: Collection[str], what: str, pa
 
 def _check_methods(methods: Settings, current: str, path: Path, of_dataset: bool = False) -> None:
     """Every section belongs to a known method and tunes it without redefining it."""
-    exception = "" if of_dataset else f"; of these only '{': '.join(WITHOUT_TABLES)}'"
     _check_words(methods, {*method_names(), current}, "method", path)
     for name in methods:
         section = _section(methods, name, path)
         check_keys(section, known_keys(), f"'{path}'")
         for key in DEFINING_KEYS & section.keys():
-            own = method_settings(name).get("dsl_init") if name in method_names() else None
-            if not of_dataset and own == "nmf" and (key, section[key]) == WITHOUT_TABLES:
+            if not of_dataset and (key, section[key]) == WITHOUT_TABLES and _starts_from_tables(name):
                 continue
             raise ConfigError(
                 f"{key}={section[key]!r} for method {name!r} in '{path}' is refused, because it "
                 "would make another method of it: allowed is every key but "
-                f"{', '.join(sorted(DEFINING_KEYS))}{exception}."
+                f"{', '.join(sorted(DEFINING_KEYS))}."
             )
+
+
+def _starts_from_tables(name: str) -> bool:
+    return name in method_names() and _method_layer(name).get("dsl_init") == "nmf"
 
 
 def _file(kind: str, name: str) -> Path | None:

@@ -500,6 +500,14 @@ def test_a_family_tunes_methods_below_its_models(properties: Path) -> None:
     assert config("DMF", dsl_method="rigl").dsl.density == 0.1
 
 
+def test_only_a_method_that_needs_tables_is_given_another_start(properties: Path) -> None:
+    """Another would be another method under the same name."""
+    write(properties / "model/DMF.yaml", "methods:\n  rigl:\n    dsl_init: random\n")
+    with pytest.raises(ConfigError) as error:
+        config("DMF")
+    assert_refused(error, "dsl_init", "rigl", "DMF.yaml", "allowed")
+
+
 def test_a_dataset_does_not_say_how_models_start(properties: Path) -> None:
     write(properties / "dataset/ml-100k.yaml", WITHOUT_TABLES)
     with pytest.raises(ConfigError) as error:

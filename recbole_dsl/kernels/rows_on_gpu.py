@@ -11,7 +11,7 @@ it has, ``width`` its columns.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -89,19 +89,20 @@ def _before(sizes: Sequence[int]) -> list[int]:
     return [0, *accumulate(sizes)]
 
 
-def _of_equal_types(tables: Sequence[Table]) -> list[list[int]]:
-    numbers: dict[tuple, list[int]] = {}
+def _launches(tables: Sequence[Table]) -> Iterator[tuple[list[int], Table, _Launch]]:
+    """For tables of equal types their numbers, the first of them, and what their launch needs."""
+    equal: dict[tuple, list[int]] = {}
     for number, table in enumerate(tables):
-        numbers.setdefault(table.types, []).append(number)
-    return list(numbers.values())
+        equal.setdefault(table.types, []).append(number)
+    for numbers in equal.values():
+        first = tables[numbers[0]]
+        yield numbers, first, _launch(tuple(tables[n].place for n in numbers), first.values.device)
 
 
 def read_tables(tables: Sequence[Table]) -> list[Tensor]:
     """Whole tables, each rows × cols, in one launch if their types are equal."""
     found: dict[int, Tensor] = {}
-    for numbers in _of_equal_types(tables):
-        first = tables[numbers[0]]
-        launch = _launch(tuple(tables[n].place for n in numbers), first.values.device)
+    for numbers, first, launch in _launches(tables):
         out = first.values.new_empty(launch.size)
         high, wide, live = launch.tile
         with _device_of(out):
@@ -117,9 +118,7 @@ def read_tables(tables: Sequence[Table]) -> list[Tensor]:
 
 def add_tables(tables: Sequence[Table], gradients: Sequence[Tensor]) -> None:
     """Add the gradients of whole tables, each rows × cols, to the tables' ``values``."""
-    for numbers in _of_equal_types(tables):
-        first = tables[numbers[0]]
-        launch = _launch(tuple(tables[n].place for n in numbers), first.values.device)
+    for numbers, first, launch in _launches(tables):
         flat = [gradients[n].reshape(-1) for n in numbers]
         gradient = flat[0] if len(flat) == 1 else torch.cat(flat)
         high, _, live = launch.tile

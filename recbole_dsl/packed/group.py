@@ -199,7 +199,7 @@ class PackedGroup(nn.Module):
         alike = self.weight.requires_grad, self.device
         others = [
             (peer, number)
-            for peer in {self: None, **dict.fromkeys(self.peers)}
+            for peer in self.peers or [self]
             if peer.training and not peer.is_full and (peer.weight.requires_grad, peer.device) == alike
             for number in sorted(peer._asked_last - peer._read_in_vain)
             if peer._is_small(number) and (peer, number) not in alone and peer._cached(number) is None

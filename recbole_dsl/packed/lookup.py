@@ -205,7 +205,7 @@ def read_table(group: PackedGroup, tensor: int) -> Tensor:
     if table is not None:
         return table.clone()
     if group.on_gpu():
-        return read_tables([(group, tensor)])[0]
+        return gpu_rows().read_tables([_table(group, tensor, values)])[0]
     if not group.compiled():
         out = values.new_zeros(part.rows * part.cols)
         out.scatter_(0, group.flat_positions(tensor), values[group.span(tensor)])
@@ -239,7 +239,7 @@ def add_table(group: PackedGroup, tensor: int, gradient: Tensor, total: Tensor) 
         table += gradient.to(total.dtype)
         return
     if _by_kernels(group, gradient, total):
-        add_tables([(group, tensor)], [gradient], [total])
+        gpu_rows().add_tables([_table(group, tensor, total)], [gradient])
         return
     if not (group.compiled(gradient) and gradient.dtype == total.dtype):
         live = gradient.reshape(-1).index_select(0, group.flat_positions(tensor))

@@ -129,7 +129,7 @@ def _protect(result: Any, sources: list[ReadOnlyWeight], func: Any) -> Any:
     if any(result is source for source in sources) or _property_of(func) == "_base":
         return result
     if isinstance(result, torch.Tensor):
-        source = next((s for s in sources if _shares_memory(result, s)), None)
+        source = next((s for s in sources if lies_in(result, s)), None)
         if source is None:
             return result.as_subclass(torch.Tensor) if type(result) is ReadOnlyWeight else result
         return read_only(result, source._packed_name)
@@ -143,7 +143,8 @@ def _protect(result: Any, sources: list[ReadOnlyWeight], func: Any) -> Any:
     return result
 
 
-def _shares_memory(a: Tensor, b: Tensor) -> bool:
+def lies_in(a: Tensor, b: Tensor) -> bool:
+    """Whether ``a`` begins in the memory of ``b``, which is contiguous."""
     if a.layout != torch.strided or a.numel() == 0:
         return False
     if a.untyped_storage()._cdata != b.untyped_storage()._cdata:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TargetError
-from ..sparsity.initial import VALUES_PER_BLOCK
+from ..sparsity.initial import VALUES_PER_BLOCK, by_tensor
 from ..sparsity.targets import TensorInfo
 from .group import PackedGroup
 from .layers import SLOTS, packed_class
@@ -107,14 +107,11 @@ def values_at(tensors: Sequence[TensorInfo], live: Tensor) -> Tensor:
     """The current values of the tensors at ascending flat positions ``live``, without a joint dense copy."""
     first = tensors[0].parameter
     result = torch.empty(live.numel(), dtype=first.dtype, device=first.device)
-    low = start = 0
-    for tensor in tensors:
+    for tensor, part, start in by_tensor(tensors, live):
         flat = tensor.parameter.detach().reshape(-1)
-        high = int(torch.searchsorted(live, start + flat.numel()))
-        for block in range(low, high, VALUES_PER_BLOCK):
-            end = min(block + VALUES_PER_BLOCK, high)
+        for block in range(part.start, part.stop, VALUES_PER_BLOCK):
+            end = min(block + VALUES_PER_BLOCK, part.stop)
             result[block:end] = flat[(live[block:end] - start).to(flat.device)]
-        low, start = high, start + flat.numel()
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import torch
@@ -45,6 +45,16 @@ def usual_values(tensor: TensorInfo, positions: Tensor, generator: torch.Generat
     )
 
 
+def by_tensor(tensors: Sequence[TensorInfo], live: Tensor) -> Iterator[tuple[TensorInfo, slice, int]]:
+    """Each tensor, the part of ``live`` (flat positions, ascending) that is in it, and its first position."""
+    low = start = 0
+    for tensor in tensors:
+        end = start + tensor.parameter.numel()
+        high = int(torch.searchsorted(live, end))
+        yield tensor, slice(low, high), start
+        low, start = high, end
+
+
 def fan_in_scale(tensors: Sequence[TensorInfo], live: Tensor) -> Tensor:
     """√(inputs / live inputs) of an output of ``nn.Linear``, by live weight; 1 in other tensors.
 
@@ -55,16 +65,12 @@ def fan_in_scale(tensors: Sequence[TensorInfo], live: Tensor) -> Tensor:
         live: flat positions, int64, ascending, over the tensors in order.
     """
     result = torch.ones(live.numel(), dtype=tensors[0].parameter.dtype)
-    low = start = 0
-    for tensor in tensors:
-        start += tensor.parameter.numel()
-        high = int(torch.searchsorted(live, start))
-        if tensor.kind == "linear" and high > low:
+    for tensor, part, start in by_tensor(tensors, live):
+        if tensor.kind == "linear":
             outputs, inputs = tensor.shape
-            rows = (live[low:high] - start + tensor.parameter.numel()) // inputs
+            rows = (live[part] - start) // inputs
             counts = torch.bincount(rows, minlength=outputs)
-            result[low:high] = (inputs / counts.index_select(0, rows)).sqrt()
-        low = high
+            result[part] = (inputs / counts.index_select(0, rows)).sqrt()
     return result
 
 
@@ -77,12 +83,9 @@ def draw_values(
         ConfigError: ``values_of`` gives something else than a number for each position.
     """
     result = torch.empty(live.numel(), dtype=tensors[0].parameter.dtype)
-    low = start = 0
-    for tensor in tensors:
-        end = start + tensor.parameter.numel()
-        high = int(torch.searchsorted(live, end))
-        for first in range(low, high, VALUES_PER_BLOCK):
-            block = slice(first, min(first + VALUES_PER_BLOCK, high))
+    for tensor, part, start in by_tensor(tensors, live):
+        for first in range(part.start, part.stop, VALUES_PER_BLOCK):
+            block = slice(first, min(first + VALUES_PER_BLOCK, part.stop))
             values = values_of(tensor, live[block] - start, generator)
             wanted = (block.stop - block.start,)
             if not isinstance(values, Tensor) or values.shape != wanted:
@@ -91,5 +94,4 @@ def draw_values(
                     f"initial_values gave {given} for {tensor.name}: allowed is a tensor of shape {wanted}."
                 )
             result[block] = values.detach()
-        low, start = high, end
     return result
