@@ -102,9 +102,13 @@ def loop(function: Function | None = None, *, reorder: bool = False) -> Any:
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
-        return machine_code()(*(a.detach().numpy() if isinstance(a, Tensor) else a for a in arguments))
+        return machine_code()(*[_array(a) if isinstance(a, Tensor) else a for a in arguments])
 
     return call
+
+
+def _array(tensor: Tensor) -> Any:
+    return (tensor.detach() if tensor.requires_grad else tensor).numpy()
 
 
 def in_parallel(call: Callable[[int, int], Any], count: int, elements: int) -> list[Any]:

@@ -49,30 +49,38 @@ def read_rows(values: Any, pointers: Any, columns: Any, first: int, last: int, i
 
 @loop
 def add_rows(
-    total: Any, pointers: Any, columns: Any, first: int, ids: Any, gradient: Any, skipped: int
+    total: Any, pointers: Any, columns: Any, first: int, ids: Any, gradient: Any, skipped: int, spans: Any
 ) -> float:
     """Add ``gradient`` (n × columns) of the rows ``ids`` to ``total`` (live weights).
 
     ``skipped``: a row whose gradient is dropped, -1 for none. Repeated rows add up in their order.
-    What it returns means nothing.
+    ``spans``: (2, n) int64, where each row starts in ``total`` and where it ends, to be told. What it returns
+    means nothing.
     """
-    starts: Any = np.empty(AHEAD, np.int64)
-    stops: Any = np.empty(AHEAD, np.int64)
+    starts, stops = spans[0], spans[1]
     touched = total[:1].sum()
     for chunk in range(0, ids.size, AHEAD):
-        many = min(AHEAD, ids.size - chunk)
-        for i in range(many):
-            row = ids[chunk + i]
+        end = min(chunk + AHEAD, ids.size)
+        for i in range(chunk, end):
+            row = ids[i]
             starts[i], stops[i] = pointers[first + row], pointers[first + row + 1]
             if row == skipped:
                 stops[i] = starts[i]
-        for i in range(many):
+        for i in range(chunk, end):
             if starts[i] < stops[i]:
                 touched += total[starts[i]] + total[stops[i] - 1] + columns[starts[i]]
-        for i in range(many):
+        for i in range(chunk, end):
             for k in range(starts[i], stops[i]):
-                total[k] += gradient[chunk + i, columns[k]]
+                total[k] += gradient[i, columns[k]]
     return touched
+
+
+@loop
+def clear_spans(total: Any, spans: Any) -> None:
+    """Make ``total`` zero from every start to its end, ``spans`` (2, n) int64."""
+    for i in range(spans.shape[1]):
+        for k in range(spans[0, i], spans[1, i]):
+            total[k] = 0
 
 
 @loop

@@ -24,17 +24,17 @@ def count_digits(
         counts: (2^16,) int64, added to.
     """
     without_sign = infinity | ((infinity & -infinity) - 1)
+    low = value << 16
     for i in range(bits.size):
-        if not marks[i]:
-            continue
         if highest:
-            if bits[i] <= 0 or bits[i] >= infinity:
-                continue
             rank = infinity - bits[i]
+            counted = marks[i] & (bits[i] > 0) & (bits[i] < infinity)
         else:
             rank = min(bits[i] & without_sign, infinity + 1)
-        if rank >> shift >> 16 == value:
-            counts[(rank >> shift) & 65535] += 1
+            counted = marks[i]
+        digit = (rank >> shift) - low
+        if (digit >= 0) & (digit < 65536):  # the only branch: a processor would often guess the others wrong
+            counts[digit] += counted
 
 
 @loop
@@ -62,3 +62,16 @@ def choose(bits: Any, marks: Any, highest: bool, infinity: int, value: int, ties
             marks[i] = ties > 0
             ties = max(0, ties - 1)
     return ties
+
+
+@loop
+def write_places(marks: Any, first: int, out: Any) -> int:
+    """Write ``first`` + i of every i that is marked into ``out``, which has an entry more than there are.
+
+    Returns how many there are.
+    """
+    count = 0
+    for i in range(marks.size):  # without a branch
+        out[count] = first + i
+        count += marks[i]
+    return count

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
 
 from ..errors import SecondOrderError, StaleGraphError
-from ..kernels import gpu_rows
+from ..kernels import gpu_rows, rows
+from .lookup import add_rows
 
 if TYPE_CHECKING:
     from .group import PackedGroup
@@ -25,29 +26,61 @@ class Memory:
     A fresh allocation of some ten megabytes costs the system several times what a step does. Whoever
     keeps a gradient (``p.grad`` while gradients accumulate, a clone that shares memory) keeps it for
     himself: the next pass then gets memory of its own.
+
+    Nor is all of it made zero again if the last pass has told where it wrote (:meth:`came_from`) and torch,
+    which counts writes, has seen none since. It does not see those through ``.data``: such a write to the
+    whole gradient is found in a piece that is looked at, another one each time.
     """
 
     def __init__(self) -> None:
-        self._storage: torch.UntypedStorage | None = None
+        self._kept: Tensor | None = None  # shares memory and count of writes with all that was lent
         self._holders = 0
+        self._spans: list[Tensor] | None = None
+        self._writes = 0
+        self._piece = 0
 
     def lend(self, like: Tensor) -> Tensor:
         """A tensor of zeros like ``like``."""
-        size = like.numel() * like.element_size()
-        storage = self._storage
-        if storage is None or storage.nbytes() != size or storage.device != like.device:
-            storage = torch.UntypedStorage(size, device=like.device)
-            self._storage, self._holders = storage, _holders(storage)
-        if self._holders < 1 or _holders(storage) != self._holders:
+        kept = self._kept
+        if kept is None or (kept.shape, kept.dtype, kept.device) != (like.shape, like.dtype, like.device):
+            kept = torch.empty_like(like, requires_grad=False)
+            self._kept, self._spans, self._holders = kept, None, _holders(kept)
+        if self._holders < 1 or _holders(kept) != self._holders:
             return torch.zeros_like(like)
-        lent = torch.empty(0, dtype=like.dtype, device=like.device)
-        return lent.set_(storage, 0, like.shape, like.stride()).zero_()
+        spans, self._spans = self._spans, None
+        if spans is None or kept._version != self._writes or self._next_piece(kept, spans).any():
+            kept.zero_()
+        return kept.detach()
+
+    def came_from(self, gradient: Tensor, spans: list[Tensor]) -> None:
+        """A pass has written into the ``gradient`` that was lent for it nowhere but in ``spans``.
+
+        Each (2, n) int64: where pieces start and where they end.
+        """
+        many = sum(part.shape[1] for part in spans)
+        if self._kept is not None and gradient.data_ptr() == self._kept.data_ptr():
+            few = many * SPAN <= gradient.numel()
+            self._spans, self._writes = spans if few else None, self._kept._version
+
+    def _next_piece(self, kept: Tensor, spans: list[Tensor]) -> Tensor:
+        """A piece of what was lent, which is zero once ``spans`` are."""
+        for part in spans:
+            rows.clear_spans(kept, part)
+        self._piece = self._piece + PIECE if self._piece + PIECE < kept.numel() else 0
+        return kept[self._piece : self._piece + PIECE]
 
 
-def _holders(storage: torch.UntypedStorage) -> int:
-    """How many tensors and others hold a storage; 0 where this torch does not tell."""
+PIECE: Final = 2**12
+"""Numbers of a gradient that are looked at in a step."""
+
+SPAN: Final = 2**8
+"""Numbers that are made zero one after the other in the time that a span of a few takes."""
+
+
+def _holders(tensor: Tensor) -> int:
+    """How many tensors and others hold a tensor's memory; 0 where this torch does not tell."""
     count = getattr(torch._C, "_storage_Use_Count", None)
-    return count(storage._cdata) if count is not None else 0
+    return count(tensor.untyped_storage()._cdata) if count is not None else 0
 
 
 class StepGradient:
@@ -58,6 +91,7 @@ class StepGradient:
         self.topology = group.column_ids._version
         self.buffer: Tensor | None = None
         self.task = -1
+        self._spans: list[Tensor] | None = []  # where lookups have written, None for anywhere
         self._rows: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the width of their gradients
 
     def connect(self) -> Tensor:
@@ -70,6 +104,19 @@ class StepGradient:
         Raises:
             StaleGraphError: the topology is not that of the forward pass any more.
         """
+        buffer = self._of_pass()
+        self._spans = None
+        return buffer
+
+    def add_rows(self, tensor: int, ids: Tensor, gradient: Tensor, padding_idx: int | None) -> None:
+        """Add the gradient (n × columns) of looked-up rows; raises as :meth:`add_to`."""
+        spans = add_rows(self.group, tensor, ids, gradient, padding_idx, self._of_pass())
+        if self._spans is not None and spans is not None:
+            self._spans.append(spans)
+        else:
+            self._spans = None
+
+    def _of_pass(self) -> Tensor:
         if self.group.column_ids._version != self.topology:
             raise StaleGraphError(
                 f"backward through sparse group {self.group.name!r} after its topology was updated; "
@@ -78,7 +125,7 @@ class StepGradient:
         task = backward_pass()
         # Another task means the last pass broke off before it reached the values.
         if self.buffer is None or self.task != task:
-            self.buffer, self._rows = None, {}
+            self.buffer, self._rows, self._spans = None, {}, []
             self.buffer, self.task = self.group.gradient_memory.lend(self.group.weight), task
         return self.buffer
 
@@ -95,11 +142,13 @@ class StepGradient:
         if self.task != backward_pass():  # of a pass that broke off
             self.buffer, self._rows = None, {}
         buffer, self.buffer = self.buffer, None
-        rows, self._rows = self._rows, {}
-        for looked_up in rows.values():
+        later, self._rows = self._rows, {}
+        for looked_up in later.values():
             assert buffer is not None
             index = self.group.row_pointers, self.group.column_ids
             gpu_rows().add_rows(buffer, *index, *zip(*looked_up, strict=True))
+        if buffer is not None and self._spans is not None:
+            self.group.gradient_memory.came_from(buffer, self._spans)
         self.group.end_step()
         return buffer
 

@@ -106,23 +106,29 @@ def _read_by_loops(group: PackedGroup, tensor: int, ids: Tensor) -> Tensor:
 
 def add_rows(
     group: PackedGroup, tensor: int, ids: Tensor, gradient: Tensor, padding_idx: int | None, total: Tensor
-) -> None:
-    """Add the gradient (n × columns) of looked-up rows to that of the values, ``total``."""
+) -> Tensor | None:
+    """Add the gradient (n × columns) of looked-up rows to that of the values, ``total``.
+
+    Returns where it wrote, (2, n) int64: of every row the first of its values and the end; None for anywhere.
+    """
     table = _whole(group, tensor, total)
     if table is not None and group.on_gpu(ids, gradient) and gradient.dtype == total.dtype:
         gpu_rows().add_dense_rows(table, ids, gradient, _skipped(padding_idx))
-        return
+        return None
     if table is None and group.compiled(ids, gradient) and gradient.dtype == total.dtype:
         first = group.slices[tensor].first_row
-        rows.add_rows(total, group.row_pointers, group.column_ids, first, ids, gradient, _skipped(padding_idx))
-        return
+        spans = ids.new_empty(2, ids.numel())
+        csr = group.row_pointers, group.column_ids
+        rows.add_rows(total, *csr, first, ids, gradient, _skipped(padding_idx), spans)
+        return spans
     if padding_idx is not None:
         ids, gradient = _without_padding(ids, gradient, padding_idx)
     if table is not None:
         table.index_add_(0, ids, gradient.to(total.dtype))
-        return
+        return None
     index, target = locate(group, tensor, ids)
     total.scatter_add_(0, index, gradient.reshape(-1).index_select(0, target).to(total.dtype))
+    return None
 
 
 def _without_padding(ids: Tensor, gradient: Tensor, padding_idx: int) -> tuple[Tensor, Tensor]:
@@ -157,7 +163,7 @@ class RowLookup(torch.autograd.Function):
         ids, lines = ctx.saved_tensors
         grad, group = grad.contiguous(), ctx.group
         if lines is None:
-            add_rows(group, ctx.tensor, ids, grad, ctx.padding_idx, ctx.step.add_to())
+            ctx.step.add_rows(ctx.tensor, ids, grad, ctx.padding_idx)
         else:
             ctx.step.add_rows_later(lines, grad)
         if group.collects:

@@ -93,14 +93,21 @@ def highest_positive_k(
         return torch.empty(0, dtype=torch.int64, device=device)
     ranks = _Ranks(dtype, True, kernels)
     cut = _Cut.of(lambda: ((scores, marks) for _, scores, marks in blocks), ranks, k)
-    result = torch.empty(cut.chosen, dtype=torch.int64, device=device)
+    result = torch.empty(cut.chosen + 1, dtype=torch.int64, device=device)
     count, left = 0, cut.ties
     for first, scores, marks in blocks:
         left = ranks.choose(scores, marks, cut.value, left)
-        found = marks.nonzero().flatten()
-        result[count : count + found.numel()] = found.add_(first)
-        count += found.numel()
-    return result
+        count += _write_places(marks, first, result[count:], kernels)
+    return result[:count]
+
+
+def _write_places(marks: Tensor, first: int, out: Tensor, kernels: str) -> int:
+    """Write where ``marks`` are set, counted from ``first``, into ``out``; returns how many there are."""
+    if compiled(kernels, marks):
+        return loops.write_places(marks, first, out)
+    found = marks.nonzero().flatten()
+    out[: found.numel()] = found.add_(first)
+    return found.numel()
 
 
 _BITS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}
