@@ -96,9 +96,9 @@ def products(adjacency: Tensor, width: int, density: float, touched: int) -> dic
     return {
         "RecBole's COO": lambda: torch.sparse.mm(adjacency, dense),
         "RecBole's COO, transposed": lambda: torch.sparse.mm(adjacency.t(), dense),
-        "torch's CSR": lambda: csr.product(*parts, dense, True, "torch"),
-        "compiled": lambda: csr.product(*parts, dense, True, "numba"),
-        "compiled, a batch's rows": lambda: csr.product(*parts, few, True, "numba"),
+        "torch's CSR": lambda: csr.product(parts, (), dense, "torch"),
+        "compiled": lambda: csr.product(parts, (), dense, "numba"),
+        "compiled, a batch's rows": lambda: csr.product(parts, parts, few, "numba"),
         f"tried: packed table, density {density}": lambda: packed_product(*parts, starts, places, weights, out),
         f"tried: live positions, density {density}": lambda: live_product(
             *parts, dense, starts, places, at_live

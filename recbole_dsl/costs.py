@@ -120,7 +120,7 @@ class MacCounter(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func is csr_product:
-            self.macs += args[2].numel() * args[3].shape[1]
+            self.macs += args[0][2].numel() * args[2].shape[1]
         elif func in _PRODUCTS:
             a, b = (args[i] for i in _PRODUCTS[func])
             self.macs += self._product(a, b)

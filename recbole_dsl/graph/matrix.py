@@ -14,8 +14,7 @@ LARGEST_INT32 = 2**31 - 1
 
 _library = torch.library.Library("recbole_dsl", "DEF")
 _library.define(
-    "csr_product(Tensor pointers, Tensor columns, Tensor values, Tensor dense, bool skip_zeros, str kernels)"
-    " -> Tensor"
+    "csr_product(Tensor[] matrix, Tensor[] transpose, Tensor dense, str kernels) -> Tensor"
 )
 _library.impl("csr_product", csr.product, "CompositeExplicitAutograd")
 csr_product = torch.ops.recbole_dsl.csr_product.default
@@ -41,18 +40,23 @@ class Matrix:
         """Rows and columns."""
         return self.pointers.numel() - 1, self.width
 
+    @property
+    def parts(self) -> csr.CSR:
+        """Pointers, columns and values."""
+        return self.pointers, self.columns, self.values
+
     def times(self, dense: Tensor, kernels: str) -> Tensor:
         """The product, differentiable with respect to ``dense`` (any number of times)."""
-        return _Product.apply(dense, self.values, self, kernels)
+        needed = torch.is_grad_enabled() and dense.requires_grad
+        return _Product.apply(dense, self.values, self, self.transpose(kernels) if needed else None, kernels)
 
     def transpose(self, kernels: str) -> Matrix:
         """The matrix itself if it equals its transpose exactly; else that, which is kept."""
         if self.symmetric:
             return self
         if self._transposed is None:
-            parts = csr.transposed(self.pointers, self.columns, self.values, self.width, kernels)
-            mine = (self.pointers, self.columns, self.values)
-            self.symmetric = self.shape[0] == self.width and all(map(torch.equal, mine, parts))
+            parts = csr.transposed(*self.parts, self.width, kernels)
+            self.symmetric = self.shape[0] == self.width and all(map(torch.equal, self.parts, parts))
             if self.symmetric:
                 return self
             self._transposed = Matrix(*parts, self.shape[0])
@@ -63,17 +67,20 @@ class _Product(torch.autograd.Function):
     """``values`` are an input so that a write between forward and backward is an error, as in torch."""
 
     @staticmethod
-    def forward(ctx: Any, dense: Tensor, values: Tensor, matrix: Matrix, kernels: str) -> Tensor:
+    def forward(
+        ctx: Any, dense: Tensor, values: Tensor, matrix: Matrix, transpose: Matrix | None, kernels: str
+    ) -> Tensor:
         ctx.save_for_backward(values)
-        ctx.matrix, ctx.kernels = matrix, kernels
-        return csr_product(matrix.pointers, matrix.columns, matrix.values, dense, matrix.finite, kernels)
+        ctx.matrix, ctx.transpose, ctx.kernels = matrix, transpose, kernels
+        known = transpose.parts if transpose is not None and matrix.finite else ()
+        return csr_product(matrix.parts, known, dense, kernels)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):  # a backward pass may be called under it
-            product = ctx.matrix.transpose(ctx.kernels).times(grad, ctx.kernels)
-        return product, None, None, None
+            product = _Product.apply(grad, ctx.transpose.values, ctx.transpose, ctx.matrix, ctx.kernels)
+        return product, None, None, None, None
 
 
 def compress(sparse: Tensor, sort: bool) -> Matrix | None:

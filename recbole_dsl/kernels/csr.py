@@ -9,40 +9,55 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import at_once, compiled, loop
+from . import at_once, compiled, in_parallel, loop
 
 SMALL_PRODUCT = 1 << 20
 """Multiplications below which threads cost more than they save."""
 
+FEW = 2
+"""How many times fewer entries have to be looked at for it to pay that sums lie anywhere in memory."""
 
-def product(
-    pointers: Tensor, columns: Tensor, values: Tensor, dense: Tensor, skip_zeros: bool, kernels: str
-) -> Tensor:
-    """The sparse matrix times ``dense`` (columns × width, the type of ``values``): rows × width.
+
+CSR = Sequence[Tensor]
+"""Pointers, columns and values."""
+
+
+def product(matrix: CSR, transpose: CSR, dense: Tensor, kernels: str) -> Tensor:
+    """The sparse matrix times ``dense`` (columns × width, the type of its values): rows × width.
 
     Args:
-        skip_zeros: leave out the rows of ``dense`` that are all zero, where that pays; asks for finite
-            ``values``, as a product of zero and infinity is none.
+        transpose: of the matrix, with which ``dense`` costs only what its rows cost that are not all zero,
+            where these are few; empty if it is not known, or if a value is not finite, as a product of zero
+            and infinity is none.
         kernels: the setting ``dsl_kernels``.
     """
-    dense = dense.contiguous()
-    if not compiled(kernels, pointers, columns, values, dense):
-        return as_csr(pointers, columns, values, dense.shape[0]) @ dense
-    rows = pointers.numel() - 1
-    out = dense.new_empty(rows, dense.shape[1])
-    live = torch.empty(dense.shape[0] if skip_zeros else 0, dtype=torch.bool)
-    if skip_zeros and 2 * _find_live_rows(dense, live) < dense.shape[0]:
-        _in_parts(pointers, out, functools.partial(_multiply_live, pointers, columns, values, dense, live, out))
-    else:
-        _in_parts(pointers, out, functools.partial(_multiply, pointers, columns, values, dense, out))
+    pointers, dense = matrix[0], dense.contiguous()
+    if not compiled(kernels, *matrix, *transpose, dense):
+        return as_csr(*matrix, dense.shape[0]) @ dense
+    if transpose:
+        live = torch.empty(dense.shape[0], dtype=torch.bool)
+        _find_live_rows(dense, live)
+        entries = _entries_of(live, transpose[0])
+        if entries * FEW < int(pointers[-1]):
+            out = dense.new_zeros(pointers.numel() - 1, dense.shape[1])
+            run = functools.partial(_spread, *transpose, dense, live, out)
+            in_parallel(run, out.shape[1], entries * out.shape[1])
+            return out
+    out = dense.new_empty(pointers.numel() - 1, dense.shape[1])
+    _in_rows(functools.partial(_multiply, *matrix, dense, out), pointers, dense.shape[1])
     return out
+
+
+def _entries_of(rows: Tensor, pointers: Tensor) -> int:
+    """How many entries the marked ``rows`` (bool) have."""
+    return int(pointers.diff().mul_(rows).sum())
 
 
 def transposed(
@@ -73,10 +88,10 @@ def as_csr(pointers: Tensor, columns: Tensor, values: Tensor, width: int) -> Ten
         return torch.sparse_csr_tensor(pointers, columns, values, shape, check_invariants=False)
 
 
-def _in_parts(pointers: Tensor, out: Tensor, run: Callable[[int, int], Any]) -> None:
+def _in_rows(run: Callable[[int, int], Any], pointers: Tensor, width: int) -> None:
     """``run(first, last)`` on ranges of rows with equally many entries, one for every thread of torch."""
-    rows, entries, threads = out.shape[0], int(pointers[-1]), torch.get_num_threads()
-    if threads == 1 or entries * out.shape[1] < SMALL_PRODUCT:
+    rows, entries, threads = pointers.numel() - 1, int(pointers[-1]), torch.get_num_threads()
+    if threads == 1 or entries * width < SMALL_PRODUCT:
         run(0, rows)
         return
     shares = torch.arange(1, threads, dtype=torch.float64) * (entries / threads)
@@ -107,33 +122,31 @@ def _multiply(pointers: Any, columns: Any, values: Any, dense: Any, out: Any, fi
 
 
 @loop
-def _multiply_live(
+def _spread(
     pointers: Any, columns: Any, values: Any, dense: Any, live: Any, out: Any, first: int, last: int
 ) -> None:
-    width = dense.shape[1]
-    for row in range(first, last):
-        total = out[row]
-        total[:] = 0
+    """Add what the ``live`` rows of ``dense`` (rows × width) give to the rows of ``out`` (columns × width).
+
+    That is the product with the transpose, in columns ``first`` … ``last`` - 1 of both.
+    """
+    for row in range(live.size):
+        if not live[row]:
+            continue
+        source = dense[row, first:last]
         for entry in range(pointers[row], pointers[row + 1]):
-            column = columns[entry]
-            if live[column]:
-                value, source = values[entry], dense[column]
-                for k in range(width):
-                    total[k] += value * source[k]
+            value, target = values[entry], out[columns[entry], first:last]
+            for k in range(last - first):
+                target[k] += value * source[k]
 
 
 @loop
-def _find_live_rows(dense: Any, live: Any) -> int:
-    """Mark the rows that have any entry but zero, and count them."""
-    found = 0
+def _find_live_rows(dense: Any, live: Any) -> None:
+    """Mark the rows that have any entry but zero."""
     for row in range(dense.shape[0]):
-        live[row] = False
-        for k in range(dense.shape[1]):
-            if dense[row, k] != 0:
-                live[row] = True
-                found += 1
-                break
-    return found
+        found = False
+        for k in range(dense.shape[1]):  # to the end of it, since that takes vector instructions
+            found |= dense[row, k] != 0
+        live[row] = found
 
 
 @loop

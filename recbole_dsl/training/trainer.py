@@ -24,6 +24,7 @@ from ..sparsity.explorer import ExplorationSettings, UpdateEvent
 from ..sparsity.interactions import Interactions
 from ..sparsity.targets import TensorInfo
 from .adaptations import adapt, clear_model_caches
+from .allocator import keep_freed_memory
 from .attributes import ChangedAttributes
 from .checkpoint import checkpoint_state, load_weights, read_checkpoint, unwritable, write_checkpoint
 from .evaluation import FastCollector, UserScores
@@ -109,6 +110,8 @@ class SparseTrainerMixin:
         self._user_scores = UserScores(model)
         if self.dsl.data_path == "fast":
             self.eval_collector = FastCollector(config)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self._prepare_wandb()
         self._log_start()
 
