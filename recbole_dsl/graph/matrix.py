@@ -13,9 +13,7 @@ from ..kernels import csr
 LARGEST_INT32 = 2**31 - 1
 
 _library = torch.library.Library("recbole_dsl", "DEF")
-_library.define(
-    "csr_product(Tensor[] matrix, Tensor[] transpose, Tensor dense, str kernels) -> Tensor"
-)
+_library.define("csr_product(Tensor[] matrix, Tensor[] transpose, Tensor dense, str kernels) -> Tensor")
 _library.impl("csr_product", csr.product, "CompositeExplicitAutograd")
 csr_product = torch.ops.recbole_dsl.csr_product.default
 """An operator of torch's, so that whoever counts operators sees it (costs.py)."""

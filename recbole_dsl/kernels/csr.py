@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,9 @@ from torch import Tensor
 
 from . import at_once, compiled, in_parallel, loop
 
+CSR = tuple[Tensor, Tensor, Tensor]
+"""Pointers, columns and values."""
+
 SMALL_PRODUCT = 1 << 20
 """Multiplications below which threads cost more than they save."""
 
@@ -25,11 +28,7 @@ FEW = 2
 """How many times fewer entries have to be looked at for it to pay that sums lie anywhere in memory."""
 
 
-CSR = Sequence[Tensor]
-"""Pointers, columns and values."""
-
-
-def product(matrix: CSR, transpose: CSR, dense: Tensor, kernels: str) -> Tensor:
+def product(matrix: CSR, transpose: CSR | tuple[()], dense: Tensor, kernels: str) -> Tensor:
     """The sparse matrix times ``dense`` (columns × width, the type of its values): rows × width.
 
     Args:
