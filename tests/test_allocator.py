@@ -12,16 +12,23 @@ import pytest
 from recbole_dsl.training.allocator import OWN
 
 STEPS = """
-import resource, sys, torch
+import ctypes, resource, sys
 if sys.argv[1] == "keep":
     from recbole_dsl.training.allocator import keep_freed_memory
     print(keep_freed_memory())
 else:
     print(None)
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def step():
-    return [torch.ones(5_000_000) for _ in range(5)]
+    blocks = [libc.malloc(20_000_000) for _ in range(5)]
+    for block in blocks:
+        libc.memset(block, 1, 20_000_000)
+    for block in reversed(blocks):
+        libc.free(block)
 for _ in range(10):
     step()
 before = faults()
