@@ -36,7 +36,7 @@ from recbole_dsl.compare.narrow import Widths
 from recbole_dsl.compare.options import read_tuned, settings_of
 from recbole_dsl.compare.procedures import PROCEDURES, Task, with_dense
 from recbole_dsl.compare.pruning import GradualPruning, kept_at
-from recbole_dsl.compare.running import jobs_of
+from recbole_dsl.compare.running import Runner, jobs_of
 from recbole_dsl.compare.space import Dimension, points_of, read_space
 from recbole_dsl.compare.store import Store
 from recbole_dsl.compare.thresholds import SoftThreshold
@@ -856,3 +856,15 @@ def test_method_files_are_checked() -> None:
     with pytest.raises(ConfigError, match="procedure='magic'"):
         methods._of_file("x", {"about": "x.", "procedure": "magic"})
     assert isinstance(methods._of_file("x", {"about": "x."}), Method)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a system that pins processes")
+def test_cells_share_the_cores_that_the_process_may_use(tmp_path: Path) -> None:
+    """Not those of the machine: more threads than cores wait for each other."""
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert Runner(Store(tmp_path), 1).threads == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert Runner(Store(tmp_path), 1).threads == len(allowed)

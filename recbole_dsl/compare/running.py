@@ -70,6 +70,12 @@ def jobs_of(
     return first + [Job(cell, methods[cell.method][0], settings[cell], needs.get(cell)) for cell in left]
 
 
+def _cores() -> int:
+    """Cores this process may use, which a container or ``taskset`` may have made fewer than there are."""
+    allowed = getattr(os, "sched_getaffinity", None)  # on Linux
+    return len(allowed(0)) if allowed is not None else os.cpu_count() or 1
+
+
 class Runner:
     """Runs jobs, ``at_once`` at a time.
 
@@ -80,7 +86,7 @@ class Runner:
 
     def __init__(self, store: Store, at_once: int) -> None:
         self.store, self.at_once = store, at_once
-        self.threads = max(1, (os.cpu_count() or 1) // at_once)
+        self.threads = max(1, _cores() // at_once)
         self.running: dict[subprocess.Popen[bytes], tuple[Job, float]] = {}
         self.outcome = Outcome()
 
