@@ -20,6 +20,7 @@ from .costs import forward_macs, held_bytes, peak_memory_bytes, sharing_copy, un
 from .errors import ConfigError, DataError, DSLError, on_one_line
 from .results import SCHEMA, RunResult, environment
 from .settings import AUTO, DSLConfig
+from .sparsity.names import TOPOLOGIES_WITH_VALUES
 from .sparsity.width import best_width
 
 compat.apply()  # before anything of RecBole is imported
@@ -243,12 +244,13 @@ def choose_width(config: RecBoleDSLConfig, train_data: Any) -> int | None:
     """
     dsl: DSLConfig = config.dsl
     own = config["embedding_size"]
-    chosen = dsl.init == "nmf" and dsl.start_from is None and dsl.budget is None and dsl.density < 1
+    from_data = dsl.init in TOPOLOGIES_WITH_VALUES
+    chosen = from_data and dsl.start_from is None and dsl.budget is None and dsl.density < 1
     interactions = interactions_of(train_data) if own is not None and chosen else None
     if interactions is None:
         return None
     seed = config["seed"] if dsl.seed is None else dsl.seed
-    width: int = Ranks(config).told_by_first(best_width(interactions, own, dsl.density * own, seed))
+    width: int = Ranks(config).told_by_first(best_width(interactions, own, dsl.density * own, seed, dsl.init))
     getLogger().info(set_color("Columns", "blue") + f" of the tables: {width}, where the model has {own}")
     return None if width == own else width
 

@@ -29,9 +29,10 @@ from .sparsity.budget import (
     erdos_renyi_shares,
 )
 from .sparsity.explorer import ExplorationSettings, Explorer, UpdateEvent
+from .sparsity.factors import Factorisation
 from .sparsity.initial import InitialValues, draw_values, fan_in_scale, usual_values
 from .sparsity.interactions import Interactions
-from .sparsity.names import TOPOLOGIES_OF_SHAPES
+from .sparsity.names import TOPOLOGIES_OF_SHAPES, TOPOLOGIES_WITH_VALUES
 from .sparsity.randomness import generator_for
 from .sparsity.targets import Selection, TensorInfo, matches, select_targets
 from .sparsity.topology import TOPOLOGIES, Topology, TopologyContext
@@ -144,7 +145,7 @@ def sparsify(
     Args:
         module: a module whose tensors have their initial values; do not write into them later.
         density: share of live weights over the sparsified tensors, in (0, 1]; 0.1 without a ``budget``.
-        interactions: needed by ``init='nmf'`` only.
+        interactions: needed by ``init='nmf'`` and ``'spectral'`` only.
         on_update: called after every update of a group.
         initial_values: initial values of tensors on the meta device: called with a tensor's description
             (``name``, ``shape``, ``kind``, ``places``), flat positions in it (1-D int64) and a generator, it
@@ -303,12 +304,12 @@ def _check_meta(module: nn.Module, plans: Sequence[GroupPlan], config: DSLConfig
 
 
 def _check_interactions(selection: Selection, config: DSLConfig, interactions: Interactions | None) -> None:
-    if config.init != "nmf" or interactions is None:
+    if config.init not in TOPOLOGIES_WITH_VALUES or interactions is None:
         return
     if not any(interactions.role(tensor) for tensor in selection.taken):
         raise ConfigError(
-            f"dsl_init='nmf' (of dsl_method={config.method!r}) needs a user or an item table among the "
-            f"sparse tensors, which are {', '.join(t.name for t in selection.taken[:6])}; allowed here are "
+            f"dsl_init={config.init!r} (of dsl_method={config.method!r}) needs a user or an item table among "
+            f"the sparse tensors, which are {', '.join(t.name for t in selection.taken[:6])}; allowed here are "
             "dsl_init='random', 'er', 'erk', 'aligned' and 'magnitude'."
         )
 
@@ -441,8 +442,8 @@ def _topology(
     if given is not None and given.numel() == budget:
         return Topology(given)
     factors, norm = None, 1.0
-    if config.init == "nmf" and interactions is not None:
-        factors = interactions.factors(tensors, seed)
+    if config.init in TOPOLOGIES_WITH_VALUES and interactions is not None:
+        factors = interactions.factors(tensors, seed, _factorisation(config))
         norm = _norm(factors, config, seed, interactions)
     context = TopologyContext(
         shapes=[t.shape for t in tensors],
@@ -461,6 +462,10 @@ def _topology(
     return Topology(torch.cat([given, rest]).sort().values)
 
 
+def _factorisation(config: DSLConfig) -> Factorisation:
+    return Factorisation(config.init, config.init_power)
+
+
 def _norm(factors: Sequence[Tensor | None], config: DSLConfig, seed: int, interactions: Interactions) -> float:
     """Of the factors as values; nothing is worked out where they are not used."""
     if config.init_norm != AUTO:
@@ -468,7 +473,7 @@ def _norm(factors: Sequence[Tensor | None], config: DSLConfig, seed: int, intera
     ranks = [factor.shape[1] for factor in factors if factor is not None]
     if not ranks or config.init_values != "topology":
         return 1.0
-    return interactions.trusted_norm(ranks[0], seed)
+    return interactions.trusted_norm(ranks[0], seed, _factorisation(config))
 
 
 def sparse_start(tensors: Sequence[TensorInfo], budget: int) -> Tensor | None:

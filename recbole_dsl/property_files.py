@@ -17,6 +17,7 @@ import yaml
 
 from recbole_dsl.errors import ConfigError, nearest
 from recbole_dsl.resources import properties_dir
+from recbole_dsl.sparsity.names import TOPOLOGIES_WITH_VALUES
 
 PREFIX: Final = "dsl_"
 METHOD_KEY: Final = "dsl_method"
@@ -204,7 +205,7 @@ def _check_methods(methods: Settings, current: str, path: Path, of_dataset: bool
 
 
 def _starts_from_tables(name: str) -> bool:
-    return name in method_names() and _method_layer(name).get("dsl_init") == "nmf"
+    return name in method_names() and _method_layer(name).get("dsl_init") in TOPOLOGIES_WITH_VALUES
 
 
 def _file(kind: str, name: str) -> Path | None:

@@ -43,6 +43,7 @@ from recbole_dsl.settings import (  # noqa: E402
     check_writable,
     literal,
 )
+from recbole_dsl.sparsity.names import TOPOLOGIES_WITH_VALUES
 
 METHODS = {"dense", "dsl", "dsl_plus", "sparserec", "static", "set", "rigl"}
 
@@ -485,7 +486,7 @@ def test_a_model_without_tables_starts_at_random(properties: Path, name: str) ->
     """So that every method takes every model; what the user asks for still comes first."""
     for file in ("model/DMF.yaml", "family/general.yaml"):
         write(properties / file, "")
-    assert config("DMF", dsl_method="dsl_plus").dsl.init == "nmf"
+    assert config("DMF", dsl_method="dsl_plus").dsl.init == "spectral"
     write(properties / name, WITHOUT_TABLES)
     assert config("DMF", dsl_method="dsl_plus").dsl.init == "random"
     assert config("DMF", dsl_method="dsl_plus", dsl_init="nmf").dsl.init == "nmf"
@@ -600,7 +601,7 @@ def test_every_shipped_file_is_sound() -> None:
 
 
 def test_only_factors_of_the_interactions_are_done_without() -> None:
-    """Where a shipped file changes the topology of a method, it was ``nmf``, which needs a table."""
+    """Where a shipped file changes the topology of a method, it was from factors, which need a table."""
     for kind in ("family", "model"):
         for name in shipped(kind):
             methods = property_files.read_mapping(property_files.properties_dir() / kind / f"{name}.yaml").get(
@@ -608,7 +609,7 @@ def test_only_factors_of_the_interactions_are_done_without() -> None:
             )
             for method, section in methods.items():
                 if "dsl_init" in section:
-                    assert property_files.method_settings(method)["dsl_init"] == "nmf", name
+                    assert property_files.method_settings(method)["dsl_init"] in TOPOLOGIES_WITH_VALUES, name
 
 
 @pytest.mark.parametrize("dataset", ["", *shipped("dataset")])

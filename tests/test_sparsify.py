@@ -206,7 +206,7 @@ def test_unknown_settings_are_refused_with_the_nearest() -> None:
         ({"width": 128}, "dsl_width=128"),
         ({"budget": 801}, "from 1 to 800 weights"),
         ({"budget": "100B"}, "less than the index"),
-        ({"init": "nmf"}, "dsl_init='nmf' needs the interactions of users and items"),
+        ({"init": "nmf"}, "dsl_init='nmf' and 'spectral' need the interactions of users"),
     ],
 )
 def test_wrong_settings_are_refused(options: dict, message: str) -> None:

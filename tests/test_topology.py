@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_dsl.errors import ConfigError
-from recbole_dsl.sparsity.factors import degree_normalised, nonnegative_factors, scaled
+from recbole_dsl.sparsity.factors import degree_normalised, nonnegative_factors, scaled, spectral_factors
 from recbole_dsl.sparsity.interactions import Interactions
 from recbole_dsl.sparsity.names import TOPOLOGIES_WITH_VALUES, TOPOLOGY_NAMES
 from recbole_dsl.sparsity.randomness import generator_for
@@ -175,6 +175,60 @@ def test_factors_find_blocks_and_leave_silent_rows_zero() -> None:
     assert set(w[:3].argmax(1).tolist()).isdisjoint(w[3:5].argmax(1).tolist())
 
 
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_spectral_factors_find_blocks(power: float) -> None:
+    """Three blocks of ones are three columns of one sign each, whatever mixes of them the singular vectors are.
+
+    A user without items is zero, as are columns beyond the matrix's rank; inner products at ½ are the matrix.
+    """
+    blocks = {0: (0, 1), 1: (2, 3), 2: (4, 5)}
+    pairs = [(u, i) for u in range(9) for i in blocks[u // 3]]
+    users, items = torch.tensor(pairs).T
+    matrix = degree_normalised(users, items, 10, 7)
+    w, h = spectral_factors(matrix, 5, generator_for(0, "spectral"), power)
+    assert w.shape == (10, 5) and h.shape == (7, 5)
+    for factor, rows, each in ((w, 9, 3), (h, 6, 2)):
+        live = factor.abs() > 1e-3
+        assert live[:rows].sum(1).tolist() == [1] * rows and not live[rows:].any()
+        columns = live[:rows].int().argmax(1)
+        assert [len(set(columns[n : n + each].tolist())) for n in range(0, rows, each)] == [1, 1, 1]
+        assert len(set(columns.tolist())) == 3
+        assert torch.equal(factor[rows:], torch.zeros_like(factor[rows:]))
+    # All singular values are 1, so no power changes anything.
+    torch.testing.assert_close(w @ h.T, matrix.to_dense(), atol=1e-4, rtol=0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(n=st.integers(2, 12), m=st.integers(2, 12), rank=st.integers(1, 14), seed=st.integers(0, 99))
+def test_spectral_factors_are_the_best_of_their_rank(n: int, m: int, rank: int, seed: int) -> None:
+    """At ½ their product is the truncated singular value decomposition; equal generators give equal factors."""
+    draw = torch.Generator().manual_seed(seed)
+    filled = (torch.rand(n, m, generator=draw) < 0.4).nonzero()
+    if not len(filled):
+        return
+    matrix = degree_normalised(filled[:, 0], filled[:, 1], n, m)
+    left, values, right = torch.linalg.svd(matrix.to_dense(), full_matrices=False)
+    w, h = spectral_factors(matrix, rank, generator_for(seed, "s"), iterations=40)
+    if rank < len(values) and values[rank] > 0.98 * values[rank - 1]:
+        return  # which of two equal ones is kept is open
+    best = (left[:, :rank] * values[:rank]) @ right[:rank]
+    torch.testing.assert_close(w @ h.T, best, atol=2e-3, rtol=0)
+    again = spectral_factors(matrix, rank, generator_for(seed, "s"), iterations=40)
+    assert torch.equal(w, again[0]) and torch.equal(h, again[1])
+
+
+def test_lower_powers_let_narrow_tastes_count_more() -> None:
+    """Power 0 gives all singular vectors the same length, 1 that of their values."""
+    draw = torch.Generator().manual_seed(0)
+    filled = (torch.rand(30, 20, generator=draw) < 0.3).nonzero()
+    matrix = degree_normalised(filled[:, 0], filled[:, 1], 30, 20)
+    values = torch.linalg.svdvals(matrix.to_dense())[:4]
+    for power in (0.0, 0.3, 1.0):
+        w, _ = spectral_factors(matrix, 4, generator_for(0, "s"), power, iterations=60)
+        found = torch.linalg.svdvals(w)
+        torch.testing.assert_close(found, values**power, atol=1e-3, rtol=1e-3)
+
+
 def test_repeated_interactions_count_once() -> None:
     """R is binary."""
     once = degree_normalised(torch.tensor([0, 1]), torch.tensor([0, 1]), 2, 2)
@@ -205,6 +259,7 @@ def test_nothing_draws_from_a_global_generator() -> None:
         build(name, [(9, 4), (5, 4)], 20, factors=[torch.zeros(9, 4), torch.ones(5, 4)])
     ids = torch.tensor([0, 1, 2])
     nonnegative_factors(degree_normalised(ids, ids, 3, 3), 2, generator_for(0, "f"), 3)
+    spectral_factors(degree_normalised(ids, ids, 3, 3), 2, generator_for(0, "f"))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert repr(np.random.get_state()) == before[1]
     assert random.getstate() == before[2]

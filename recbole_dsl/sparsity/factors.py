@@ -1,15 +1,21 @@
-"""Non-negative factors of an interaction matrix, the data behind the ``nmf`` topology.
-
-Source: multiplicative updates for the Euclidean loss, Lee and Seung, NIPS 2000.
-"""
+"""Factors of an interaction matrix, the data behind the topologies ``nmf`` and ``spectral``."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+
+OVERSAMPLED: Final = 16
+"""Dimensions of the subspace beyond those that are asked for."""
+
+RELATIVE_TO_LARGEST: Final = 1e-6
+"""Singular values below that share of the largest are rounding."""
 
 
 def degree_normalised(users: Tensor, items: Tensor, n_users: int, n_items: int) -> Tensor:
@@ -41,7 +47,8 @@ def nonnegative_factors(
     """Non-negative W (n × rank), H (m × rank) with W Hᵀ ≈ ``matrix`` (sparse CSR, n × m, ≥ 0).
 
     Memory: the two factors twice; time per iteration: two sparse products and four rank × rank
-    ones. Rows without entries become zero. Draws only from ``generator``.
+    ones. Rows without entries become zero. Draws only from ``generator``. Source: multiplicative updates for
+    the Euclidean loss, Lee and Seung, NIPS 2000.
     """
     n, m = matrix.shape
     back = transposed(matrix)
@@ -55,6 +62,56 @@ def nonnegative_factors(
     return w, h
 
 
+def spectral_factors(
+    matrix: Tensor, rank: int, generator: torch.Generator, power: float = 0.5, iterations: int = 10
+) -> tuple[Tensor, Tensor]:
+    """U Sᵖ R (n × rank) and V Sᵖ R (m × rank) of a sparse CSR ``matrix`` (n × m) with singular values S.
+
+    U S Vᵀ is its best approximation of that rank; R, a rotation, which no inner product sees, is the one at
+    which a few entries say most of a row (varimax). Columns beyond the rank of the matrix and rows without
+    entries are zero. Draws only from ``generator``.
+
+    Args:
+        power: p in [0, 1]. At ½ inner products approximate the matrix; the lower, the more narrow tastes count
+            beside broad ones.
+        iterations: of the subspace.
+
+    Memory: the two factors three times; time per iteration: two sparse products and an orthogonalisation.
+    Sources: Halko, Martinsson and Tropp, SIAM Review 2011, algorithm 4.4; Kaiser,
+    Psychometrika 1958, with every row of U S R of length 1.
+    """
+    n, m = matrix.shape
+    back = transposed(matrix)
+    size = min(rank + OVERSAMPLED, n, m)
+    basis = torch.linalg.qr(torch.randn(m, size, generator=generator, dtype=matrix.dtype)).Q
+    for _ in range(iterations):
+        basis = torch.linalg.qr(back @ (matrix @ basis)).Q
+    left, values, right = torch.linalg.svd(matrix @ basis, full_matrices=False)
+    kept = min(rank, int((values > RELATIVE_TO_LARGEST * values[:1]).sum()))
+    strength = values[:kept].pow(power)
+    users, items = left[:, :kept] * strength, (basis @ right[:kept].t()) * strength
+    rotation = varimax(normalize(users, dim=1))
+    found = []
+    for factor, own in ((users, matrix), (items, back)):
+        whole = factor.new_zeros(factor.shape[0], rank)
+        torch.matmul(factor, rotation, out=whole[:, :kept])
+        entries = own.crow_indices().diff()
+        found.append(whole.mul_((entries > 0)[:, None]))  # where rounding has left a trace
+    return found[0], found[1]
+
+
+def varimax(loadings: Tensor, iterations: int = 60) -> Tensor:
+    """The rotation R (k × k) at which squares of ``loadings`` R (n × k) vary most in columns (Kaiser 1958)."""
+    n, k = loadings.shape
+    rotation = torch.eye(k, dtype=loadings.dtype)
+    for _ in range(iterations):
+        turned = loadings @ rotation
+        spread = turned.pow(3).sub_(turned * (turned.square().sum(0) / max(1, n)))
+        left, _, right = torch.linalg.svd(loadings.t() @ spread)
+        rotation = left @ right
+    return rotation
+
+
 def scaled(users: Tensor, items: Tensor, item_degrees: Tensor) -> tuple[Tensor, Tensor]:
     """Factors of a degree-normalised matrix as embeddings whose inner products rank items.
 
@@ -63,10 +120,45 @@ def scaled(users: Tensor, items: Tensor, item_degrees: Tensor) -> tuple[Tensor, 
     popularity is in its norm; then all by one number, so that the root mean square of the norms of rows
     that are not zero is 1, too.
 
-    ``users`` (n × rank), ``items`` (m × rank) ≥ 0; ``item_degrees`` (m,) ≥ 0.
+    ``users`` (n × rank), ``items`` (m × rank); ``item_degrees`` (m,) ≥ 0.
     """
     items = items * item_degrees.sqrt()[:, None]
     squares = items.square().sum(1)
     mean = squares.sum() / squares.count_nonzero().clamp(min=1)
     items = items / mean.sqrt().clamp(min=torch.finfo(items.dtype).tiny)
     return normalize(users, dim=1), items
+
+
+@dataclass(frozen=True)
+class Factorisation:
+    """How an interaction matrix is factorised.
+
+    ``kind``: a key of :data:`FACTORISATIONS`; ``power``: of the singular values (``dsl_init_power``), where
+    there are any.
+    """
+
+    kind: str = "nmf"
+    power: float = 0.5
+
+    def of(self, matrix: Tensor, rank: int, generator: torch.Generator, quick: bool) -> tuple[Tensor, Tensor]:
+        """Factors (n × rank), (m × rank) of a sparse CSR matrix; ``quick``: good enough to compare ranks by."""
+        return FACTORISATIONS[self.kind](matrix, rank, generator, self.power, quick)
+
+
+def _nmf(
+    matrix: Tensor, rank: int, generator: torch.Generator, power: float, quick: bool
+) -> tuple[Tensor, Tensor]:
+    return nonnegative_factors(matrix, rank, generator, 60 if quick else 100)
+
+
+def _spectral(
+    matrix: Tensor, rank: int, generator: torch.Generator, power: float, quick: bool
+) -> tuple[Tensor, Tensor]:
+    return spectral_factors(matrix, rank, generator, power, 5 if quick else 10)
+
+
+FACTORISATIONS: dict[str, Callable[[Tensor, int, torch.Generator, float, bool], tuple[Tensor, Tensor]]] = {
+    "nmf": _nmf,
+    "spectral": _spectral,
+}
+"""By the topology that uses them."""

@@ -1,4 +1,4 @@
-"""What the ``nmf`` topology knows of the data: who interacted with what, and which table is whose."""
+"""What topologies from factors know of the data: who interacted with what, and which table is whose."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from .factors import degree_normalised, nonnegative_factors, scaled
+from .factors import Factorisation, degree_normalised, scaled
 from .randomness import generator_for
 from .ranking import ndcg
 from .targets import TensorInfo
@@ -17,6 +17,9 @@ from .targets import TensorInfo
 NORM_PER_NDCG: Final = 4.5
 """A rule of thumb for LightGCN, whose mean over layers is shorter than its embeddings; from validation runs
 of single seeds on dense and on thin data. ml-100k's comparison and ablation are what is known of it."""
+
+
+NMF: Final = Factorisation()
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,10 @@ class Interactions:
             fits = {role for role in fits if role in name.lower()}
         return fits.pop() if len(fits) == 1 else None
 
-    def factors(self, tensors: Sequence[TensorInfo], seed: int) -> list[Tensor | None]:
-        """Per tensor the non-negative factor of its users or items, scaled for use as values; None where
+    def factors(
+        self, tensors: Sequence[TensorInfo], seed: int, how: Factorisation = NMF
+    ) -> list[Tensor | None]:
+        """Per tensor the factor of its users or items, scaled for use as values; None where
         it is neither.
 
         Tables of the same width share one factorisation, so their columns mean the same. Where a
@@ -64,30 +69,33 @@ class Interactions:
             if role is None:
                 found.append(None)
             else:
-                users, items = self.factorise(tensor.shape[1], seed)
+                users, items = self.factorise(tensor.shape[1], seed, how)
                 found.append(users if role == "user" else items)
         return found
 
-    def embeddings(self, rank: int, generator: torch.Generator, iterations: int = 100) -> tuple[Tensor, Tensor]:
-        """Non-negative factors (n_users × rank, n_items × rank), scaled for use as values (:func:`scaled`)."""
+    def embeddings(
+        self, rank: int, generator: torch.Generator, how: Factorisation = NMF, quick: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Factors (n_users × rank, n_items × rank), scaled for use as values (:func:`scaled`)."""
         matrix = degree_normalised(self.users, self.items, self.n_users, self.n_items)
         item_degrees = torch.bincount(matrix.col_indices(), minlength=self.n_items)
-        return scaled(*nonnegative_factors(matrix, rank, generator, iterations), item_degrees)
+        return scaled(*how.of(matrix, rank, generator, quick), item_degrees)
 
-    def trusted_norm(self, rank: int, seed: int) -> float:
+    def trusted_norm(self, rank: int, seed: int, how: Factorisation = NMF) -> float:
         """:data:`NORM_PER_NDCG` times the NDCG@10 at which the factors rank the interactions they are made of.
 
         At least a tenth. Where factors describe the data, training should keep what they say, and large values
         see to that; where they do not, it should learn, and from large values it learns little (the lazy
         regime, Chizat et al., NeurIPS 2019).
         """
-        key = ("norm", rank, seed)
+        key = ("norm", rank, seed, how)
         if key not in self._cache:
-            self._cache[key] = NORM_PER_NDCG * ndcg(*self.factorise(rank, seed), self, seed)
+            self._cache[key] = NORM_PER_NDCG * ndcg(*self.factorise(rank, seed, how), self, seed)
         return max(0.1, self._cache[key])
 
-    def factorise(self, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+    def factorise(self, rank: int, seed: int, how: Factorisation = NMF) -> tuple[Tensor, Tensor]:
         """The factors of users and items, made once."""
-        if (rank, seed) not in self._cache:
-            self._cache[rank, seed] = self.embeddings(rank, generator_for(seed, f"nmf/{rank}"))
-        return self._cache[rank, seed]
+        if (rank, seed, how) not in self._cache:
+            generator = generator_for(seed, f"{how.kind}/{rank}")
+            self._cache[rank, seed, how] = self.embeddings(rank, generator, how)
+        return self._cache[rank, seed, how]

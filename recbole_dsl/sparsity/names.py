@@ -14,7 +14,7 @@ GROWTH_NAMES: Final = (
     "random",
     "random_never_live",
 )
-TOPOLOGY_NAMES: Final = ("random", "er", "erk", "aligned", "magnitude", "nmf")
+TOPOLOGY_NAMES: Final = ("random", "er", "erk", "aligned", "magnitude", "nmf", "spectral")
 STORAGE_NAMES: Final = ("packed", "masked")
 KERNEL_NAMES: Final = ("auto", "numba", "triton", "torch")
 COMPILERS: Final = {
@@ -25,8 +25,8 @@ COMPILERS: Final = {
 GRAPH_NAMES: Final = ("csr", "recbole")
 DATA_PATH_NAMES: Final = ("fast", "recbole")
 
-TOPOLOGIES_WITH_VALUES: Final = ("nmf",)
-"""Topologies that also propose initial values (``dsl_init_values: topology``)."""
+TOPOLOGIES_WITH_VALUES: Final = ("nmf", "spectral")
+"""Topologies from the interactions, which also propose initial values (``dsl_init_values: topology``)."""
 
 TOPOLOGIES_OF_SHAPES: Final = ("random", "er", "erk")
 """Topologies that look at the shapes of tensors only, so the tensors need no values."""

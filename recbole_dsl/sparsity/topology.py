@@ -23,8 +23,8 @@ class TopologyContext:
 
     ``shapes``: the full shapes of the group's tensors; ``budget``: live weights of the group;
     ``initial``: the tensors' initial values (2-D views, rows × columns); ``factors``: per tensor a
-    non-negative matrix of its 2-D shape, or None where the data say nothing about it (only used by
-    ``nmf``; None altogether without data), whose values are multiplied by ``norm``; ``generator``: a CPU
+    matrix of its 2-D shape, or None where the data say nothing about it (only used by ``nmf`` and
+    ``spectral``; None altogether without data), whose values are multiplied by ``norm``; ``generator``: a CPU
     generator of our own.
     """
 
@@ -99,11 +99,11 @@ def magnitude(context: TopologyContext) -> Topology:
     return Topology(highest_k(flat.abs(), context.budget))
 
 
-def nmf(context: TopologyContext) -> Topology:
-    """The largest entries of the row-normalised non-negative factors of the interactions.
+def of_factors(context: TopologyContext) -> Topology:
+    """The entries of largest absolute value of the row-normalised factors of the interactions.
 
     Every row is divided by its Euclidean norm, so a row's entries compete with those of all others
-    on equal terms. Where fewer entries are positive than the budget allows, the rest is drawn at
+    on equal terms. Where fewer entries are not zero than the budget allows, the rest is drawn at
     random. A tensor without factors (neither a user nor an item table) gets its share of the budget
     by size, at random positions and with its initial values. ``values`` of the other tensors are the
     factors' times ``norm``.
@@ -113,8 +113,8 @@ def nmf(context: TopologyContext) -> Topology:
     """
     if context.factors is None:
         raise ConfigError(
-            "dsl_init='nmf' needs the interactions of users and items, which are not there; allowed "
-            "without them are 'random', 'er', 'erk', 'aligned' and 'magnitude'."
+            "dsl_init='nmf' and 'spectral' need the interactions of users and items, which are not there; "
+            "allowed without them are 'random', 'er', 'erk', 'aligned' and 'magnitude'."
         )
     known = [f is not None for f in context.factors]
     sizes = [t.numel() for t in context.initial]
@@ -124,8 +124,8 @@ def nmf(context: TopologyContext) -> Topology:
         if factor is None:
             key = torch.zeros(table.numel(), dtype=torch.float64)
         else:
-            key = torch.nn.functional.normalize(factor.double(), dim=1).reshape(-1)
-        silent = key <= 0
+            key = torch.nn.functional.normalize(factor.double(), dim=1).abs().reshape(-1)
+        silent = key == 0
         key[silent] = -torch.rand(int(silent.sum()), generator=context.generator, dtype=key.dtype)
         keys.append(key)
     parts, starts = [], torch.tensor([0, *sizes]).cumsum(0).tolist()
@@ -158,5 +158,6 @@ TOPOLOGIES: dict[str, Callable[[TopologyContext], Topology]] = {
     "erk": erdos_renyi_kernel,
     "aligned": aligned,
     "magnitude": magnitude,
-    "nmf": nmf,
+    "nmf": of_factors,
+    "spectral": of_factors,
 }

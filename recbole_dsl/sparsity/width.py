@@ -13,19 +13,17 @@ from typing import Final
 
 import torch
 
+from .factors import Factorisation
 from .interactions import Interactions
 from .randomness import generator_for
 from .ranking import ndcg
-from .topology import TopologyContext, nmf
+from .topology import TopologyContext, of_factors
 
 HELD_OUT: Final = 0.1
 """Share of the interactions that factors are asked for."""
 
 FACTOR_BYTES: Final = 2**30
 """What the factors of a wider table may take; while they are made, twice that is held."""
-
-ITERATIONS: Final = 60
-"""Of the factorisation: enough to tell widths apart."""
 
 WIDER: Final = 1.1
 """So much better a table of twice the width must rank, since it takes more time."""
@@ -37,7 +35,9 @@ LIVE_SHARE: Final = 0.1
 """Of the columns at most, in a table made narrower: training makes more of columns than factors do."""
 
 
-def best_width(interactions: Interactions, own: int, weights_per_row: float, seed: int) -> int:
+def best_width(
+    interactions: Interactions, own: int, weights_per_row: float, seed: int, kind: str = "nmf"
+) -> int:
     """The number of columns among ¼, ½, 1, 2 and 4 times ``own`` (and at most 256 or ``own``).
 
     Wider tables whose factors would take more than a GiB are not tried.
@@ -51,13 +51,14 @@ def best_width(interactions: Interactions, own: int, weights_per_row: float, see
         own: columns of the dense model's tables, ≥ 1.
         weights_per_row: live weights of a row on average, > 0.
         seed: of our own generator.
+        kind: of factors, a key of :data:`~recbole_dsl.sparsity.factors.FACTORISATIONS`.
     """
     known, asked = _split(interactions, seed)
     if asked.users.numel() == 0:
         return own
 
     def quality(width: int) -> float:
-        return ranking_quality(known, asked, width, weights_per_row, seed)
+        return ranking_quality(known, asked, width, weights_per_row, seed, kind)
 
     row_bytes = 4 * (interactions.n_users + interactions.n_items)
     wider = [w for w in (2 * own, 4 * own) if w <= 256 and w * row_bytes <= FACTOR_BYTES]
@@ -89,17 +90,17 @@ def _split(interactions: Interactions, seed: int) -> tuple[Interactions, Interac
 
 
 def ranking_quality(
-    known: Interactions, asked: Interactions, width: int, weights_per_row: float, seed: int
+    known: Interactions, asked: Interactions, width: int, weights_per_row: float, seed: int, kind: str = "nmf"
 ) -> float:
     """NDCG@10 in [0, 1] of ``asked``, over all items not ``known``, by the tables that training starts from.
 
     ``width`` columns, of which ``weights_per_row`` live in a row on average; at most 4096 users are asked.
     """
     generator = generator_for(seed, f"width/{width}")
-    factors = known.embeddings(width, generator, ITERATIONS)
+    factors = known.embeddings(width, generator, Factorisation(kind), quick=True)
     rows = known.n_users + known.n_items
     budget = min(rows * width, int(weights_per_row * rows))
-    start = nmf(TopologyContext([f.shape for f in factors], budget, factors, factors, generator))
+    start = of_factors(TopologyContext([f.shape for f in factors], budget, factors, factors, generator))
     assert start.values is not None
     tables = torch.zeros(rows * width).index_copy_(0, start.live, start.values).view(rows, width)
     users, items = tables[: known.n_users], tables[known.n_users :]
