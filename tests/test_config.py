@@ -43,7 +43,7 @@ from recbole_dsl.settings import (  # noqa: E402
     check_writable,
     literal,
 )
-from recbole_dsl.sparsity.names import TOPOLOGIES_WITH_VALUES
+from recbole_dsl.sparsity.names import TOPOLOGIES_WITH_VALUES  # noqa: E402
 
 METHODS = {"dense", "dsl", "dsl_plus", "sparserec", "static", "set", "rigl"}
 
