@@ -5,7 +5,7 @@
 #   DATA=folder bash benchmarks/compare/ablation.sh BPR citeulike-t 0.001 base width-64 width-128 values-of-the-model
 # Arguments: model, dataset (with a YAML file beside this one; DATA is the folder of those that RecBole does not
 # bring along), learning rate: that which the comparison's tuning chose for dsl_plus; the names of variants, if not
-# all. Two cells run at once. Goes on where it was stopped; results are in benchmarks/results/ablation, tables by
+# all. Two cells run at once (JOBS). Goes on where it was stopped; results are in benchmarks/results/ablation, tables by
 # python -m benchmarks.ablation_docs.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -15,6 +15,7 @@ variants=(
     values-of-the-model:--dsl_init_values=model
     norm-0.03:--dsl_init_norm=0.03
     norm-0.1:--dsl_init_norm=0.1
+    norm-0.3:--dsl_init_norm=0.3
     norm-1:--dsl_init_norm=1
     norm-3:--dsl_init_norm=3
     norm-2:--dsl_init_norm=2
@@ -45,6 +46,6 @@ for variant in "${variants[@]}"; do
     # shellcheck disable=SC2086
     recbole-dsl compare --models="$model" --datasets="$dataset" --methods=dsl_plus --densities=0.1 --seeds=3 \
         ${DATA:+--data_path="$DATA"} --config_files="benchmarks/compare/$dataset.yaml" \
-        --results=benchmarks/results/ablation --name="$model-$dataset-$name" --learning_rate="$rate" --jobs=2 \
+        --results=benchmarks/results/ablation --name="$model-$dataset-$name" --learning_rate="$rate" --jobs="${JOBS:-2}" \
         ${variant#*:}
 done
