@@ -23,7 +23,7 @@ HELD_OUT: Final = 0.1
 """Share of the interactions that factors are asked for."""
 
 FACTOR_BYTES: Final = 2**30
-"""What the factors of a wider table may take; while they are made, twice that is held."""
+"""What the factors of a wider table may take; while they are made, three times that is held."""
 
 WIDER: Final = 1.1
 """So much better a table of twice the width must rank, since it takes more time."""
