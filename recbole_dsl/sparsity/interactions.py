@@ -16,7 +16,8 @@ from .targets import TensorInfo
 
 NORM_PER_NDCG: Final = 4.5
 """A rule of thumb for LightGCN, whose mean over layers is shorter than its embeddings; from validation runs
-of single seeds on dense and on thin data, with non-negative factors. ml-100k's comparison and ablation are what is known of it."""
+of single seeds on dense and on thin data, with non-negative factors. ml-100k's comparison and ablation are
+what is known of it."""
 
 
 NMF: Final = Factorisation()
