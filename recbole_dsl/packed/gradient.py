@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import SecondOrderError, StaleGraphError
@@ -28,8 +29,9 @@ class Memory:
     himself: the next pass then gets memory of its own.
 
     Nor is all of it made zero again if the last pass has told where it wrote (:meth:`came_from`) and torch,
-    which counts writes, has seen none since. It does not see those through ``.data``: such a write to the
-    whole gradient is found in a piece that is looked at, another one each time.
+    which counts writes, has seen none since. It does not see those through ``.data`` or a numpy array: such a
+    write to the whole gradient is found in a piece that is looked at, another one each time; one to a few rows is
+    not, unless it writes zeros. Nor does it see what processes add, so where there are several all is made zero.
     """
 
     def __init__(self) -> None:
@@ -48,8 +50,13 @@ class Memory:
         if self._holders < 1 or _holders(kept) != self._holders:
             return torch.zeros_like(like)
         spans, self._spans = self._spans, None
-        if spans is None or kept._version != self._writes or self._next_piece(kept, spans).any():
+        if spans is None or kept._version != self._writes or _averaged():
             kept.zero_()
+        else:
+            for part in spans:
+                rows.clear_spans(kept, part)
+            if self._next_piece(kept).any():
+                kept.zero_()
         return kept.detach()
 
     def came_from(self, gradient: Tensor, spans: list[Tensor]) -> None:
@@ -62,10 +69,8 @@ class Memory:
             few = many * SPAN <= gradient.numel()
             self._spans, self._writes = spans if few else None, self._kept._version
 
-    def _next_piece(self, kept: Tensor, spans: list[Tensor]) -> Tensor:
-        """A piece of what was lent, which is zero once ``spans`` are."""
-        for part in spans:
-            rows.clear_spans(kept, part)
+    def _next_piece(self, kept: Tensor) -> Tensor:
+        """A piece of what was lent, another one each time."""
         self._piece = self._piece + PIECE if self._piece + PIECE < kept.numel() else 0
         return kept[self._piece : self._piece + PIECE]
 
@@ -75,6 +80,11 @@ PIECE: Final = 2**12
 
 SPAN: Final = 2**8
 """Numbers that are made zero one after the other in the time that a span of a few takes."""
+
+
+def _averaged() -> bool:
+    """Whether there are processes that may add their gradients, unseen, to this one's (``all_reduce``)."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def _holders(tensor: Tensor) -> int:

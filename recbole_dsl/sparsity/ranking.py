@@ -50,7 +50,7 @@ def _marks(interactions: Interactions, users: Tensor) -> Tensor:
 
 def _ndcg(ranked: Tensor, wanted: Tensor) -> Tensor:
     """NDCG of each row of ``ranked`` (users × k item ids) for the ``wanted`` items (users × items, bool)."""
-    discount = torch.arange(2, ranked.shape[1] + 2).log2().reciprocal()
+    discount = torch.arange(2, ranked.shape[1] + 2, dtype=torch.float32).log2().reciprocal()
     found = wanted.gather(1, ranked).float() @ discount
     count = wanted.sum(1).clamp(1, ranked.shape[1])
     return found / discount.cumsum(0)[count - 1]
