@@ -105,6 +105,19 @@ def test_only_what_was_written_is_made_zero_again() -> None:
     assert group.weight.grad[-1] == 7.0
 
 
+def test_where_processes_train_together_all_is_made_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``all_reduce`` adds the gradients of the others' rows, and torch does not count it as a write."""
+    model = Tables()
+    group = group_of(model)
+    ids = torch.tensor([5, 9])
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for _ in range(2):
+        group.weight.grad = None
+        model("rows", ids, ids).backward()
+        torch.testing.assert_close(group.weight.grad, expected(model, group, "rows", ids, ids))
+        group.weight.grad.data[-1] = 7.0  # as another process's row
+
+
 def test_a_pass_that_breaks_off_leaves_nothing() -> None:
     """It has not told where it wrote."""
     model = Tables()

@@ -119,6 +119,7 @@ def test_equal_to_the_dense_product(
 def test_kernels_agree_and_threads_change_nothing(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """numba and torch to rounding; one thread and three to the last bit."""
     monkeypatch.setattr(csr, "SMALL_PRODUCT", 0)
+    monkeypatch.setattr("recbole_dsl.kernels.ITEMS_PER_THREAD", 1)
     draw = torch.Generator().manual_seed(1)
     sparse = torch.rand(300, 200, generator=draw).mul_((torch.rand(300, 200, generator=draw) < 0.1).float())
     dense = torch.randn(200, width, generator=draw)
@@ -129,7 +130,10 @@ def test_kernels_agree_and_threads_change_nothing(width: int, monkeypatch: pytes
         for kernels, number in (("torch", 1), ("numba", 1), ("numba", 3)):
             torch.set_num_threads(number)
             products = GraphProducts(kernels)
-            found[kernels, number] = [taken(products, sparse.to_sparse(), d) for d in (dense, mostly_zero)]
+            found[kernels, number] = [
+                taken(products, sparse.to_sparse(), d.clone().requires_grad_()).detach()
+                for d in (dense, mostly_zero)
+            ]
     finally:
         torch.set_num_threads(threads)
     for one, three, plain in zip(*found.values(), strict=True):
@@ -140,7 +144,7 @@ def test_kernels_agree_and_threads_change_nothing(width: int, monkeypatch: pytes
 def test_infinity_times_zero_stays_none() -> None:
     """Zero rows are left out of products only where that changes nothing."""
     sparse = torch.tensor([[float("inf"), 1.0]]).to_sparse()
-    assert taken(GraphProducts(), sparse, torch.zeros(2, 1)).isnan().all()
+    assert taken(GraphProducts(), sparse, torch.zeros(2, 1, requires_grad=True)).isnan().all()
 
 
 def test_columns_outside_are_refused() -> None:

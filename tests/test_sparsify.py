@@ -18,6 +18,7 @@ from recbole_dsl.errors import (
     UnsupportedOptimizerError,
 )
 from recbole_dsl.sparsity import topology
+from recbole_dsl.sparsity.factors import Factorisation
 from recbole_dsl.sparsity.interactions import Interactions
 from recbole_dsl.sparsity.targets import list_tensors
 
@@ -513,7 +514,7 @@ def test_a_table_with_as_many_rows_as_users_by_chance_gets_no_factors() -> None:
     """Where a table is named after users, another one of the same size is not theirs."""
     model = nn.ModuleDict({"user": nn.Embedding(40, 8), "age": nn.Embedding(40, 8)})
     known = Interactions(torch.arange(40), torch.arange(40), 40, 60)
-    user, age = known.factors(list_tensors(model), seed=0)
+    user, age = known.factors(list_tensors(model), seed=0, how=Factorisation("nmf"))
     assert user is not None and age is None
 
 

@@ -12,7 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_dsl.errors import ConfigError
-from recbole_dsl.sparsity.factors import degree_normalised, nonnegative_factors, scaled, spectral_factors
+from recbole_dsl.sparsity.factors import (
+    Factorisation,
+    degree_normalised,
+    nonnegative_factors,
+    scaled,
+    spectral_factors,
+)
 from recbole_dsl.sparsity.interactions import Interactions
 from recbole_dsl.sparsity.names import TOPOLOGIES_WITH_VALUES, TOPOLOGY_NAMES
 from recbole_dsl.sparsity.randomness import generator_for
@@ -217,6 +223,24 @@ def test_spectral_factors_are_the_best_of_their_rank(n: int, m: int, rank: int, 
     assert torch.equal(w, again[0]) and torch.equal(h, again[1])
 
 
+def test_spectral_factors_do_not_depend_on_threads() -> None:
+    """Nor does what is largest in them, which is the topology; processes of one training compare theirs."""
+    draw = torch.Generator().manual_seed(0)
+    filled = (torch.rand(400, 300, generator=draw) < 0.05).nonzero()
+    matrix = degree_normalised(filled[:, 0], filled[:, 1], 400, 300)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            found.append(torch.cat(spectral_factors(matrix, 32, generator_for(0, "s"))))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=1e-6, rtol=1e-5)
+        largest = [set(f.abs().flatten().topk(2000).indices.tolist()) for f in (found[0], other)]
+        assert largest[0] == largest[1]
+
+
 def test_lower_powers_let_narrow_tastes_count_more() -> None:
     """Power 0 gives all singular vectors the same length, 1 that of their values."""
     draw = torch.Generator().manual_seed(0)
@@ -246,7 +270,7 @@ def test_interactions_tell_user_tables_from_item_tables() -> None:
     ids = torch.tensor([0, 1])
     different = Interactions(ids, ids, 5, 4)
     assert [different.role(t) for t in (user, item, other)] == ["user", "item", None]
-    w, nothing, h = different.factors([user, other, item], 0)
+    w, nothing, h = different.factors([user, other, item], 0, Factorisation("nmf"))
     assert (w.shape, nothing, h.shape) == ((5, 2), None, (4, 2))
     same = Interactions(ids, ids, 5, 5)
     assert same.role(user) == "user"

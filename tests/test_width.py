@@ -13,6 +13,7 @@ from recbole_dsl.cli import main
 from recbole_dsl.config import RecBoleDSLConfig
 from recbole_dsl.experiment import build_model, choose_width, load_data, run_recbole_dsl
 from recbole_dsl.sparsity import ranking, width
+from recbole_dsl.sparsity.factors import FACTORISATIONS, Factorisation
 from recbole_dsl.sparsity.interactions import Interactions
 from recbole_dsl.training.trainer import sparse_trainer
 from tests.model_runs import no_flags, settings_of
@@ -58,32 +59,34 @@ def test_the_climb(
 ) -> None:
     """From the model's width by doublings or halvings; no other width is tried."""
     monkeypatch.setattr(width, "ranking_quality", lambda _k, _a, columns, *_: qualities[columns])
-    assert width.best_width(blocks(4, 6, 4), own, per_row, 0) == chosen
+    assert width.best_width(blocks(4, 6, 4), own, per_row, 0, "nmf") == chosen
 
 
 def test_factors_that_take_more_than_they_may_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """2 × 24 rows of 128 columns take 24,576 bytes."""
     monkeypatch.setattr(width, "ranking_quality", lambda _k, _a, columns, *_: float(columns))
     monkeypatch.setattr(width, "FACTOR_BYTES", 24_576)
-    assert width.best_width(blocks(4, 6, 4), 64, 6.4, 0) == 128
+    assert width.best_width(blocks(4, 6, 4), 64, 6.4, 0, "nmf") == 128
 
 
-def test_many_small_groups_get_many_columns() -> None:
+@pytest.mark.parametrize("kind", FACTORISATIONS)
+def test_many_small_groups_get_many_columns(kind: str) -> None:
     """60 groups are told apart by 64 columns, not by 16."""
-    assert width.best_width(blocks(60, 8, 5), 16, 3.0, 0) == 64
+    assert width.best_width(blocks(60, 8, 5), 16, 3.0, 0, kind) == 64
 
 
 def test_few_large_groups_get_few_columns() -> None:
     """Two groups and a budget of 1.6 weights in each row, a tenth of 16."""
-    assert width.best_width(blocks(2, 100, 30), 32, 1.6, 0) == 16
+    assert width.best_width(blocks(2, 100, 30), 32, 1.6, 0, "nmf") == 16
 
 
-def test_the_same_seed_chooses_the_same_and_draws_from_no_global_generator() -> None:
+@pytest.mark.parametrize("kind", FACTORISATIONS)
+def test_the_same_seed_chooses_the_same_and_draws_from_no_global_generator(kind: str) -> None:
     """The split, the factors and the users that are asked have generators of their own."""
     before = torch.get_rng_state()
     some = blocks(10, 10, 5)
     known, asked = width._split(some, 3)
-    one, two = (width.ranking_quality(known, asked, 8, 3.0, 3) for _ in range(2))
+    one, two = (width.ranking_quality(known, asked, 8, 3.0, 3, kind) for _ in range(2))
     assert one == two and 0 < one <= 1
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -106,22 +109,24 @@ def test_ndcg_by_hand() -> None:
     torch.testing.assert_close(ranking._ndcg(ranked, wanted), torch.stack([1.5 / (1 + second), second]))
 
 
-def test_known_items_are_not_ranked() -> None:
+@pytest.mark.parametrize("kind", FACTORISATIONS)
+def test_known_items_are_not_ranked(kind: str) -> None:
     """One block of which each user lacks one item: with it alone left to rank, the ranking is perfect."""
     known = Interactions(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 2]), 2, 3)
     asked = Interactions(torch.tensor([0, 1]), torch.tensor([2, 0]), 2, 3)
-    assert width.ranking_quality(known, asked, 2, 2.0, 0) == pytest.approx(1.0)
+    assert width.ranking_quality(known, asked, 2, 2.0, 0, kind) == pytest.approx(1.0)
 
 
-def test_the_norm_to_start_from_is_what_the_factors_say_of_their_own_interactions() -> None:
+@pytest.mark.parametrize("kind", FACTORISATIONS)
+def test_the_norm_to_start_from_is_what_the_factors_say_of_their_own_interactions(kind: str) -> None:
     """4.5 × NDCG@10: two blocks of users are described by two columns, half as well by one; at least 0.1."""
     users, items = torch.arange(40).repeat_interleave(10), torch.arange(10).repeat(40)
     apart = Interactions(users, items + 10 * (users % 2), 40, 20)
-    assert apart.trusted_norm(2, 0) == pytest.approx(4.5)
-    assert 0.1 < apart.trusted_norm(1, 0) < 4.0
-    assert apart.trusted_norm(2, 0) == apart.trusted_norm(2, 0)
+    assert apart.trusted_norm(2, 0, Factorisation(kind)) == pytest.approx(4.5)
+    assert 0.1 < apart.trusted_norm(1, 0, Factorisation("nmf")) < 4.0  # a single sign
+    assert apart.trusted_norm(2, 0, Factorisation(kind)) == apart.trusted_norm(2, 0, Factorisation(kind))
     far = Interactions(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), 40, 20)
-    assert far.trusted_norm(2, 0) == 0.1
+    assert far.trusted_norm(2, 0, Factorisation(kind)) == 0.1
 
 
 def test_auto_is_a_norm(data: Path) -> None:
@@ -145,7 +150,7 @@ def test_auto_is_a_norm(data: Path) -> None:
 def test_without_interactions_to_ask_for_the_width_stays() -> None:
     """A single pair is not held out by this seed."""
     one = torch.tensor([0])
-    assert width.best_width(Interactions(one, one, 2, 2), 16, 1.0, 0) == 16
+    assert width.best_width(Interactions(one, one, 2, 2), 16, 1.0, 0, "nmf") == 16
 
 
 # --- in a run --------------------------------------------------------------------------------------

@@ -71,7 +71,10 @@ def jobs_of(
 
 
 def _cores() -> int:
-    """Cores this process may use, which a container or ``taskset`` may have made fewer than there are."""
+    """Cores this process may use: fewer than there are under ``taskset`` or in a container with a set of cores.
+
+    A container's share of their time (``docker --cpus``) is not seen.
+    """
     allowed = getattr(os, "sched_getaffinity", None)  # on Linux
     return len(allowed(0)) if allowed is not None else os.cpu_count() or 1
 

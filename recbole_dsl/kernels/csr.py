@@ -1,8 +1,8 @@
 """Products of a sparse matrix in compressed rows (CSR) with a dense one, and its transpose.
 
 CSR: ``pointers`` (rows + 1,) and ``columns`` (n,) int32 or int64, ``values`` (n,); the entries of row r
-are ``pointers[r]:pointers[r + 1]``. Every row of a product is summed in the order of its entries by a
-single thread, so results do not depend on the number of threads.
+are ``pointers[r]:pointers[r + 1]``. Every number of a product is summed by a single thread, in an order that
+does not depend on how many there are.
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ class Memory:
     himself: the next pass then gets memory of its own.
 
     Nor is all of it made zero again if the last pass has told where it wrote (:meth:`came_from`) and torch,
-    which counts writes, has seen none since. It does not see those through ``.data`` or a numpy array: such a
-    write to the whole gradient is found in a piece that is looked at, another one each time; one to a few rows is
-    not, unless it writes zeros. Nor does it see what processes add, so where there are several all is made zero.
+    which counts writes, has seen none since. It does not see those through ``.data`` or a numpy array: one to
+    the whole gradient is found in a piece that is looked at, another one each time; one to a few rows is not,
+    unless it writes zeros. Nor does it see what processes add, so where there are several all is made zero.
     """
 
     def __init__(self) -> None:
@@ -43,11 +43,13 @@ class Memory:
 
     def lend(self, like: Tensor) -> Tensor:
         """A tensor of zeros like ``like``."""
+        if _holders(like) < 1:
+            return torch.zeros_like(like)
         kept = self._kept
         if kept is None or (kept.shape, kept.dtype, kept.device) != (like.shape, like.dtype, like.device):
             kept = torch.empty_like(like, requires_grad=False)
             self._kept, self._spans, self._holders = kept, None, _holders(kept)
-        if self._holders < 1 or _holders(kept) != self._holders:
+        if _holders(kept) != self._holders:
             return torch.zeros_like(like)
         spans, self._spans = self._spans, None
         if spans is None or kept._version != self._writes or _averaged():

@@ -49,9 +49,9 @@ def nonnegative_factors(
 ) -> tuple[Tensor, Tensor]:
     """Non-negative W (n × rank), H (m × rank) with W Hᵀ ≈ ``matrix`` (sparse CSR, n × m, ≥ 0).
 
-    Memory, measured: about four times that of the two factors; time per iteration: two sparse products and four rank × rank
-    ones. Rows without entries become zero. Draws only from ``generator``. Source: multiplicative updates for
-    the Euclidean loss, Lee and Seung, NIPS 2000.
+    Memory, measured: about four times that of the two factors; time per iteration: two sparse products and four
+    rank × rank ones. Rows without entries become zero. Draws only from ``generator``. Source: multiplicative
+    updates for the Euclidean loss, Lee and Seung, NIPS 2000.
     """
     n, m = matrix.shape
     back = transposed(matrix)
@@ -79,10 +79,10 @@ def spectral_factors(
             beside broad ones.
         iterations: of the subspace.
 
-    All of it in float64: rounding would make another topology of another number of threads. Memory, measured: about
-    seven times that of the factors, which are float32; time per iteration: two sparse products and an
-    orthogonalisation. Sources: Halko, Martinsson and Tropp, SIAM Review 2011, algorithm 4.4; Kaiser, Psychometrika
-    1958, with every user's row of length 1.
+    All of it in float64: rounding would make another topology of another number of threads. Memory, measured:
+    about seven times that of the factors, which are float32; time per iteration: two sparse products and an
+    orthogonalisation. Sources: Halko, Martinsson and Tropp, SIAM Review 2011, algorithm 4.4; Kaiser,
+    Psychometrika 1958, with every user's row of length 1.
     """
     back, forth = (m.to(torch.float64) for m in (transposed(matrix), matrix))
     n, m = matrix.shape
@@ -106,7 +106,7 @@ def spectral_factors(
 
 
 def _turned(factor: Tensor, rotation: Tensor, matrix: Tensor, rank: int) -> Tensor:
-    """``factor`` times ``rotation`` in float32, with zeros up to ``rank`` columns and in rows without entries."""
+    """``factor`` times ``rotation``, float32, zeros up to ``rank`` columns and in rows without entries."""
     result = torch.zeros(factor.shape[0], rank, dtype=torch.float32)
     result[:, : factor.shape[1]] = factor @ rotation
     return result.mul_((matrix.crow_indices().diff() > 0)[:, None])  # where rounding has left a trace
@@ -158,7 +158,7 @@ class Factorisation:
     there are any.
     """
 
-    kind: str = "nmf"
+    kind: str
     power: float = 0.5
 
     def of(self, matrix: Tensor, rank: int, generator: torch.Generator, quick: bool) -> tuple[Tensor, Tensor]:

@@ -20,9 +20,6 @@ of single seeds on dense and on thin data, with non-negative factors. ml-100k's 
 what is known of it."""
 
 
-NMF: Final = Factorisation()
-
-
 @dataclass(frozen=True)
 class Interactions:
     """Training interactions: ``users``, ``items`` (int64 ids, same length) and how many there are.
@@ -52,9 +49,7 @@ class Interactions:
             fits = {role for role in fits if role in name.lower()}
         return fits.pop() if len(fits) == 1 else None
 
-    def factors(
-        self, tensors: Sequence[TensorInfo], seed: int, how: Factorisation = NMF
-    ) -> list[Tensor | None]:
+    def factors(self, tensors: Sequence[TensorInfo], seed: int, how: Factorisation) -> list[Tensor | None]:
         """Per tensor the factor of its users or items, scaled for use as values; None where
         it is neither.
 
@@ -75,14 +70,14 @@ class Interactions:
         return found
 
     def embeddings(
-        self, rank: int, generator: torch.Generator, how: Factorisation = NMF, quick: bool = False
+        self, rank: int, generator: torch.Generator, how: Factorisation, quick: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Factors (n_users × rank, n_items × rank), scaled for use as values (:func:`scaled`)."""
         matrix = degree_normalised(self.users, self.items, self.n_users, self.n_items)
         item_degrees = torch.bincount(matrix.col_indices(), minlength=self.n_items)
         return scaled(*how.of(matrix, rank, generator, quick), item_degrees)
 
-    def trusted_norm(self, rank: int, seed: int, how: Factorisation = NMF) -> float:
+    def trusted_norm(self, rank: int, seed: int, how: Factorisation) -> float:
         """:data:`NORM_PER_NDCG` times the NDCG@10 at which the factors rank the interactions they are made of.
 
         At least a tenth. Where factors describe the data, training should keep what they say, and large values
@@ -94,7 +89,7 @@ class Interactions:
             self._cache[key] = NORM_PER_NDCG * ndcg(*self.factorise(rank, seed, how), self, seed)
         return max(0.1, self._cache[key])
 
-    def factorise(self, rank: int, seed: int, how: Factorisation = NMF) -> tuple[Tensor, Tensor]:
+    def factorise(self, rank: int, seed: int, how: Factorisation) -> tuple[Tensor, Tensor]:
         """The factors of users and items, made once."""
         if (rank, seed, how) not in self._cache:
             generator = generator_for(seed, f"{how.kind}/{rank}")

@@ -35,9 +35,7 @@ LIVE_SHARE: Final = 0.1
 """Of the columns at most, in a table made narrower: training makes more of columns than factors do."""
 
 
-def best_width(
-    interactions: Interactions, own: int, weights_per_row: float, seed: int, kind: str = "nmf"
-) -> int:
+def best_width(interactions: Interactions, own: int, weights_per_row: float, seed: int, kind: str) -> int:
     """The number of columns among ¼, ½, 1, 2 and 4 times ``own`` (and at most 256 or ``own``).
 
     Wider tables whose factors would take more than a GiB are not tried.
@@ -90,11 +88,12 @@ def _split(interactions: Interactions, seed: int) -> tuple[Interactions, Interac
 
 
 def ranking_quality(
-    known: Interactions, asked: Interactions, width: int, weights_per_row: float, seed: int, kind: str = "nmf"
+    known: Interactions, asked: Interactions, width: int, weights_per_row: float, seed: int, kind: str
 ) -> float:
     """NDCG@10 in [0, 1] of ``asked``, over all items not ``known``, by the tables that training starts from.
 
-    They come at power ½, at which inner products rank best, whatever training's is. ``width`` columns, of which ``weights_per_row`` live in a row on average; at most 4096 users are asked.
+    They come at power ½, at which inner products rank best, whatever training's is. ``width`` columns, of which
+    ``weights_per_row`` live in a row on average; at most 4096 users are asked.
     """
     generator = generator_for(seed, f"width/{width}")
     factors = known.embeddings(width, generator, Factorisation(kind), quick=True)
