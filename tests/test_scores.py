@@ -91,6 +91,21 @@ def test_gradients_count_once_the_step_is_made() -> None:
     assert scores.sums.tolist() == [6.0, 8.0, 2.0, 2.0]
 
 
+def test_kernels_add_the_same_rows_in_the_same_order() -> None:
+    """To the last bit, repeated rows and gradients that are no whole memory included."""
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(50, (300,), generator=draw)
+    wide = torch.randn(300, 14, generator=draw)
+    found = []
+    for kernels in ("auto", "torch"):
+        for gradient in (wide[:, :7].contiguous(), wide[:, :7]):
+            scores = GrowthScores(PositionMap([(50, 7)]), torch.float32, CPU, kernels)
+            scores.add_rows(0, ids, gradient)
+            scores.commit()
+            found.append(scores.sums)
+    assert all(torch.equal(sums, found[0]) for sums in found) and found[0].any()
+
+
 def test_scores_move_to_another_sample() -> None:
     """Rows in both samples keep their sums, new ones start at zero."""
     scores = scores_of_rows([0, 1, 3])

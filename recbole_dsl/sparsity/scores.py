@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ..kernels import gpu_rows, on_gpu
+from ..kernels import compiled, gpu_rows, on_gpu, rows
 from .budget import scored_row_counts
 from .sampling import random_subset
 
@@ -203,6 +203,8 @@ class GrowthScores:
     def _add_rows(self, table: Tensor, slots: Tensor, gradient: Tensor) -> None:
         if on_gpu(self.kernels, table, slots, gradient):
             gpu_rows().add_dense_rows(table, slots, gradient)
+        elif compiled(self.kernels, table, slots, gradient):
+            rows.add_dense_rows(table, slots, gradient)
         else:
             table.index_add_(0, slots, gradient)
 
