@@ -15,7 +15,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ..kernels import compiled, gpu_rows, on_gpu, rows
+from ..kernels import compiled, gpu_rows, on_gpu
+from ..kernels import rows as loops
 from .budget import scored_row_counts
 from .sampling import random_subset
 
@@ -204,7 +205,7 @@ class GrowthScores:
         if on_gpu(self.kernels, table, slots, gradient):
             gpu_rows().add_dense_rows(table, slots, gradient)
         elif compiled(self.kernels, table, slots, gradient):
-            rows.add_dense_rows(table, slots, gradient)
+            loops.add_dense_rows(table, slots, gradient)
         else:
             table.index_add_(0, slots, gradient)
 
