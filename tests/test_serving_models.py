@@ -201,6 +201,8 @@ def test_metrics_on_ml_100k(name: str, tmp_path: Path) -> None:
         "show_progress": False, "topk": [10], "metrics": ["Recall", "NDCG"], "valid_metric": "NDCG@10",
         "metric_decimal_place": 8,
     }  # fmt: skip
+    if name == "SimpleX":  # cosines of rows with one live weight tie, and spectral factors make many such rows
+        settings["dsl_init"] = "random"
     with no_flags():
         result = run_recbole_dsl(name, "ml-100k", config_dict=settings)
     (checkpoint,) = (p for p in (tmp_path / "saved").glob("*.dsl") if not p.name.endswith("-last.dsl"))
