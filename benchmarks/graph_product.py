@@ -91,7 +91,7 @@ def products(adjacency: Tensor, width: int, density: float, touched: int) -> dic
     places, weights = live.nonzero()[:, 1].to(torch.uint8).contiguous(), dense[live]
     matrix = compress(adjacency, sort=True)
     assert matrix is not None
-    parts = (matrix.pointers, matrix.columns, matrix.values)
+    parts = matrix.parts
     out, at_live = torch.empty_like(dense), torch.empty_like(weights)
     return {
         "RecBole's COO": lambda: torch.sparse.mm(adjacency, dense),

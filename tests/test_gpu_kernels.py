@@ -31,7 +31,7 @@ needs_triton = pytest.mark.skipif(not compiling.triton_installed(), reason="need
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU, the kernels are asked for by name on a CPU."""
     if DEVICE.type == "cpu":
-        for module in ("packed.group", "sparsity.scores"):
+        for module in ("packed.group", "kernels.dense_rows"):
             monkeypatch.setattr(f"recbole_dsl.{module}.on_gpu", lambda choice, *_: choice == "triton")
 
 

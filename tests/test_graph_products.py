@@ -169,9 +169,9 @@ def test_a_symmetric_matrix_is_its_own_transpose(kernels: str) -> None:
     assert pattern_only is not None
     once = pattern_only.transpose(kernels)
     assert once is not pattern_only and once is pattern_only.transpose(kernels) and not pattern_only.symmetric
-    dense = csr.as_csr(once.pointers, once.columns, once.values, once.width).to_dense()
+    dense = csr.as_csr(*once.parts, once.width).to_dense()
     assert torch.equal(dense, coo(rows, columns, values, (3, 3)).to_dense().T)
-    assert Matrix(*csr.transposed(once.pointers, once.columns, once.values, 3, kernels), 3).shape == (3, 3)
+    assert Matrix(*csr.transposed(*once.parts, 3, kernels), 3).shape == (3, 3)
 
 
 def test_recboles_adjacency_is_symmetric(data: Path) -> None:

@@ -101,12 +101,3 @@ def add_table(
     for row in range(start, stop):
         for k in range(pointers[first + row], pointers[first + row + 1]):
             total[k] += gradient[row, columns[k]]
-
-
-@loop
-def add_dense_rows(table: Any, ids: Any, gradient: Any) -> None:
-    """Add ``gradient`` (n × columns) to the rows ``ids`` (n,) of ``table`` (rows × columns), in their order."""
-    for i in range(ids.size):
-        target, source = table[ids[i]], gradient[i]
-        for c in range(target.size):
-            target[c] += source[c]

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..kernels import gpu_rows, in_parallel, rows
+from ..kernels.dense_rows import add_dense_rows, without_row
 
 if TYPE_CHECKING:
     from .group import PackedGroup
@@ -112,28 +113,20 @@ def add_rows(
     Returns where it wrote, (2, n) int64: of every row the first of its values and the end; None for anywhere.
     """
     table = _whole(group, tensor, total)
-    if table is not None and group.on_gpu(ids, gradient) and gradient.dtype == total.dtype:
-        gpu_rows().add_dense_rows(table, ids, gradient, _skipped(padding_idx))
+    if table is not None:
+        add_dense_rows(group.kernels, table, ids, gradient, padding_idx)
         return None
-    if table is None and group.compiled(ids, gradient) and gradient.dtype == total.dtype:
+    if group.compiled(ids, gradient) and gradient.dtype == total.dtype:
         first = group.slices[tensor].first_row
         spans = ids.new_empty(2, ids.numel())
         csr = group.row_pointers, group.column_ids
         rows.add_rows(total, *csr, first, ids, gradient, _skipped(padding_idx), spans)
         return spans
     if padding_idx is not None:
-        ids, gradient = _without_padding(ids, gradient, padding_idx)
-    if table is not None:
-        table.index_add_(0, ids, gradient.to(total.dtype))
-        return None
+        ids, gradient = without_row(ids, gradient, padding_idx)
     index, target = locate(group, tensor, ids)
     total.scatter_add_(0, index, gradient.reshape(-1).index_select(0, target).to(total.dtype))
     return None
-
-
-def _without_padding(ids: Tensor, gradient: Tensor, padding_idx: int) -> tuple[Tensor, Tensor]:
-    others = (ids != padding_idx).nonzero().flatten()
-    return ids.index_select(0, others), gradient.index_select(0, others)
 
 
 class RowLookup(torch.autograd.Function):
@@ -168,7 +161,7 @@ class RowLookup(torch.autograd.Function):
             ctx.step.add_rows_later(lines, grad)
         if group.collects:
             if ctx.padding_idx is not None:
-                ids, grad = _without_padding(ids, grad, ctx.padding_idx)
+                ids, grad = without_row(ids, grad, ctx.padding_idx)
             group.collect_rows(ctx.tensor, ids, grad)
         return None, None, None, None, None
 

@@ -118,17 +118,17 @@ def varimax(loadings: Tensor, iterations: int = 60) -> Tensor:
     Every row counts as if its length were 1.
     """
     n, k = loadings.shape
-    rotation = torch.eye(k, dtype=loadings.dtype)
+    rotation, squares = torch.eye(k, dtype=loadings.dtype), torch.zeros(k, k, dtype=loadings.dtype)
+    for some in loadings.split(ROWS_PER_BLOCK):
+        some = normalize(some, dim=1)
+        squares += some.t() @ some
     for _ in range(iterations):
-        cubes, weights = torch.zeros_like(rotation), torch.zeros(k, dtype=loadings.dtype)
-        gram = torch.zeros_like(rotation)
+        cubes, turned = torch.zeros_like(rotation), squares @ rotation
         for some in loadings.split(ROWS_PER_BLOCK):
-            some = normalize(some, dim=1)
-            turned = some @ rotation
-            cubes += some.t() @ turned.pow(3)
-            gram += some.t() @ turned
-            weights += turned.square_().sum(0)
-        left, _, right = torch.linalg.svd(cubes - gram * (weights / max(1, n)))
+            some = normalize(some, dim=1)  # again, since to keep them would take as much as the factors
+            cubes += some.t() @ (some @ rotation).pow_(3)
+        variances = (rotation * turned).sum(0) / max(1, n)
+        left, _, right = torch.linalg.svd(cubes - turned * variances)
         rotation = left @ right
     return rotation
 

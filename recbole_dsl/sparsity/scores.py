@@ -15,8 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ..kernels import compiled, gpu_rows, on_gpu
-from ..kernels import rows as loops
+from ..kernels.dense_rows import add_dense_rows
 from .budget import scored_row_counts
 from .sampling import random_subset
 
@@ -198,16 +197,8 @@ class GrowthScores:
             if part.slots is None:
                 self._table(part.tensor).add_(gradient)
             else:
-                self._add_rows(self._table(part.tensor), part.slots, gradient)
+                add_dense_rows(self.kernels, self._table(part.tensor), part.slots, gradient)
         self._pending = []
-
-    def _add_rows(self, table: Tensor, slots: Tensor, gradient: Tensor) -> None:
-        if on_gpu(self.kernels, table, slots, gradient):
-            gpu_rows().add_dense_rows(table, slots, gradient)
-        elif compiled(self.kernels, table, slots, gradient):
-            loops.add_dense_rows(table, slots, gradient)
-        else:
-            table.index_add_(0, slots, gradient)
 
     def discard(self, tensor: int | None = None) -> None:
         """Forget what was handed in since the last step, for one tensor or (None) for all."""
