@@ -310,6 +310,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "density": number_setting(lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
     "budget": _optional(_budget(), "the budget that dsl_density gives"),
     "width": _optional(_or_auto(whole_setting(1)), "the model's own embedding_size"),
+    "width_max": whole_setting(1),
     "update_interval": _span(
         ("steps", "epochs"), 1, "a whole number of steps of at least 1, or text such as '2 epochs'"
     ),
@@ -427,6 +428,7 @@ class DSLConfig:
     density: float
     budget: Budget | None
     width: int | str | None
+    width_max: int
     update_interval: Span
     end: Span
     update_ratio: float

@@ -106,6 +106,7 @@ REFUSED = [
     ("dsl_budget", "-2MB", "'512KiB'"),
     ("dsl_width", 0, "at least 1"),
     ("dsl_width", "wide", "at least 1"),
+    ("dsl_width_max", 0, "at least 1"),
     ("dsl_update_interval", 0, "at least 1"),
     ("dsl_update_interval", -5, "at least 1"),
     ("dsl_update_interval", 2.5, "at least 1"),

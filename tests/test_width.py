@@ -41,17 +41,18 @@ def blocks(count: int, size: int, each: int, seed: int = 0) -> Interactions:
 @pytest.mark.parametrize(
     ("own", "per_row", "qualities", "chosen"),
     [
-        (64, 6.4, {64: 0.10, 128: 0.12, 256: 0.14}, 256),
-        (64, 6.4, {64: 0.10, 128: 0.12, 256: 0.131}, 128),  # not 10 % better
-        (64, 6.4, {64: 0.10, 128: 0.109, 256: 0.9}, 64),  # a climb does not look beyond a step
+        (64, 6.4, {64: 0.10, 128: 0.12, 256: 0.14, 512: 0.15, 1024: 0.16}, 1024),
+        (64, 6.4, {64: 0.10, 128: 0.12, 256: 0.123}, 128),  # not 3 % better
+        (64, 6.4, {64: 0.10, 128: 0.102, 256: 0.9}, 64),  # a climb does not look beyond a step
         (64, 1.6, {64: 0.10, 128: 0.05, 32: 0.106, 16: 0.112}, 16),
         (64, 1.6, {64: 0.10, 128: 0.05, 32: 0.104}, 64),  # not 5 % better
         (64, 3.2, {64: 0.10, 128: 0.05, 32: 0.106}, 32),  # of 16 columns a fifth would live
         (64, 6.4, {64: 0.10, 128: 0.05}, 64),
         (64, 40.0, {64: 0.10, 128: 0.05}, 64),
-        (128, 6.4, {128: 0.1, 256: 0.2}, 256),  # 512 would take two bytes of index
-        (300, 6.4, {300: 0.1, 150: 0.05}, 300),
-        (64, 6.4, {64: 0.0, 128: 0.0, 256: 0.0}, 256),  # nothing is found: no reason to stay
+        (300, 6.4, {300: 0.1, 600: 0.2}, 600),  # 1200 would be too many
+        (2000, 6.4, {2000: 0.1, 1000: 0.05}, 2000),
+        (1000, 1.6, {1000: 0.1, 500: 0.2, 250: 0.3}, 250),
+        (256, 6.4, {256: 0.0, 512: 0.0, 1024: 0.0}, 1024),  # nothing is found: no reason to stay
     ],
 )
 def test_the_climb(
@@ -59,25 +60,32 @@ def test_the_climb(
 ) -> None:
     """From the model's width by doublings or halvings; no other width is tried."""
     monkeypatch.setattr(width, "ranking_quality", lambda _k, _a, columns, *_: qualities[columns])
-    assert width.best_width(blocks(4, 6, 4), own, per_row, 0, "nmf") == chosen
+    assert width.best_width(blocks(4, 6, 4), own, per_row, 0, "nmf", 1024) == chosen
+
+
+@pytest.mark.parametrize(("widest", "chosen"), [(1, 64), (127, 64), (128, 128), (300, 256)])
+def test_no_more_than_the_widest(widest: int, chosen: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever would rank better; the model's own columns may be more."""
+    monkeypatch.setattr(width, "ranking_quality", lambda _k, _a, columns, *_: float(columns))
+    assert width.best_width(blocks(4, 6, 4), 64, 6.4, 0, "nmf", widest) == chosen
 
 
 def test_factors_that_take_more_than_they_may_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """2 × 24 rows of 128 columns take 24,576 bytes."""
     monkeypatch.setattr(width, "ranking_quality", lambda _k, _a, columns, *_: float(columns))
     monkeypatch.setattr(width, "FACTOR_BYTES", 24_576)
-    assert width.best_width(blocks(4, 6, 4), 64, 6.4, 0, "nmf") == 128
+    assert width.best_width(blocks(4, 6, 4), 64, 6.4, 0, "nmf", 1024) == 128
 
 
 @pytest.mark.parametrize("kind", FACTORISATIONS)
 def test_many_small_groups_get_many_columns(kind: str) -> None:
     """60 groups are told apart by 64 columns, not by 16."""
-    assert width.best_width(blocks(60, 8, 5), 16, 3.0, 0, kind) == 64
+    assert width.best_width(blocks(60, 8, 5), 16, 3.0, 0, kind, 64) == 64
 
 
 def test_few_large_groups_get_few_columns() -> None:
     """Two groups and a budget of 1.6 weights in each row, a tenth of 16."""
-    assert width.best_width(blocks(2, 100, 30), 32, 1.6, 0, "nmf") == 16
+    assert width.best_width(blocks(2, 100, 30), 32, 1.6, 0, "nmf", 256) == 16
 
 
 @pytest.mark.parametrize("kind", FACTORISATIONS)
@@ -150,7 +158,7 @@ def test_auto_is_a_norm(data: Path) -> None:
 def test_without_interactions_to_ask_for_the_width_stays() -> None:
     """A single pair is not held out by this seed."""
     one = torch.tensor([0])
-    assert width.best_width(Interactions(one, one, 2, 2), 16, 1.0, 0, "nmf") == 16
+    assert width.best_width(Interactions(one, one, 2, 2), 16, 1.0, 0, "nmf", 256) == 16
 
 
 # --- in a run --------------------------------------------------------------------------------------

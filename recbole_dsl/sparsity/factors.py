@@ -14,6 +14,9 @@ from torch.nn.functional import normalize
 OVERSAMPLED: Final = 16
 """Dimensions of the subspace beyond those that are asked for."""
 
+ENOUGH: Final = 1e-3
+"""What an iteration of the rotation must add to its criterion, relatively, to be followed by another."""
+
 ROWS_PER_BLOCK: Final = 2**16
 """Rows of a factor that are turned together."""
 
@@ -66,7 +69,12 @@ def nonnegative_factors(
 
 
 def spectral_factors(
-    matrix: Tensor, rank: int, generator: torch.Generator, power: float = 0.5, iterations: int = 10
+    matrix: Tensor,
+    rank: int,
+    generator: torch.Generator,
+    power: float = 0.5,
+    iterations: int = 10,
+    turns: int = 60,
 ) -> tuple[Tensor, Tensor]:
     """U Sᵖ R (n × rank) and V Sᵖ R (m × rank) of a sparse CSR ``matrix`` (n × m) with singular values S.
 
@@ -78,6 +86,7 @@ def spectral_factors(
         power: p in [0, 1]. At ½ inner products approximate the matrix; the lower, the more narrow tastes count
             beside broad ones.
         iterations: of the subspace.
+        turns: of the rotation, at most.
 
     All of it in float64: rounding would make another topology of another number of threads. Memory, measured:
     about seven times that of the factors, which are float32; time per iteration: two sparse products and an
@@ -101,7 +110,7 @@ def spectral_factors(
     del image
     items = basis @ (vectors * values.pow(power))
     del basis
-    rotation = varimax(users)
+    rotation = varimax(users, turns)
     return _turned(users, rotation, forth, rank), _turned(items, rotation, back, rank)
 
 
@@ -115,19 +124,23 @@ def _turned(factor: Tensor, rotation: Tensor, matrix: Tensor, rank: int) -> Tens
 def varimax(loadings: Tensor, iterations: int = 60) -> Tensor:
     """The rotation R (k × k) at which squares of ``loadings`` R (n × k) vary most in columns (Kaiser 1958).
 
-    Every row counts as if its length were 1.
+    Every row counts as if its length were 1. Ends early where an iteration adds less than a thousandth.
     """
     n, k = loadings.shape
     rotation, squares = torch.eye(k, dtype=loadings.dtype), torch.zeros(k, k, dtype=loadings.dtype)
     for some in loadings.split(ROWS_PER_BLOCK):
         some = normalize(some, dim=1)
         squares += some.t() @ some
+    reached = 0.0
     for _ in range(iterations):
         cubes, turned = torch.zeros_like(rotation), squares @ rotation
         for some in loadings.split(ROWS_PER_BLOCK):
             some = normalize(some, dim=1)  # again, since to keep them would take as much as the factors
             cubes += some.t() @ (some @ rotation).pow_(3)
         variances = (rotation * turned).sum(0) / max(1, n)
+        before, reached = reached, float((rotation * cubes).sum() - n * variances.square().sum())
+        if 0 < reached < (1 + ENOUGH) * before:
+            break
         left, _, right = torch.linalg.svd(cubes - turned * variances)
         rotation = left @ right
     return rotation
@@ -175,7 +188,9 @@ def _nmf(
 def _spectral(
     matrix: Tensor, rank: int, generator: torch.Generator, power: float, quick: bool
 ) -> tuple[Tensor, Tensor]:
-    return spectral_factors(matrix, rank, generator, power, 5 if quick else 10)
+    if quick:
+        return spectral_factors(matrix, rank, generator, power, iterations=5, turns=10)
+    return spectral_factors(matrix, rank, generator, power)
 
 
 FACTORISATIONS: dict[str, Callable[[Tensor, int, torch.Generator, float, bool], tuple[Tensor, Tensor]]] = {

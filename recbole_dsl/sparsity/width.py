@@ -1,9 +1,10 @@
 """How many columns the tables of users and items get, chosen by the interactions: ``dsl_width: auto``.
 
-A row's live weights cost the same among 16 columns or 256. Factors of few columns describe broad tastes
-and need many weights in each row; those of many columns describe narrow ones and need few. Which of them a
-budget serves best depends on the data, and is seen before training: factors of a part of the interactions,
-of which only as many entries stay as the budget allows, are asked for the rest.
+A row's live weights cost the same among 16 columns or 256, and a byte of index more each beyond. Factors of
+few columns describe broad tastes and need many weights in each row; those of many columns describe narrow
+ones and need few. Which of them a budget serves best depends on the data, and is seen before training:
+factors of a part of the interactions, of which only as many entries stay as the budget allows, are asked for
+the rest.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ HELD_OUT: Final = 0.1
 FACTOR_BYTES: Final = 2**30
 """What the factors of a wider table may take; while they are made, up to seven times that is held."""
 
-WIDER: Final = 1.1
+WIDER: Final = 1.03
 """So much better a table of twice the width must rank, since it takes more time."""
 
 NARROWER: Final = 1.05
@@ -35,12 +36,14 @@ LIVE_SHARE: Final = 0.1
 """Of the columns at most, in a table made narrower: training makes more of columns than factors do."""
 
 
-def best_width(interactions: Interactions, own: int, weights_per_row: float, seed: int, kind: str) -> int:
-    """The number of columns among ¼, ½, 1, 2 and 4 times ``own`` (and at most 256 or ``own``).
+def best_width(
+    interactions: Interactions, own: int, weights_per_row: float, seed: int, kind: str, widest: int
+) -> int:
+    """The number of columns: ``own`` times a power of two, at least a quarter of it and at most ``widest``.
 
     Wider tables whose factors would take more than a GiB are not tried.
 
-    From ``own`` on, twice the width as long as held-out interactions are ranked 10 % better; otherwise half
+    From ``own`` on, twice the width as long as held-out interactions are ranked 3 % better; otherwise half
     of it as long as they are ranked 5 % better and no more than a tenth of the columns live. The same
     interactions and seed give the same width. Time: that of a factorisation for every width that is tried.
 
@@ -50,6 +53,7 @@ def best_width(interactions: Interactions, own: int, weights_per_row: float, see
         weights_per_row: live weights of a row on average, > 0.
         seed: of our own generator.
         kind: of factors, a key of :data:`~recbole_dsl.sparsity.factors.FACTORISATIONS`.
+        widest: columns at most, where they are more than ``own``.
     """
     known, asked = _split(interactions, seed)
     if asked.users.numel() == 0:
@@ -59,7 +63,8 @@ def best_width(interactions: Interactions, own: int, weights_per_row: float, see
         return ranking_quality(known, asked, width, weights_per_row, seed, kind)
 
     row_bytes = 4 * (interactions.n_users + interactions.n_items)
-    wider = [w for w in (2 * own, 4 * own) if w <= 256 and w * row_bytes <= FACTOR_BYTES]
+    doublings = range(1, max(1, widest // own).bit_length())
+    wider = [own << d for d in doublings if (own << d) * row_bytes <= FACTOR_BYTES]
     narrower = [w for w in (own // 2, own // 4) if 0 < weights_per_row <= LIVE_SHARE * w]
     here = quality(own)
     best = _climb(own, here, wider, quality, WIDER)
