@@ -463,7 +463,7 @@ def _topology(
 
 
 def _factorisation(config: DSLConfig) -> Factorisation:
-    return Factorisation(config.init, config.init_power)
+    return Factorisation(config.init, config.init_power, config.init_popularity)
 
 
 def _norm(factors: Sequence[Tensor | None], config: DSLConfig, seed: int, interactions: Interactions) -> float:

@@ -335,7 +335,8 @@ SETTINGS: Final[dict[str, Setting]] = {
     "init": _word(TOPOLOGY_NAMES),
     "init_values": _word(("model", "fan_in", "topology")),
     "init_norm": _or_auto(number_setting(lambda x: x > 0, "a number above 0")),
-    "init_power": number_setting(lambda x: 0 <= x <= 1, "a number from 0 to 1"),
+    "init_power": _SHARE,
+    "init_popularity": _SHARE,
     "seed": _optional(whole_setting(0), "RecBole's seed"),
     "groups": _groups(),
     "include": _optional(_patterns(1), "all embedding tables and Linear matrices"),
@@ -446,6 +447,7 @@ class DSLConfig:
     init_values: str
     init_norm: float | str
     init_power: float
+    init_popularity: float
     seed: int | None
     groups: str | Mapping[str, tuple[str, ...]]
     include: tuple[str, ...] | None

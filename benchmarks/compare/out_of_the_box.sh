@@ -3,22 +3,21 @@
 # sparsity is the default, nothing is tuned.
 #   DATA=folder-of-datasets bash benchmarks/compare/out_of_the_box.sh
 # The schedule file asks for the metrics and the larger evaluation batches of the comparisons on ml-1m. Dense is ours
-# at density 1, which reproduces RecBole's losses (tests/test_density_one.py) in a fraction of its time.
+# at density 1, which reproduces RecBole's losses (tests/test_density_one.py) in a fraction of its time. Goes on where it
+# was stopped.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${DATA:?set it to the folder that holds the datasets}"
 results=benchmarks/results/out_of_the_box
-kept=$(mktemp -d)
-trap 'rm -rf "$kept"' EXIT
 mkdir -p "$results"
 common=(--model=LightGCN --dataset=ml-1m --data_path="$DATA" --config_files=benchmarks/compare/ml-1m.yaml --epochs=300
-        --checkpoint_dir="$kept")
+        --resume)
 for seed in ${SEEDS:-2020}; do
     for method in ${METHODS:-dense dsl_plus}; do
         result=$results/LightGCN-ml-1m-$method-$seed.json
         [ -e "$result" ] && continue
-        sparse=()
-        [ "$method" = dense ] && sparse=(--dsl_method=dense) || sparse=(--dsl_density=0.1)
-        python run_recbole_dsl.py "${common[@]}" "${sparse[@]}" --seed="$seed" --dsl_result="$result"
+        [ "$method" = dense ] && sparse=--dsl_method=dense || sparse=--dsl_density=0.1
+        python run_recbole_dsl.py "${common[@]}" "$sparse" --seed="$seed" --dsl_result="$result" \
+            --checkpoint_dir="saved/out_of_the_box/$method-$seed"
     done
 done

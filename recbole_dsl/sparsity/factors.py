@@ -146,17 +146,19 @@ def varimax(loadings: Tensor, iterations: int = 60) -> Tensor:
     return rotation
 
 
-def scaled(users: Tensor, items: Tensor, item_degrees: Tensor) -> tuple[Tensor, Tensor]:
+def scaled(
+    users: Tensor, items: Tensor, item_degrees: Tensor, popularity: float = 0.5
+) -> tuple[Tensor, Tensor]:
     """Factors of a degree-normalised matrix as embeddings whose inner products rank items.
 
     Users' rows all get norm 1: it decides nothing about the ranking, and how strongly a user's steps move
-    the items. Items' rows are multiplied by √degree, which undoes the normalisation, so an item's
-    popularity is in its norm; then all by one number, so that the root mean square of the norms of rows
-    that are not zero is 1, too.
+    the items. Items' rows are multiplied by degree^``popularity``, which at ½ undoes the normalisation, so an
+    item's popularity is in its norm, and below counts less; then all by one number, so that the root mean
+    square of the norms of rows that are not zero is 1, too.
 
-    ``users`` (n × rank), ``items`` (m × rank); ``item_degrees`` (m,) ≥ 0.
+    ``users`` (n × rank), ``items`` (m × rank); ``item_degrees`` (m,) ≥ 0; ``popularity`` in [0, 1].
     """
-    items = items * item_degrees.sqrt()[:, None]
+    items = items * item_degrees.to(items.dtype).pow(popularity)[:, None]
     squares = items.square().sum(1)
     mean = squares.sum() / squares.count_nonzero().clamp(min=1)
     items = items / mean.sqrt().clamp(min=torch.finfo(items.dtype).tiny)
@@ -168,11 +170,12 @@ class Factorisation:
     """How an interaction matrix is factorised.
 
     ``kind``: a key of :data:`FACTORISATIONS`; ``power``: of the singular values (``dsl_init_power``), where
-    there are any.
+    there are any; ``popularity``: the power of an item's degree in its row (``dsl_init_popularity``).
     """
 
     kind: str
     power: float = 0.5
+    popularity: float = 0.5
 
     def of(self, matrix: Tensor, rank: int, generator: torch.Generator, quick: bool) -> tuple[Tensor, Tensor]:
         """Factors (n × rank), (m × rank) of a sparse CSR matrix; ``quick``: good enough to compare ranks by."""

@@ -75,7 +75,7 @@ class Interactions:
         """Factors (n_users × rank, n_items × rank), scaled for use as values (:func:`scaled`)."""
         matrix = degree_normalised(self.users, self.items, self.n_users, self.n_items)
         item_degrees = torch.bincount(matrix.col_indices(), minlength=self.n_items)
-        return scaled(*how.of(matrix, rank, generator, quick), item_degrees)
+        return scaled(*how.of(matrix, rank, generator, quick), item_degrees, how.popularity)
 
     def trusted_norm(self, rank: int, seed: int, how: Factorisation) -> float:
         """:data:`NORM_PER_NDCG` times the NDCG@10 at which the factors rank the interactions they are made of.
