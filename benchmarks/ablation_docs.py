@@ -19,6 +19,7 @@ DOCS = ROOT / "docs/ablation.md"
 STUDIES = {
     "bpr": "ablation/BPR-ml-100k",
     "lightgcn": "ablation/LightGCN-ml-100k",
+    "bpr_citeulike": "ablation/BPR-citeulike-t",
     "bpr_nmf": "ablation-nmf/BPR-ml-100k",
     "lightgcn_nmf": "ablation-nmf/LightGCN-ml-100k",
     "bpr_before": "ablation-before/BPR-ml-100k",

@@ -2,7 +2,7 @@
 # What of dsl_plus matters: one setting changed at a time, at density 0.1, three seeds.
 #   bash benchmarks/compare/ablation.sh BPR ml-100k 0.002
 #   bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.005
-#   DATA=folder bash benchmarks/compare/ablation.sh BPR citeulike-t 0.001 base width-64 width-128 values-of-the-model
+#   DATA=folder bash benchmarks/compare/ablation.sh BPR citeulike-t 0.001 base width-64 width-256 width-512 no-updates
 # Arguments: model, dataset (with a YAML file beside this one; DATA is the folder of those that RecBole does not
 # bring along), learning rate: that which the comparison's tuning chose for dsl_plus; the names of variants, if not
 # all. Two cells run at once (JOBS). Goes on where it was stopped; results are in benchmarks/results/ablation, tables by
@@ -22,6 +22,7 @@ variants=(
     nmf:--dsl_init=nmf
     power-0.25:--dsl_init_power=0.25
     power-0.5:--dsl_init_power=0.5
+    popularity-0.5:--dsl_init_popularity=0.5
     random-topology:"--dsl_init=random --dsl_init_values=model"
     no-updates:--dsl_update_ratio=0
     drop-by-row-magnitude:--dsl_drop=row_magnitude
@@ -39,6 +40,7 @@ variants=(
     width-64:--dsl_width=64
     width-128:--dsl_width=128
     width-256:--dsl_width=256
+    width-512:--dsl_width=512
 )
 for variant in "${variants[@]}"; do
     name=${variant%%:*}
