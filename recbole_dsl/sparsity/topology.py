@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -14,7 +15,10 @@ from torch import Tensor
 from ..errors import ConfigError
 from .budget import allocate, erdos_renyi_shares
 from .sampling import random_subset
-from .selection import highest_k
+from .selection import highest_k, keep_lowest
+
+ROWS_PER_BLOCK: Final = 2**12
+"""Rows of a factor whose entries are ranked together."""
 
 
 @dataclass(frozen=True)
@@ -119,30 +123,34 @@ def of_factors(context: TopologyContext) -> Topology:
     known = [f is not None for f in context.factors]
     sizes = [t.numel() for t in context.initial]
     shares = _by_size(context.budget, sizes, known)
-    keys = []
-    for factor, table in zip(context.factors, context.initial, strict=True):
-        if factor is None:
-            key = torch.zeros(table.numel(), dtype=torch.float64)
-        else:
-            key = torch.nn.functional.normalize(factor.double(), dim=1).abs().reshape(-1)
-        silent = key == 0
-        key[silent] = -torch.rand(int(silent.sum()), generator=context.generator, dtype=key.dtype)
-        keys.append(key)
-    parts, starts = [], torch.tensor([0, *sizes]).cumsum(0).tolist()
-    for is_known in (True, False):
-        members = [i for i, k in enumerate(known) if k is is_known]
-        if members:
-            chosen = highest_k(torch.cat([keys[i] for i in members]), shares[is_known])
-            places = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in members])
-            parts.append(places[chosen])
-    live = torch.cat(parts).sort().values
-    tables = zip(context.factors, context.initial, strict=True)
+    ranks = torch.empty(context.weights)
+    for factor, part in zip(context.factors, ranks.split(sizes), strict=True):
+        _rank_entries(factor, part, context.generator)
+    live = torch.zeros(context.weights, dtype=torch.bool)
+    for kind, share in shares.items():
+        marks = torch.cat([torch.full((n,), k is kind) for n, k in zip(sizes, known, strict=True)])
+        keep_lowest(marks, lambda first, last: ranks[first:last], share)
+        live |= marks
     values = [
-        table.detach().cpu().reshape(-1) if factor is None else context.norm * factor.reshape(-1)
-        for factor, table in tables
+        table.detach().cpu().reshape(-1)[mine] if factor is None else context.norm * factor.reshape(-1)[mine]
+        for factor, table, mine in zip(context.factors, context.initial, live.split(sizes), strict=True)
     ]
     norm = context.norm if any(known) else None
-    return Topology(live, torch.cat(values)[live].to(context.initial[0].dtype), norm)
+    return Topology(live.nonzero().flatten(), torch.cat(values).to(context.initial[0].dtype), norm)
+
+
+def _rank_entries(factor: Tensor | None, ranks: Tensor, generator: torch.Generator) -> None:
+    """Write into ``ranks`` (n,) 1 - |entry| / norm of its row, and draws from [1, 2) where there is nothing."""
+    if factor is None:
+        ranks.copy_(1 + torch.rand(ranks.numel(), generator=generator))
+        return
+    for some, part in zip(
+        factor.split(ROWS_PER_BLOCK), ranks.split(ROWS_PER_BLOCK * factor.shape[1]), strict=True
+    ):
+        share = torch.nn.functional.normalize(some.double(), dim=1).abs_().reshape(-1)
+        part.copy_((1 - share).clamp_min_(0))
+        silent = share == 0
+        part[silent] = 1 + torch.rand(int(silent.sum()), generator=generator)
 
 
 def _by_size(budget: int, sizes: Sequence[int], known: Sequence[bool]) -> dict[bool, int]:
