@@ -19,10 +19,12 @@ from recbole_dsl.compare.summary import (
     read_grid,
     rows_of,
 )
+from recbole_dsl.results import RunResult
 
 PAGES = (ROOT / "README.md", ROOT / "docs/compare.md")
 FOLDER = RESULTS / "compare/ml-100k"
 CITEULIKE = RESULTS / "compare/BPR-citeulike-t"
+OUT_OF_THE_BOX = RESULTS / "out_of_the_box"
 
 
 def rows(folder: Path) -> list[Row]:
@@ -83,7 +85,36 @@ def _notes(found: Sequence[Row]) -> str:
     )
 
 
-SECTIONS = {"compare": accuracy, "citeulike": functools.partial(accuracy, CITEULIKE)}
+def out_of_the_box(folder: Path = OUT_OF_THE_BOX) -> str:
+    """Dense and dsl_plus with defaults only: what they rank and what they take, one row for every run."""
+    runs = [RunResult.from_json(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    if not runs:
+        return MISSING
+    metric = "ndcg@10"
+    dense = {run.seed: run.test_result[metric] for run in runs if run.method == "dense"}
+    lines = [
+        [
+            run.model,
+            run.dataset,
+            run.method,
+            str(run.seed),
+            f"{run.best_valid_result[metric]:.4f}",
+            f"{run.test_result[metric]:.4f}",
+            f"{run.test_result[metric] / dense[run.seed]:.3f}" if run.seed in dense else "–",
+            f"{run.sparsity['live']:,}",
+            str(run.epochs_run),
+        ]
+        for run in runs
+    ]
+    head = ["model", "dataset", "method", "seed", f"validation {metric}", f"test {metric}", "/ dense"]
+    return table([*head, "live weights", "epochs"], lines, words=3)
+
+
+SECTIONS = {
+    "compare": accuracy,
+    "citeulike": functools.partial(accuracy, CITEULIKE),
+    "out_of_the_box": out_of_the_box,
+}
 
 
 def main() -> None:

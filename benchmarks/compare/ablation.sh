@@ -22,7 +22,7 @@ variants=(
     nmf:--dsl_init=nmf
     power-0.25:--dsl_init_power=0.25
     power-0.5:--dsl_init_power=0.5
-    popularity-0.5:--dsl_init_popularity=0.5
+    popularity-0.3:--dsl_init_popularity=0.3
     random-topology:"--dsl_init=random --dsl_init_values=model"
     no-updates:--dsl_update_ratio=0
     drop-by-row-magnitude:--dsl_drop=row_magnitude
