@@ -76,7 +76,7 @@ def spectral_factors(
     rank: int,
     generator: torch.Generator,
     power: float = 0.5,
-    iterations: int = 10,
+    iterations: int = 20,
     turns: int = 60,
 ) -> tuple[Tensor, Tensor]:
     """U Sᵖ R (n × rank) and V Sᵖ R (m × rank) of a sparse CSR ``matrix`` (n × m) with singular values S.
@@ -203,7 +203,7 @@ def _spectral(
     matrix: Tensor, rank: int, generator: torch.Generator, power: float, quick: bool
 ) -> tuple[Tensor, Tensor]:
     if quick:
-        return spectral_factors(matrix, rank, generator, power, iterations=5, turns=10)
+        return spectral_factors(matrix, rank, generator, power, iterations=10, turns=10)
     return spectral_factors(matrix, rank, generator, power)
 
 
