@@ -20,6 +20,7 @@ STUDIES = {
     "bpr": "ablation/BPR-ml-100k",
     "lightgcn": "ablation/LightGCN-ml-100k",
     "bpr_citeulike": "ablation/BPR-citeulike-t",
+    "lightgcn_popularity": "ablation-popularity/LightGCN-ml-100k",
     "bpr_nmf": "ablation-nmf/BPR-ml-100k",
     "lightgcn_nmf": "ablation-nmf/LightGCN-ml-100k",
     "bpr_before": "ablation-before/BPR-ml-100k",

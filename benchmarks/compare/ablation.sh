@@ -3,9 +3,11 @@
 #   bash benchmarks/compare/ablation.sh BPR ml-100k 0.002
 #   bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.005
 #   DATA=folder bash benchmarks/compare/ablation.sh BPR citeulike-t 0.001 base width-64 width-256 width-512 no-updates
+#   STUDY=ablation-popularity bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.002 base popularity-0.3
 # Arguments: model, dataset (with a YAML file beside this one; DATA is the folder of those that RecBole does not
 # bring along), learning rate: that which the comparison's tuning chose for dsl_plus; the names of variants, if not
-# all. Two cells run at once (JOBS). Goes on where it was stopped; results are in benchmarks/results/ablation, tables by
+# all. Two cells run at once (JOBS). Goes on where it was stopped; results are in benchmarks/results/ablation
+# (or STUDY, which keeps the cells of one version of the method together), tables by
 # python -m benchmarks.ablation_docs.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -48,6 +50,6 @@ for variant in "${variants[@]}"; do
     # shellcheck disable=SC2086
     recbole-dsl compare --models="$model" --datasets="$dataset" --methods=dsl_plus --densities=0.1 --seeds=3 \
         ${DATA:+--data_path="$DATA"} --config_files="benchmarks/compare/$dataset.yaml" \
-        --results=benchmarks/results/ablation --name="$model-$dataset-$name" --learning_rate="$rate" --jobs="${JOBS:-2}" \
+        --results="benchmarks/results/${STUDY:-ablation}" --name="$model-$dataset-$name" --learning_rate="$rate" --jobs="${JOBS:-2}" \
         ${variant#*:}
 done
