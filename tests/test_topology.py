@@ -10,8 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from recbole_dsl.errors import ConfigError
+from recbole_dsl.sparsity import factors as factors_of
+from recbole_dsl.sparsity import topology as topologies
 from recbole_dsl.sparsity.factors import (
     Factorisation,
     degree_normalised,
@@ -242,6 +245,41 @@ def test_spectral_factors_do_not_depend_on_threads() -> None:
         torch.testing.assert_close(other, found[0], atol=1e-6, rtol=1e-5)
         largest = [set(f.abs().flatten().topk(2000).indices.tolist()) for f in (found[0], other)]
         assert largest[0] == largest[1]
+
+
+@pytest.mark.parametrize(("n", "m"), [(40, 30), (30, 40)])
+def test_blocks_change_no_factor_and_no_topology(n: int, m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products are made of some columns at a time, and entries ranked of some rows at a time."""
+    filled = (torch.rand(n, m, generator=torch.Generator().manual_seed(0)) < 0.3).nonzero()
+    matrix = degree_normalised(filled[:, 0], filled[:, 1], n, m)
+
+    def made() -> tuple[Tensor, Tensor, Topology]:
+        w, h = spectral_factors(matrix, 7, generator_for(0, "s"))
+        return w, h, build("spectral", [(n, 7), (m, 7)], 100, factors=[w, h])
+
+    whole = made()
+    monkeypatch.setattr(factors_of, "COLUMNS_PER_BLOCK", 3)
+    monkeypatch.setattr(factors_of, "ROWS_PER_BLOCK", 4)
+    monkeypatch.setattr(topologies, "ROWS_PER_BLOCK", 4)
+    parts = made()
+    torch.testing.assert_close(parts[:2], whole[:2], atol=1e-6, rtol=1e-5)
+    assert torch.equal(parts[2].live, whole[2].live)
+
+
+def test_a_rotation_ends_when_it_gains_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its 60 iterations, with a criterion that they would raise by less than a hundredth."""
+    loadings = torch.nn.functional.normalize(
+        torch.rand(80, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 8, dim=1
+    )
+
+    def criterion(iterations: int) -> float:
+        squares = (loadings @ factors_of.varimax(loadings, iterations)).square()
+        return float(squares.var(0, correction=0).sum())
+
+    early, start = criterion(60), criterion(0)
+    monkeypatch.setattr(factors_of, "ENOUGH", 0.0)
+    late = criterion(60)
+    assert start < early < late < 1.01 * early
 
 
 def test_lower_powers_let_narrow_tastes_count_more() -> None:
