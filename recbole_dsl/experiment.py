@@ -250,10 +250,12 @@ def choose_width(config: RecBoleDSLConfig, train_data: Any) -> int | None:
     if interactions is None:
         return None
     seed = config["seed"] if dsl.seed is None else dsl.seed
+    columns = set_color("Columns", "blue") + " of the tables:"
+    getLogger().info(f"{columns} held-out interactions decide, up to {max(own, dsl.width_max)}")
     width: int = Ranks(config).told_by_first(
         best_width(interactions, own, dsl.density * own, seed, dsl.init, dsl.width_max)
     )
-    getLogger().info(set_color("Columns", "blue") + f" of the tables: {width}, where the model has {own}")
+    getLogger().info(f"{columns} {width}, where the model has {own}")
     return None if width == own else width
 
 
