@@ -24,6 +24,7 @@ from recbole_dsl.results import RunResult
 PAGES = (ROOT / "README.md", ROOT / "docs/compare.md")
 FOLDER = RESULTS / "compare/ml-100k"
 CITEULIKE = RESULTS / "compare/BPR-citeulike-t"
+CITEULIKE_SEEDS = RESULTS / "compare/BPR-citeulike-t-seeds"
 OUT_OF_THE_BOX = RESULTS / "out_of_the_box"
 
 
@@ -113,6 +114,7 @@ def out_of_the_box(folder: Path = OUT_OF_THE_BOX) -> str:
 SECTIONS = {
     "compare": accuracy,
     "citeulike": functools.partial(accuracy, CITEULIKE),
+    "citeulike_seeds": functools.partial(accuracy, CITEULIKE_SEEDS),
     "out_of_the_box": out_of_the_box,
 }
 

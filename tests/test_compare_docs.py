@@ -15,7 +15,7 @@ GRID = compare_docs.FOLDER / "grid.json"
 
 @pytest.mark.parametrize(
     ("page", "tables"),
-    zip(compare_docs.PAGES, (["compare"], ["compare", "citeulike", "out_of_the_box"]), strict=True),
+    zip(compare_docs.PAGES, (["compare"], ["compare", "citeulike", "citeulike_seeds", "out_of_the_box"]), strict=True),
     ids=["README", "compare"],
 )
 def test_the_pages_are_the_generated_ones(page: Path, tables: list[str]) -> None:
