@@ -11,11 +11,12 @@ import pytest
 from benchmarks import compare_docs, speed_docs
 
 GRID = compare_docs.FOLDER / "grid.json"
+TABLES = ["compare"], ["compare", "citeulike", "citeulike_seeds", "out_of_the_box"]
 
 
 @pytest.mark.parametrize(
     ("page", "tables"),
-    zip(compare_docs.PAGES, (["compare"], ["compare", "citeulike", "citeulike_seeds", "out_of_the_box"]), strict=True),
+    zip(compare_docs.PAGES, TABLES, strict=True),
     ids=["README", "compare"],
 )
 def test_the_pages_are_the_generated_ones(page: Path, tables: list[str]) -> None:

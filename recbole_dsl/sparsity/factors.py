@@ -92,9 +92,10 @@ def spectral_factors(
         turns: of the rotation, at most.
 
     All of it in float64: rounding would make another topology of another number of threads. The subspace is
-    that of users or items, whichever are fewer, and products are made of some columns at a time. Memory,
-    measured: beside the factors, which are float32, about six times that of the fewer's in float64. Time per
-    iteration: two sparse products and an orthogonalisation of the fewer's. Sources: Halko, Martinsson and
+    that of users or items, whichever are fewer, and products are made of some columns at a time. Memory: beside
+    the factors, which are float32, about six matrices of the fewer's rows (measured), 64 columns of the
+    others', and all columns of the users' where they are more, in float64. Time per iteration: two sparse
+    products and an orthogonalisation of the fewer's rows. Sources: Halko, Martinsson and
     Tropp, SIAM Review 2011, algorithm 4.4; Kaiser, Psychometrika 1958, with every user's row of length 1.
     """
     forth, back = (m.to(torch.float64) for m in (matrix, transposed(matrix)))
@@ -114,11 +115,11 @@ def spectral_factors(
     fewer, others = basis * values.pow(power), basis * values.pow(power - 1)  # of others, before the product
     del basis
     rotation = varimax(fewer if users_fewer else _product(tall, others), turns)
-    found = torch.zeros(flat.shape[0], rank), torch.zeros(tall.shape[0], rank)
+    found = [torch.zeros(m.shape[0], rank, dtype=torch.float32) for m in (flat, tall)]
     found[0][:, :kept] = fewer @ rotation
     found[0].mul_((flat.crow_indices().diff() > 0)[:, None])  # where rounding has left a trace
     _product(tall, others @ rotation, out=found[1])
-    return found if users_fewer else (found[1], found[0])
+    return (found[0], found[1]) if users_fewer else (found[1], found[0])
 
 
 def _product(matrix: Tensor, dense: Tensor, then: Tensor | None = None, out: Tensor | None = None) -> Tensor:

@@ -123,13 +123,13 @@ def of_factors(context: TopologyContext) -> Topology:
     known = [f is not None for f in context.factors]
     sizes = [t.numel() for t in context.initial]
     shares = _by_size(context.budget, sizes, known)
-    ranks = torch.empty(context.weights)
+    ranks = torch.empty(context.weights, dtype=torch.float32)
     for factor, part in zip(context.factors, ranks.split(sizes), strict=True):
         _rank_entries(factor, part, context.generator)
     live = torch.zeros(context.weights, dtype=torch.bool)
     for kind, share in shares.items():
         marks = torch.cat([torch.full((n,), k is kind) for n, k in zip(sizes, known, strict=True)])
-        keep_lowest(marks, lambda first, last: ranks[first:last], share)
+        keep_lowest(marks, lambda first, last: ranks[first:last], share, "torch")
         live |= marks
     values = [
         table.detach().cpu().reshape(-1)[mine] if factor is None else context.norm * factor.reshape(-1)[mine]
@@ -140,7 +140,7 @@ def of_factors(context: TopologyContext) -> Topology:
 
 
 def _rank_entries(factor: Tensor | None, ranks: Tensor, generator: torch.Generator) -> None:
-    """Write into ``ranks`` (n,) 1 - |entry| / norm of its row, and draws from [1, 2) where there is nothing."""
+    """Write into ``ranks`` (n,) 1 - |entry| / norm of its row, and draws from [1, 2] where there is nothing."""
     if factor is None:
         ranks.copy_(1 + torch.rand(ranks.numel(), generator=generator))
         return

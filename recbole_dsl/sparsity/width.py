@@ -27,7 +27,8 @@ FACTOR_BYTES: Final = 2**30
 """What the factors of a wider table may take; while they are made, up to seven times that is held."""
 
 WIDER: Final = 1.03
-"""So much better a table of twice the width must rank, since it takes more time."""
+"""So much better a table of twice the width must rank, since it takes more time and growth scores, and beyond
+256 columns a byte more of index."""
 
 NARROWER: Final = 1.05
 """So much better one of half the width must."""
@@ -39,7 +40,7 @@ LIVE_SHARE: Final = 0.1
 def best_width(
     interactions: Interactions, own: int, weights_per_row: float, seed: int, kind: str, widest: int
 ) -> int:
-    """The number of columns: ``own`` times a power of two, at least a quarter of it and at most ``widest``.
+    """The number of columns: ``own`` times a power of two, a quarter of it at least; more than it up to ``widest``.
 
     Wider tables whose factors would take more than a GiB are not tried.
 
@@ -97,8 +98,8 @@ def ranking_quality(
 ) -> float:
     """NDCG@10 in [0, 1] of ``asked``, over all items not ``known``, by the tables that training starts from.
 
-    They come at power ½, at which inner products rank best, whatever training's is. ``width`` columns, of which
-    ``weights_per_row`` live in a row on average; at most 4096 users are asked.
+    They come at power and popularity ½, at which inner products rank best, whatever training's are. ``width``
+    columns, of which ``weights_per_row`` live in a row on average; at most 4096 users are asked.
     """
     generator = generator_for(seed, f"width/{width}")
     factors = known.embeddings(width, generator, Factorisation(kind), quick=True)
