@@ -40,7 +40,7 @@ LIVE_SHARE: Final = 0.1
 def best_width(
     interactions: Interactions, own: int, weights_per_row: float, seed: int, kind: str, widest: int
 ) -> int:
-    """The number of columns: ``own`` times a power of two, a quarter of it at least; more than it up to ``widest``.
+    """The number of columns: ``own`` times a power of two, from a quarter to at most ``widest`` or ``own``.
 
     Wider tables whose factors would take more than a GiB are not tried.
 
