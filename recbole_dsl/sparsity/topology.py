@@ -150,7 +150,7 @@ def _rank_entries(factor: Tensor | None, ranks: Tensor, generator: torch.Generat
         share = torch.nn.functional.normalize(some.double(), dim=1).abs_().reshape(-1)
         part.copy_((1 - share).clamp_min_(0))
         silent = share == 0
-        part[silent] = 1 + torch.rand(int(silent.sum()), generator=generator)
+        part[silent] = 1 + torch.rand(int(silent.sum()), generator=generator, dtype=part.dtype)
 
 
 def _by_size(budget: int, sizes: Sequence[int], known: Sequence[bool]) -> dict[bool, int]:
