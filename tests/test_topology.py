@@ -188,11 +188,12 @@ def test_factors_find_blocks_and_leave_silent_rows_zero() -> None:
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-def test_spectral_factors_find_blocks(power: float) -> None:
+def test_spectral_factors_find_blocks(power: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three blocks of ones are three columns of one sign each, whatever mixes of them the singular vectors are.
 
     A user without items is zero, as are columns beyond the matrix's rank; inner products at ½ are the matrix.
     """
+    monkeypatch.setattr(factors_of, "ENOUGH", 0.0)  # the rotation is gone through to its end
     blocks = {0: (0, 1), 1: (2, 3), 2: (4, 5)}
     pairs = [(u, i) for u in range(9) for i in blocks[u // 3]]
     users, items = torch.tensor(pairs).T
@@ -200,7 +201,7 @@ def test_spectral_factors_find_blocks(power: float) -> None:
     w, h = spectral_factors(matrix, 5, generator_for(0, "spectral"), power)
     assert w.shape == (10, 5) and h.shape == (7, 5)
     for factor, rows, each in ((w, 9, 3), (h, 6, 2)):
-        live = factor.abs() > 0.03  # the rotation ends when another turn would add little
+        live = factor.abs() > 1e-3
         assert live[:rows].sum(1).tolist() == [1] * rows and not live[rows:].any()
         columns = live[:rows].int().argmax(1)
         assert [len(set(columns[n : n + each].tolist())) for n in range(0, rows, each)] == [1, 1, 1]

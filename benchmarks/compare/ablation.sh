@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # What of dsl_plus matters: one setting changed at a time, at density 0.1, three seeds.
-#   bash benchmarks/compare/ablation.sh BPR ml-100k 0.002
-#   bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.005
+#   bash benchmarks/compare/ablation.sh BPR ml-100k 0.001
+#   bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.002
 #   DATA=folder bash benchmarks/compare/ablation.sh BPR citeulike-t 0.001 base width-64 width-256 width-512 no-updates
-#   STUDY=ablation-popularity bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.002 base popularity-0.3
+#   STUDY=ablation-popularity bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.001 base popularity-0.3
 # Arguments: model, dataset (with a YAML file beside this one; DATA is the folder of those that RecBole does not
 # bring along), learning rate: that which the comparison's tuning chose for dsl_plus; the names of variants, if not
 # all. Two cells run at once (JOBS). Goes on where it was stopped; results are in benchmarks/results/ablation

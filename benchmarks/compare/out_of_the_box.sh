@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# LightGCN on ml-1m as it comes, at a tenth of the weights and dense: every setting of the model, of training and of
-# sparsity is the default, nothing is tuned.
+# LightGCN on ml-1m as it comes, at a tenth of the weights and dense: nothing is tuned.
 #   DATA=folder-of-datasets bash benchmarks/compare/out_of_the_box.sh
-# The schedule file asks for the metrics, NDCG@10 to choose the epoch by (RecBole's is MRR@10) and the larger evaluation
-# batches of the comparisons on ml-1m. Dense is ours
-# at density 1, which reproduces RecBole's losses (tests/test_density_one.py) in a fraction of its time. Goes on where it
-# was stopped.
+# Every setting of the model, of training and of sparsity is the default, but for what the schedule file of the comparisons
+# on ml-1m asks for: NDCG@10 chooses the epoch (RecBole's default is MRR@10), and evaluation batches are larger. Dense is
+# ours at density 1, which reproduces RecBole's losses (tests/test_density_one.py) in a fraction of its time.
+# Goes on where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${DATA:?set it to the folder that holds the datasets}"

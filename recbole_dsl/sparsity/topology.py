@@ -128,6 +128,8 @@ def of_factors(context: TopologyContext) -> Topology:
         _rank_entries(factor, part, context.generator)
     live = torch.zeros(context.weights, dtype=torch.bool)
     for kind, share in shares.items():
+        if share == 0:
+            continue
         marks = torch.cat([torch.full((n,), k is kind) for n, k in zip(sizes, known, strict=True)])
         keep_lowest(marks, lambda first, last: ranks[first:last], share, "torch")
         live |= marks
