@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
@@ -30,6 +30,7 @@ from .checkpoint import checkpoint_state, load_weights, read_checkpoint, unwrita
 from .evaluation import FastCollector, UserScores
 from .fused import fused_twin
 from .keeper import Keeper
+from .lightgcn import by_columns
 from .passes import Plan
 from .pretraining import SparsePretrainingMixin
 from .ranks import Ranks
@@ -313,9 +314,14 @@ class SparseTrainerMixin:
         live = group.live_rows()
         self.ranks.require_equal((live.row_pointers, live.column_ids), f"The topology of group {group.name!r}")
 
-    def _graph_products(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def _graph_products(self) -> Iterator[None]:
         """While it lasts, products with the model's sparse matrices are ours, unless ``dsl_graph: recbole``."""
-        return nullcontext() if self.graph is None else self.graph.active(self.model)
+        if self.graph is None:
+            yield
+            return
+        with self.graph.active(self.model), by_columns(self.model, self.graph):
+            yield
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
         self.keeper.in_evaluation()

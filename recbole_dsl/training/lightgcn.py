@@ -1,0 +1,108 @@
+"""RecBole's LightGCN with packed tables: a step propagates what its batch needs, some columns at a time.
+
+RecBole propagates both tables whole, with all their columns, and keeps every layer for the backward pass
+(lightgcn.py:147). That takes time and memory in proportion to the columns, though most of what is propagated
+first is zero, and most of what comes out is not looked at. While :func:`by_columns` holds, the model's
+``forward`` is :mod:`recbole_dsl.packed.propagation` instead; results are the same but for the order of
+summation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from recbole.model.general_recommender.lightgcn import LightGCN
+from torch import Tensor
+
+from ..graph import GraphProducts
+from ..packed.layers import SLOTS
+from ..packed.propagation import COLUMNS_PER_BLOCK, Propagation, Table
+
+METHODS = ("forward", "calculate_loss", "get_ego_embeddings")
+"""What must be RecBole's own."""
+
+EMBEDDINGS = ("user_embedding", "item_embedding")
+
+
+class Rows:
+    """Propagated rows of a batch, by the ids of users or of items.
+
+    Args:
+        rows: (n, columns).
+        places: for every user and item, where its row is, or -1.
+        offset: of the first user or item among them.
+    """
+
+    def __init__(self, rows: Tensor, places: Tensor, offset: int) -> None:
+        self.rows, self.places, self.offset = rows, places, offset
+
+    def __getitem__(self, ids: Tensor) -> Tensor:
+        return self.rows.index_select(0, self.places.index_select(0, ids.reshape(-1) + self.offset))
+
+
+@contextlib.contextmanager
+def by_columns(model: Any, graph: GraphProducts) -> Iterator[None]:
+    """While it lasts, a LightGCN with packed tables propagates them by columns; other models are left alone."""
+    if not takes(model):
+        yield
+        return
+    plain_loss, plain_forward = model.calculate_loss, model.forward
+    batch: list[Tensor] = []
+
+    def calculate_loss(interaction: Any) -> Any:
+        users, items = interaction[model.USER_ID], [interaction[f] for f in (model.ITEM_ID, model.NEG_ITEM_ID)]
+        batch.append(torch.cat([users, *(some + model.n_users for some in items)]).long())
+        try:
+            return plain_loss(interaction)
+        finally:
+            batch.pop()
+
+    def forward() -> tuple[Any, Any]:
+        plan = plan_of(model, graph)
+        if plan is None or torch.is_grad_enabled() != bool(batch):
+            return plain_forward()
+        if not batch:
+            users, items = torch.split(plan.whole(), [model.n_users, model.n_items])
+            return users, items
+        ids = torch.unique(batch[-1])
+        places = torch.full((plan.nodes,), -1, device=ids.device)
+        places[ids] = torch.arange(ids.numel(), device=ids.device)
+        rows = plan.rows(ids)
+        return Rows(rows, places, 0), Rows(rows, places, model.n_users)
+
+    model.calculate_loss, model.forward = calculate_loss, forward
+    try:
+        yield
+    finally:
+        del model.calculate_loss, model.forward
+
+
+def takes(model: Any) -> bool:
+    """Whether it is RecBole's LightGCN, or computes as that does, with packed tables of which some is dead."""
+    if not isinstance(model, LightGCN) or any(
+        getattr(type(model), name) is not getattr(LightGCN, name) or name in vars(model) for name in METHODS
+    ):
+        return False
+    slots = [getattr(model, name).__dict__.get(SLOTS, {}).get("weight") for name in EMBEDDINGS]
+    return all(slot is not None and not slot[0].is_full for slot in slots) and model.n_layers > 0
+
+
+def plan_of(model: Any, graph: GraphProducts) -> Propagation | None:
+    """How the model propagates; None where RecBole's way is as good or the only one.
+
+    That is under autocast and torch.compile, and on a GPU for tables of few columns.
+    """
+    adjacency = model.norm_adj_matrix
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(adjacency.device.type):
+        return None
+    (users, first), (items, second) = (getattr(model, name).__dict__[SLOTS]["weight"] for name in EMBEDDINGS)
+    plan_needed = adjacency.device.type == "cpu" or users.slices[first].cols > COLUMNS_PER_BLOCK
+    if not plan_needed or adjacency.dtype != users.dtype or adjacency.dtype != items.dtype:
+        return None
+    matrix = graph.matrix(adjacency, at_once=True)
+    assert matrix is not None
+    tables = [Table(users, first, 0), Table(items, second, model.n_users)]
+    return Propagation(tables, matrix, model.n_layers, graph.kernels)
