@@ -30,7 +30,7 @@ COLUMNS_PER_BLOCK: Final = 64
 
 @dataclass(frozen=True)
 class Table:
-    """A packed tensor (``group``, its number there); its rows are ``offset``, ``offset`` + 1, … of all tables."""
+    """A packed tensor (``group``, its number there); of all rows, its own begin at ``offset``."""
 
     group: PackedGroup
     tensor: int
