@@ -441,10 +441,12 @@ def _topology(
         return Topology(torch.arange(weights))
     if given is not None and given.numel() == budget:
         return Topology(given)
-    factors, norm = None, 1.0
+    factors, norm, later = None, 1.0, []
     if config.init in TOPOLOGIES_WITH_VALUES and interactions is not None:
         factors = interactions.factors(tensors, seed, _factorisation(config))
         norm = _norm(factors, config, seed, interactions)
+        first = interactions.begins_in(config.init_tables)
+        later = [role is not None and role not in first for role in interactions.roles(tensors)]
     context = TopologyContext(
         shapes=[t.shape for t in tensors],
         budget=budget,
@@ -452,6 +454,7 @@ def _topology(
         factors=factors,
         generator=generator_for(seed, f"topology/{name}"),
         norm=norm,
+        later=later,
     )
     topology = TOPOLOGIES[config.init](context)
     if given is None:

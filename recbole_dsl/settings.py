@@ -38,6 +38,7 @@ from recbole_dsl.sparsity.names import (
     DROP_NAMES,
     GRAPH_NAMES,
     GROWTH_NAMES,
+    INIT_TABLES_NAMES,
     KERNEL_NAMES,
     SCHEDULE_NAMES,
     STORAGE_NAMES,
@@ -337,6 +338,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "init_norm": _or_auto(number_setting(lambda x: x > 0, "a number above 0")),
     "init_power": _SHARE,
     "init_popularity": _SHARE,
+    "init_tables": _word(INIT_TABLES_NAMES),
     "seed": _optional(whole_setting(0), "RecBole's seed"),
     "groups": _groups(),
     "include": _optional(_patterns(1), "all embedding tables and Linear matrices"),
@@ -448,6 +450,7 @@ class DSLConfig:
     init_norm: float | str
     init_power: float
     init_popularity: float
+    init_tables: str
     seed: int | None
     groups: str | Mapping[str, tuple[str, ...]]
     include: tuple[str, ...] | None

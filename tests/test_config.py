@@ -132,6 +132,7 @@ REFUSED = [
     ("dsl_init_power", 1.1, "from 0 to 1"),
     ("dsl_init_power", -0.1, "from 0 to 1"),
     ("dsl_init_popularity", 1.1, "from 0 to 1"),
+    ("dsl_init_tables", "user", "both"),
     ("dsl_grow_row_power", 1.5, "from 0 to 1"),
     ("dsl_grow_row_power", -0.1, "from 0 to 1"),
     ("dsl_growth_memory", 0, "bytes"),

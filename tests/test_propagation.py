@@ -88,11 +88,20 @@ def test_by_hand() -> None:
     block=st.integers(1, 5),
     symmetric=st.booleans(),
     collects=st.booleans(),
+    live_per_block=st.sampled_from([0.0, 9.0]),
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=25, deadline=None)
 def test_as_a_dense_product(
-    kernels: str, groups: str, layers: int, columns: int, block: int, symmetric: bool, collects: bool, seed: int
+    kernels: str,
+    groups: str,
+    layers: int,
+    columns: int,
+    block: int,
+    symmetric: bool,
+    collects: bool,
+    live_per_block: float,
+    seed: int,
 ) -> None:
     """Rows, the gradient of live weights and what growth scores are handed, for any blocks of columns."""
     users, items = 5, 7
@@ -116,16 +125,14 @@ def test_as_a_dense_product(
     expected = plain(dense, matrix, layers)
     (expected[ids] * weights).sum().backward()
 
-    whole = propagation.COLUMNS_PER_BLOCK
-    propagation.COLUMNS_PER_BLOCK = block  # type: ignore[misc]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(propagation, "COLUMNS_PER_BLOCK", block)
+        patch.setattr(propagation, "LIVE_PER_BLOCK", live_per_block)
         plan = Propagation(tables, compressed, layers, kernels)
         torch.testing.assert_close(plan.whole(), expected.detach())
         rows = plan.rows(ids)
         torch.testing.assert_close(rows, expected[ids].detach())
         (rows * weights).sum().backward()
-    finally:
-        propagation.COLUMNS_PER_BLOCK = whole  # type: ignore[misc]
     for table, gradient in zip(tables, (d.grad for d in dense), strict=True):
         assert gradient is not None and table.group.weight.grad is not None
         live = gradient.reshape(-1)[table.group.flat_positions(table.tensor)]

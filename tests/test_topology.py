@@ -153,6 +153,20 @@ def test_nmf_values_are_the_factors_and_those_of_the_model_elsewhere() -> None:
     assert torch.equal(half.values, (scale * everything)[half.live])
 
 
+def test_tables_that_come_later_get_what_the_others_leave() -> None:
+    """The entries of the first as far as they are not zero, then those of the second, then anything."""
+    factors = [torch.tensor([[0.3, 0.4], [0.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.6, 0.8]])]
+    initial = [torch.zeros(2, 2)] * 2
+    for budget, live in ((2, [1, 3]), (3, [0, 1, 3]), (4, [0, 1, 3, 4]), (6, [0, 1, 3, 4, 6, 7])):
+        both = context([(2, 2), (2, 2)], budget, initial=initial, factors=factors)
+        found = TOPOLOGIES["spectral"](replace(both, later=[False, True])).live
+        assert found.tolist() == live
+        other = TOPOLOGIES["spectral"](replace(both, later=[True, True])).live
+        assert torch.equal(other, TOPOLOGIES["spectral"](both).live)
+    found = TOPOLOGIES["spectral"](replace(both, budget=2, later=[True, False])).live
+    assert found.tolist() == [4, 7]
+
+
 def test_scaled_factors_rank_as_the_matrix_does() -> None:
     """Users have norm 1, items their popularity: √degree times their factor, norms of 1 on average."""
     users = torch.tensor([[3.0, 4.0], [0.0, 0.0]])

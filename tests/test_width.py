@@ -16,7 +16,7 @@ from recbole_dsl.sparsity import ranking, width
 from recbole_dsl.sparsity.factors import FACTORISATIONS, Factorisation
 from recbole_dsl.sparsity.interactions import Interactions
 from recbole_dsl.training.trainer import sparse_trainer
-from tests.model_runs import no_flags, settings_of
+from tests.model_runs import no_flags, settings_of, sparse_trainer_of
 from tests.tiny_data import NAME
 
 pytestmark = pytest.mark.usefixtures("in_folder")
@@ -135,6 +135,40 @@ def test_the_norm_to_start_from_is_what_the_factors_say_of_their_own_interaction
     assert apart.trusted_norm(2, 0, Factorisation(kind)) == apart.trusted_norm(2, 0, Factorisation(kind))
     far = Interactions(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), 40, 20)
     assert far.trusted_norm(2, 0, Factorisation(kind)) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("users", "items", "first"),
+    [
+        (20, 20, "both"),
+        (10, 21, "user"),
+        (21, 10, "item"),
+        (10, 20, "both"),
+        (20, 10, "both"),
+        (21, 21, "user"),
+    ],
+)
+def test_the_budget_begins_in_the_smaller_table_if_rows_of_the_other_have_little(
+    users: int, items: int, first: str
+) -> None:
+    """Of 200 pairs, one of them twice, fewer than ten for every row of 21."""
+    pairs = torch.arange(201) % 200
+    of = Interactions(pairs % users, pairs // users % items, users, items)
+    assert torch.unique(of.users * items + of.items).numel() == 200
+    both = {"user", "item"}
+    assert of.begins_in("auto") == (both if first == "both" else {first})
+    assert (of.begins_in("both"), of.begins_in("users"), of.begins_in("items")) == (both, {"user"}, {"item"})
+
+
+def test_the_setting_reaches_the_topology(data: Path) -> None:
+    """A budget with room in one table leaves the other empty at first."""
+    live = {}
+    for tables in ("both", "users", "items"):
+        wanted = {"density": 0.05, "init": "spectral", "init_tables": tables, "groups": "joint"}
+        trainer, _ = sparse_trainer_of("BPR", settings_of("BPR", data), **wanted)
+        live[tables] = trainer.sparse.groups[0].live_per_tensor()
+    assert all(live["both"]) and sum(live["both"]) == sum(live["users"]) == sum(live["items"])
+    assert live["users"][1] == live["items"][0] == 0
 
 
 def test_auto_is_a_norm(data: Path) -> None:

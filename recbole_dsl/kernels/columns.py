@@ -28,6 +28,21 @@ def read_columns(
 
 
 @loop
+def add_columns(
+    total: Any, pointers: Any, columns: Any, first: int, offset: int, low: int, high: int,
+    start: int, stop: int, gradient: Any,
+) -> None:  # fmt: skip
+    """Add ``gradient`` (rows × (high - low)) to ``total``, where weights of some rows live."""
+    for row in range(start, stop):
+        for k in range(pointers[first + row], pointers[first + row + 1]):
+            column = columns[k]
+            if column >= high:
+                break
+            if column >= low:
+                total[k] += gradient[offset + row, column - low]
+
+
+@loop
 def spread_columns(
     values: Any, pointers: Any, columns: Any, first: int, rows: int, transpose: Any, targets: Any, weights: Any,
     offset: int, origin: int, low: int, high: int, out: Any,
@@ -48,8 +63,8 @@ def spread_columns(
 
 @loop
 def gather_columns(
-    total: Any, pointers: Any, columns: Any, first: int, start: int, stop: int, matrix: Any, sources: Any,
-    weights: Any, offset: int, low: int, high: int, gradient: Any,
+    total: Any, pointers: Any, columns: Any, first: int, offset: int, low: int, high: int,
+    start: int, stop: int, matrix: Any, sources: Any, weights: Any, gradient: Any,
 ) -> None:  # fmt: skip
     """Add a matrix times ``gradient`` (matrix's columns × (high - low)) to ``total``, where weights live.
 

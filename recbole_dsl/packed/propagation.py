@@ -3,9 +3,9 @@
 With tables E of a group's tensors one below the other and a sparse matrix A, a graph model computes with the
 mean P = (E + A E + … + A^L E) / (L + 1), of which a training step needs the rows of its batch. Columns do
 not see each other, so all of it works on a few of them: what a step holds does not grow with their number but
-for the rows it asks for. The first product reads only live weights, the last one makes only the rows that
-are asked for; the backward pass, which is the same backwards, makes the gradient of live weights alone
-unless growth scores are summed up.
+for the rows it asks for. The last product makes only these rows. In wide tables, whose rows have few live
+weights in a block, the first product goes through live weights, and the backward pass, which is the same
+backwards, makes the gradient of live weights alone unless growth scores are summed up.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ from .lookup import add_rows, read_rows
 
 COLUMNS_PER_BLOCK: Final = 64
 """Columns that are propagated together: of some ten thousand rows they lie in a processor's cache."""
+
+LIVE_PER_BLOCK: Final = 1.5
+"""Live weights of a row in a block, on average, up to which a product that goes through them is as fast as a
+dense one, in compiled loops."""
 
 
 @dataclass(frozen=True)
@@ -105,23 +109,27 @@ class Propagation:
             places = ((ids >= table.offset) & (ids < table.offset + table.rows)).nonzero().flatten()
             yield table, places, ids.index_select(0, places) - table.offset
 
+    def goes_by_live_weights(self) -> bool:
+        """Whether so few of a row's weights live in a block that going through them beats a dense product."""
+        blocks = -(-self.columns // COLUMNS_PER_BLOCK)
+        live = sum(table.group.live_per_tensor()[table.tensor] for table in self.tables)
+        compiled = all(table.group.compiled(*self.matrix.parts) for table in self.tables)
+        return compiled and live <= LIVE_PER_BLOCK * blocks * self.nodes
+
     def read(self, low: int, high: int) -> Tensor:
         """Columns of E, dense."""
         out = self.tables[0].group.weight.new_zeros(self.nodes, high - low, requires_grad=False)
         for table in self.tables:
             values = table.group.weight.detach()
             if table.group.compiled(out):
-                fixed = (values, *table.index, table.first_row, table.offset, low, high)
-                _on_rows(columns.read_columns, fixed, table.rows, (out,))
+                _on_rows(columns.read_columns, values, table, low, high, out)
             else:
                 live, rows, column = _live(table, low, high)
                 out[rows, column] = values[live]
         return out
 
     def first_layer(self, low: int, high: int) -> Tensor:
-        """Columns of A E, from live weights alone."""
-        if not all(table.group.compiled(*self.matrix.parts) for table in self.tables):
-            return csr_product(self.matrix.parts, (), self.read(low, high), self.kernels)
+        """Columns of A E."""
         out = self.tables[0].group.weight.new_zeros(self.nodes, high - low, requires_grad=False)
         back = self.matrix.transpose(self.kernels)
         for table in self.tables:
@@ -133,19 +141,20 @@ class Propagation:
             in_parallel(spread, high - low, out.numel())
         return out
 
-    def add_last(self, gradient: Tensor, low: int, high: int, totals: Sequence[Tensor]) -> None:
-        """Add columns of Aᵀ ``gradient`` to those of the tables' values, ``totals``, where weights live."""
-        back = self.matrix.transpose(self.kernels)
-        whole = None
+    def add(self, gradient: Tensor, low: int, high: int, totals: Sequence[Tensor]) -> None:
+        """Add columns of the gradient of E to those of the tables' values, ``totals``, where weights live."""
         for table, total in zip(self.tables, totals, strict=True):
-            if table.group.compiled(gradient, total, *back.parts):
-                around = (*back.parts, table.offset, low, high, gradient)
-                _on_rows(columns.gather_columns, (total, *table.index, table.first_row), table.rows, around)
-                continue
-            if whole is None:
-                whole = csr_product(back.parts, (), gradient, self.kernels)
-            live, rows, column = _live(table, low, high)
-            total[live] += whole[rows, column].to(total.dtype)
+            if table.group.compiled(gradient, total):
+                _on_rows(columns.add_columns, total, table, low, high, gradient)
+            else:
+                live, rows, column = _live(table, low, high)
+                total[live] += gradient[rows, column].to(total.dtype)
+
+    def add_last(self, gradient: Tensor, low: int, high: int, totals: Sequence[Tensor]) -> None:
+        """The same of Aᵀ ``gradient``, made only where weights live."""
+        back = self.matrix.transpose(self.kernels)
+        for table, total in zip(self.tables, totals, strict=True):
+            _on_rows(columns.gather_columns, total, table, low, high, *back.parts, gradient)
 
     def times(self, matrix: Matrix, dense: Tensor) -> Tensor:
         """The product with A or its transpose, without a gradient."""
@@ -153,9 +162,13 @@ class Propagation:
         return csr_product(matrix.parts, known, dense, self.kernels)
 
 
-def _on_rows(loop: Any, before: tuple, rows: int, after: tuple) -> None:
-    """A loop over ranges of a table's rows."""
-    in_parallel(lambda start, stop: loop(*before, start, stop, *after), rows, after[-1].numel())
+def _on_rows(loop: Any, values: Tensor, table: Table, low: int, high: int, *others: Tensor) -> None:
+    """A loop of :mod:`recbole_dsl.kernels.columns` over ranges of a table's rows."""
+
+    def run(start: int, stop: int) -> None:
+        loop(values, *table.index, table.first_row, table.offset, low, high, start, stop, *others)
+
+    in_parallel(run, table.rows, table.rows * (high - low))
 
 
 def _live(table: Table, low: int, high: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,9 +191,10 @@ class _PropagatedRows(torch.autograd.Function):
         out = plan.tables[0].group.weight.new_empty(ids.numel(), plan.columns, requires_grad=False)
         for table, places, rows in plan.own_rows(ids):
             out[places] = read_rows(table.group, table.tensor, rows)
-        some = rows_of(plan.matrix, ids)
+        some, by_live = rows_of(plan.matrix, ids), plan.goes_by_live_weights()
         for low, high in plan.blocks():
-            layer, mine = plan.first_layer(low, high), out[:, low:high]
+            mine = out[:, low:high]
+            layer = plan.first_layer(low, high) if by_live else plan.times(plan.matrix, plan.read(low, high))
             mine += layer.index_select(0, ids)
             for _ in range(plan.layers - 2):
                 layer = plan.times(plan.matrix, layer)
@@ -200,7 +214,7 @@ class _PropagatedRows(torch.autograd.Function):
             add_rows(table.group, table.tensor, rows, gradient.index_select(0, places), None, total)
         scored = [table.group.collects for table in plan.tables]
         whole = gradient.new_empty(plan.nodes, plan.columns) if any(scored) else None
-        back = plan.matrix.transpose(plan.kernels)
+        back, by_live = plan.matrix.transpose(plan.kernels), plan.goes_by_live_weights()
         own = gradient.new_zeros(plan.nodes, min(COLUMNS_PER_BLOCK, plan.columns))
         for low, high in plan.blocks():
             if high - low < own.shape[1]:
@@ -209,9 +223,13 @@ class _PropagatedRows(torch.autograd.Function):
             layer = own.index_copy_(0, ids, mine)
             for _ in range(plan.layers - 1):
                 layer = plan.times(back, layer).index_add_(0, ids, mine)
-            plan.add_last(layer, low, high, totals)
+            if by_live and whole is None:
+                plan.add_last(layer, low, high, totals)
+                continue
+            layer = plan.times(back, layer)
+            plan.add(layer, low, high, totals)
             if whole is not None:
-                whole[:, low:high] = plan.times(back, layer).index_add_(0, ids, mine)
+                whole[:, low:high] = layer.index_add_(0, ids, mine)
         for table, scores in zip(plan.tables, scored, strict=True):
             if scores and whole is not None:
                 table.group.collect_dense(table.tensor, whole[table.offset : table.offset + table.rows])

@@ -19,6 +19,12 @@ NORM_PER_NDCG: Final = 4.5
 of single seeds on dense and on thin data, with non-negative factors. ml-100k's comparison and ablation are
 what is known of it."""
 
+BOTH: Final = frozenset({"user", "item"})
+
+FEW_PER_ROW: Final = 10
+"""Interactions of a row, on average, below which a graph says more of it than weights of its own: a rule of
+thumb from citeulike-t, whose items have 4, and ml-100k, whose items have 48."""
+
 
 @dataclass(frozen=True)
 class Interactions:
@@ -53,21 +59,40 @@ class Interactions:
         """Per tensor the factor of its users or items, scaled for use as values; None where
         it is neither.
 
-        Tables of the same width share one factorisation, so their columns mean the same. Where a
-        table that fits has the role in its name, one without it has as many rows by chance.
+        Tables of the same width share one factorisation, so their columns mean the same.
         """
         found: list[Tensor | None] = []
-        roles = [self.role(tensor) for tensor in tensors]
-        named = {role for role, t in zip(roles, tensors, strict=True) if role and role in t.name.lower()}
-        for role, tensor in zip(roles, tensors, strict=True):
-            if role in named and role not in tensor.name.lower():
-                role = None
+        for role, tensor in zip(self.roles(tensors), tensors, strict=True):
             if role is None:
                 found.append(None)
             else:
                 users, items = self.factorise(tensor.shape[1], seed, how)
                 found.append(users if role == "user" else items)
         return found
+
+    def begins_in(self, tables: str) -> frozenset[str]:
+        """The roles whose tables get a group's budget first, by ``dsl_init_tables``.
+
+        With ``'auto'``, for models that propagate over the interactions, where rows of the one make up rows of
+        the other: the table of fewer rows alone, if those of the other have fewer than ten interactions each.
+        """
+        if tables != "auto":
+            return {"users": frozenset({"user"}), "items": frozenset({"item"})}.get(tables, BOTH)
+        pairs = torch.unique(self.users.long() * self.n_items + self.items.long()).numel()
+        fewer = "user" if self.n_users <= self.n_items else "item"
+        return frozenset({fewer}) if pairs < FEW_PER_ROW * max(self.n_users, self.n_items) else BOTH
+
+    def roles(self, tensors: Sequence[TensorInfo]) -> list[str | None]:
+        """Of tensors that :meth:`factors` gives a factor: whose, ``'user'`` or ``'item'``; None of others.
+
+        Where a table that fits has the role in its name, one without it has as many rows by chance.
+        """
+        roles = [self.role(tensor) for tensor in tensors]
+        named = {role for role, t in zip(roles, tensors, strict=True) if role and role in t.name.lower()}
+        return [
+            None if role in named and role not in tensor.name.lower() else role
+            for role, tensor in zip(roles, tensors, strict=True)
+        ]
 
     def embeddings(
         self, rank: int, generator: torch.Generator, how: Factorisation, quick: bool = False

@@ -28,8 +28,9 @@ class TopologyContext:
     ``shapes``: the full shapes of the group's tensors; ``budget``: live weights of the group;
     ``initial``: the tensors' initial values (2-D views, rows × columns); ``factors``: per tensor a
     matrix of its 2-D shape, or None where the data say nothing about it (only used by ``nmf`` and
-    ``spectral``; None altogether without data), whose values are multiplied by ``norm``; ``generator``: a CPU
-    generator of our own.
+    ``spectral``; None altogether without data), whose values are multiplied by ``norm``; ``later``: per tensor
+    whether its entries are chosen only when the factors of the others are used up (empty: none);
+    ``generator``: a CPU generator of our own.
     """
 
     shapes: Sequence[Sequence[int]]
@@ -38,6 +39,7 @@ class TopologyContext:
     factors: Sequence[Tensor | None] | None
     generator: torch.Generator
     norm: float = 1.0
+    later: Sequence[bool] = ()
 
     @property
     def weights(self) -> int:
@@ -107,10 +109,10 @@ def of_factors(context: TopologyContext) -> Topology:
     """The entries of largest absolute value of the row-normalised factors of the interactions.
 
     Every row is divided by its Euclidean norm, so a row's entries compete with those of all others
-    on equal terms. Where fewer entries are not zero than the budget allows, the rest is drawn at
-    random. A tensor without factors (neither a user nor an item table) gets its share of the budget
-    by size, at random positions and with its initial values. ``values`` of the other tensors are the
-    factors' times ``norm``.
+    on equal terms; those of tensors that come ``later`` get what the others leave. Where fewer entries are
+    not zero than the budget allows, the rest is drawn at random. A tensor without factors (neither a user nor
+    an item table) gets its share of the budget by size, at random positions and with its initial values.
+    ``values`` of the other tensors are the factors' times ``norm``.
 
     Raises:
         ConfigError: there are no interactions to factorise.
@@ -124,8 +126,11 @@ def of_factors(context: TopologyContext) -> Topology:
     sizes = [t.numel() for t in context.initial]
     shares = _by_size(context.budget, sizes, known)
     ranks = torch.empty(context.weights, dtype=torch.float32)
-    for factor, part in zip(context.factors, ranks.split(sizes), strict=True):
+    later = context.later or [False] * len(sizes)
+    for factor, part, after in zip(context.factors, ranks.split(sizes), later, strict=True):
         _rank_entries(factor, part, context.generator)
+        if after:
+            part += 1
     live = torch.zeros(context.weights, dtype=torch.bool)
     for kind, share in shares.items():
         if share == 0:
@@ -142,9 +147,9 @@ def of_factors(context: TopologyContext) -> Topology:
 
 
 def _rank_entries(factor: Tensor | None, ranks: Tensor, generator: torch.Generator) -> None:
-    """Write into ``ranks`` (n,) 1 - |entry| / norm of its row, and draws from [1, 2] where there is nothing."""
+    """Write into ``ranks`` (n,) 1 - |entry| / norm of its row, and draws from [2, 3] where there is nothing."""
     if factor is None:
-        ranks.copy_(1 + torch.rand(ranks.numel(), generator=generator))
+        ranks.copy_(2 + torch.rand(ranks.numel(), generator=generator))
         return
     for some, part in zip(
         factor.split(ROWS_PER_BLOCK), ranks.split(ROWS_PER_BLOCK * factor.shape[1]), strict=True
@@ -152,7 +157,7 @@ def _rank_entries(factor: Tensor | None, ranks: Tensor, generator: torch.Generat
         share = torch.nn.functional.normalize(some.double(), dim=1).abs_().reshape(-1)
         part.copy_((1 - share).clamp_min_(0))
         silent = share == 0
-        part[silent] = 1 + torch.rand(int(silent.sum()), generator=generator, dtype=part.dtype)
+        part[silent] = 2 + torch.rand(int(silent.sum()), generator=generator, dtype=part.dtype)
 
 
 def _by_size(budget: int, sizes: Sequence[int], known: Sequence[bool]) -> dict[bool, int]:
