@@ -89,6 +89,7 @@ def test_by_hand() -> None:
     symmetric=st.booleans(),
     collects=st.booleans(),
     live_per_block=st.sampled_from([0.0, 9.0]),
+    most=st.sampled_from([0.0, 1.0]),
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=25, deadline=None)
@@ -101,6 +102,7 @@ def test_as_a_dense_product(
     symmetric: bool,
     collects: bool,
     live_per_block: float,
+    most: float,
     seed: int,
 ) -> None:
     """Rows, the gradient of live weights and what growth scores are handed, for any blocks of columns."""
@@ -128,6 +130,7 @@ def test_as_a_dense_product(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(propagation, "COLUMNS_PER_BLOCK", block)
         patch.setattr(propagation, "LIVE_PER_BLOCK", live_per_block)
+        patch.setattr(propagation, "MOST_ENTRIES", most)
         plan = Propagation(tables, compressed, layers, kernels)
         torch.testing.assert_close(plan.whole(), expected.detach())
         rows = plan.rows(ids)
@@ -147,7 +150,12 @@ def test_rows_of_a_matrix() -> None:
     dense = torch.tensor([[0.0, 2.0], [0.0, 0.0], [3.0, 4.0]])
     matrix = compress(dense.to_sparse_coo(), sort=True)
     assert matrix is not None
-    pointers, columns, values = rows_of(matrix, torch.tensor([2, 1, 0]))
+    assert (
+        rows_of(matrix, torch.tensor([2]), 0.6) is None and rows_of(matrix, torch.tensor([2]), 0.7) is not None
+    )
+    some = rows_of(matrix, torch.tensor([2, 1, 0]))
+    assert some is not None
+    pointers, columns, values = some
     assert pointers.tolist() == [0, 2, 2, 3]
     assert columns.tolist() == [0, 1, 1]
     assert values.tolist() == [3.0, 4.0, 2.0]

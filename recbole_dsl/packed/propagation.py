@@ -31,6 +31,9 @@ LIVE_PER_BLOCK: Final = 1.5
 """Live weights of a row in a block, on average, up to which a product that goes through them is as fast as a
 dense one, in compiled loops."""
 
+MOST_ENTRIES: Final = 0.5
+"""Share of the matrix's entries up to which it is worth it to make the last product of some rows alone."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -191,7 +194,7 @@ class _PropagatedRows(torch.autograd.Function):
         out = plan.tables[0].group.weight.new_empty(ids.numel(), plan.columns, requires_grad=False)
         for table, places, rows in plan.own_rows(ids):
             out[places] = read_rows(table.group, table.tensor, rows)
-        some, by_live = rows_of(plan.matrix, ids), plan.goes_by_live_weights()
+        some, by_live = rows_of(plan.matrix, ids, MOST_ENTRIES), plan.goes_by_live_weights()
         for low, high in plan.blocks():
             mine = out[:, low:high]
             layer = plan.first_layer(low, high) if by_live else plan.times(plan.matrix, plan.read(low, high))
@@ -199,7 +202,9 @@ class _PropagatedRows(torch.autograd.Function):
             for _ in range(plan.layers - 2):
                 layer = plan.times(plan.matrix, layer)
                 mine += layer.index_select(0, ids)
-            if plan.layers > 1:
+            if plan.layers > 1 and some is None:
+                mine += plan.times(plan.matrix, layer).index_select(0, ids)
+            elif plan.layers > 1:
                 mine += csr_product(some, (), layer, plan.kernels)
         return out.div_(plan.layers + 1)
 
@@ -236,10 +241,15 @@ class _PropagatedRows(torch.autograd.Function):
         return (None,) * (2 + len(ctx.steps))
 
 
-def rows_of(matrix: Matrix, ids: Tensor) -> CSR:
-    """The rows ``ids`` (n,) int64 of a matrix as one of their own."""
+def rows_of(matrix: Matrix, ids: Tensor, most: float = 1.0) -> CSR | None:
+    """The rows ``ids`` (n,) int64 of a matrix as one of their own.
+
+    None if they have more than ``most`` of its entries, so that a product with all of it is as good.
+    """
     starts, ends = matrix.pointers.index_select(0, ids), matrix.pointers.index_select(0, ids + 1)
     counts = (ends - starts).long()
+    if int(counts.sum()) > most * matrix.values.numel():
+        return None
     pointers = pointers_of(counts, matrix.pointers.dtype)
     places = torch.arange(int(pointers[-1]), device=ids.device)
     places += torch.repeat_interleave(starts.long() - pointers[:-1].long(), counts)
