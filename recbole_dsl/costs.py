@@ -180,12 +180,16 @@ def forward_macs(model: nn.Module, run: Any) -> float:
         group.clear_caches()
     counter = MacCounter(groups)
     lookups = [_count_lookups(group, counter) for group in groups if isinstance(group, PackedGroup)]
+    products = [group.products for group in lookups]
+    for group in lookups:
+        group.products = "dense"  # torch's operators, which the counter sees; compiled loops it does not
     try:
         with undisturbed(), counter:
             run()
     finally:
-        for group in lookups:
+        for group, own in zip(lookups, products, strict=True):
             del group.__dict__["rows"]
+            group.products = own
         for group in groups:
             group.clear_caches()
     return counter.macs

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from recbole_dsl import sparsify
 from recbole_dsl.costs import MacCounter, forward_macs, held_bytes, peak_memory_bytes
+from recbole_dsl.packed.group import PackedGroup
 
 nnz5 = torch.tensor([[1.0, 2.0, 0.0], [0.0, 3.0, 0.0], [0.0, 4.0, 5.0], [0.0, 0.0, 0.0]])  # 4 × 3
 
@@ -60,6 +61,23 @@ def test_packed_weights_count_what_lives() -> None:
     ids = torch.arange(10)  # every live weight of the table once
     macs = forward_macs(model, lambda: model["layer"](model["table"](ids)))
     assert macs == 20 + 10 * 8
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_packed_products_in_compiled_loops_count_as_well(zeros: bool) -> None:
+    """A batch and a density at which no operator of torch's multiplies."""
+    layer = nn.Linear(300, 200, bias=False)
+    sparsify(layer, 0.05)
+    group = next(m for m in layer.modules() if isinstance(m, PackedGroup))
+    vectors = torch.ones(128, 300)
+    vectors[:, 3:] *= not zeros
+    counter = MacCounter([group])
+    with counter:
+        layer(vectors)
+    if group.compiled(vectors):
+        assert counter.macs < 128 * 3000, "the case that this test is for"
+    assert forward_macs(layer, lambda: layer(vectors)) == 128 * 3000
+    assert group.products == "fastest"
 
 
 def test_held_bytes_by_hand() -> None:
