@@ -444,9 +444,9 @@ def _topology(
     factors, norm, later = None, 1.0, []
     if config.init in TOPOLOGIES_WITH_VALUES and interactions is not None:
         factors = interactions.factors(tensors, seed, _factorisation(config))
-        norm = _norm(factors, config, seed, interactions)
         first = interactions.begins_in(config.init_tables)
         later = [role is not None and role not in first for role in interactions.roles(tensors)]
+        norm = _norm(factors, config, seed, interactions, any(later))
     context = TopologyContext(
         shapes=[t.shape for t in tensors],
         budget=budget,
@@ -469,14 +469,16 @@ def _factorisation(config: DSLConfig) -> Factorisation:
     return Factorisation(config.init, config.init_power, config.init_popularity)
 
 
-def _norm(factors: Sequence[Tensor | None], config: DSLConfig, seed: int, interactions: Interactions) -> float:
-    """Of the factors as values; nothing is worked out where they are not used."""
+def _norm(
+    factors: Sequence[Tensor | None], config: DSLConfig, seed: int, interactions: Interactions, alone: bool
+) -> float:
+    """Of the factors as values; nothing is worked out where they are not used. ``alone``: of one table first."""
     if config.init_norm != AUTO:
         return float(config.init_norm)
     ranks = [factor.shape[1] for factor in factors if factor is not None]
     if not ranks or config.init_values != "topology":
         return 1.0
-    return interactions.trusted_norm(ranks[0], seed, _factorisation(config))
+    return interactions.trusted_norm(ranks[0], seed, _factorisation(config), alone)
 
 
 def sparse_start(tensors: Sequence[TensorInfo], budget: int) -> Tensor | None:

@@ -135,6 +135,7 @@ def test_the_norm_to_start_from_is_what_the_factors_say_of_their_own_interaction
     assert apart.trusted_norm(2, 0, Factorisation(kind)) == apart.trusted_norm(2, 0, Factorisation(kind))
     far = Interactions(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), 40, 20)
     assert far.trusted_norm(2, 0, Factorisation(kind)) == 0.1
+    assert apart.trusted_norm(2, 0, Factorisation(kind), alone=True) == pytest.approx(13.5)
 
 
 @pytest.mark.parametrize(
