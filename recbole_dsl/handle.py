@@ -472,7 +472,7 @@ def _factorisation(config: DSLConfig) -> Factorisation:
 def _norm(
     factors: Sequence[Tensor | None], config: DSLConfig, seed: int, interactions: Interactions, alone: bool
 ) -> float:
-    """Of the factors as values; nothing is worked out where they are not used. ``alone``: of one table first."""
+    """Of the factors as values, of one table ``alone``; nothing is worked out where they are not used."""
     if config.init_norm != AUTO:
         return float(config.init_norm)
     ranks = [factor.shape[1] for factor in factors if factor is not None]

@@ -20,8 +20,8 @@ of single seeds on dense and on thin data, with non-negative factors. ml-100k's 
 what is known of it."""
 
 ALONE: Final = 3.0
-"""So many times larger are the values of a table that begins alone, of which LightGCN makes the rows of both; as
-large as in two tables they make smaller ones. From validation runs of a single seed on citeulike-t."""
+"""So many times larger are the values of a table that begins alone: LightGCN makes the rows of both of it, and
+as large as in two tables they make smaller ones. From validation runs of a single seed on citeulike-t."""
 
 BOTH: Final = frozenset({"user", "item"})
 
@@ -109,9 +109,9 @@ class Interactions:
     def trusted_norm(self, rank: int, seed: int, how: Factorisation, alone: bool = False) -> float:
         """:data:`NORM_PER_NDCG` times the NDCG@10 at which the factors rank the interactions they are made of.
 
-        At least a tenth; :data:`ALONE` times as much for a single table. Where factors describe the data, training should keep what they say, and large values
-        see to that; where they do not, it should learn, and from large values it learns little (the lazy
-        regime, Chizat et al., NeurIPS 2019).
+        At least a tenth; :data:`ALONE` times as much for a single table. Where factors describe the data,
+        training should keep what they say, and large values see to that; where they do not, it should learn,
+        and from large values it learns little (the lazy regime, Chizat et al., NeurIPS 2019).
         """
         key = ("norm", rank, seed, how)
         if key not in self._cache:
