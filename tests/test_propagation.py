@@ -174,13 +174,13 @@ def losses_of(
     if not by_columns:
         monkeypatch.setattr(lightgcn, "takes", lambda model: False)
     wanted = {**settings_of("LightGCN", data), "epochs": 3}
-    trainer, loaders = sparse_trainer_of("LightGCN", wanted, density=0.2, **dsl)
+    trainer, loaders = sparse_trainer_of("LightGCN", wanted, density=0.2, width=100, **dsl)
     _, valid = trainer.fit(loaders[0], loaders[1], show_progress=False)
     assert "forward" not in vars(trainer.model) and "calculate_loss" not in vars(trainer.model)
     return list(trainer.train_loss_dict.values()), dict(valid), len(made)
 
 
-@pytest.mark.parametrize("dsl", [{}, {"width": 100}, {"groups": "per_tensor"}, {"kernels": "torch"}], ids=str)
+@pytest.mark.parametrize("dsl", [{}, {"groups": "per_tensor"}, {"kernels": "torch"}], ids=str)
 def test_a_run_is_as_recboles_propagation_has_it(data: Path, dsl: dict[str, Any]) -> None:
     """Updates included: losses within rounding, equal metrics."""
     with pytest.MonkeyPatch.context() as patch:
@@ -223,6 +223,13 @@ def test_dense_and_masked_tables_are_propagated_by_recbole(data: Path, dsl: dict
     assert not lightgcn.takes(trainer.model)
 
 
+def test_tables_of_one_block_are_propagated_by_recbole(data: Path) -> None:
+    """Up to 64 columns, which lie in a cache as they are."""
+    trainer, _ = sparse_trainer_of("LightGCN", settings_of("LightGCN", data), density=0.2, width=64)
+    assert lightgcn.takes(trainer.model)
+    assert lightgcn.plan_of(trainer.model, GraphProducts()) is None
+
+
 def test_graph_recbole_leaves_it_to_recbole(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``dsl_graph: recbole``."""
     monkeypatch.setattr(lightgcn, "plan_of", lambda *_: pytest.fail("was asked"))
@@ -232,7 +239,7 @@ def test_graph_recbole_leaves_it_to_recbole(data: Path, monkeypatch: pytest.Monk
 
 def test_not_under_autocast(data: Path) -> None:
     """Half precision is torch's."""
-    trainer, _ = sparse_trainer_of("LightGCN", settings_of("LightGCN", data), density=0.2)
+    trainer, _ = sparse_trainer_of("LightGCN", settings_of("LightGCN", data), density=0.2, width=65)
     assert lightgcn.plan_of(trainer.model, GraphProducts()) is not None
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert lightgcn.plan_of(trainer.model, GraphProducts()) is None

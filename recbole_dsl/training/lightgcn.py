@@ -1,4 +1,4 @@
-"""RecBole's LightGCN with packed tables: a step propagates what its batch needs, some columns at a time.
+"""RecBole's LightGCN with wide packed tables: a step propagates what its batch needs, some columns at a time.
 
 RecBole propagates both tables whole, with all their columns, and keeps every layer for the backward pass
 (lightgcn.py:147). That takes time and memory in proportion to the columns, though most of what is propagated
@@ -93,14 +93,14 @@ def takes(model: Any) -> bool:
 def plan_of(model: Any, graph: GraphProducts) -> Propagation | None:
     """How the model propagates; None where RecBole's way is as good or the only one.
 
-    That is under autocast and torch.compile, and on a GPU for tables of few columns.
+    That is for tables of a single block of columns, under autocast and under torch.compile.
     """
     adjacency = model.norm_adj_matrix
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(adjacency.device.type):
         return None
     (users, first), (items, second) = (getattr(model, name).__dict__[SLOTS]["weight"] for name in EMBEDDINGS)
-    plan_needed = adjacency.device.type == "cpu" or users.slices[first].cols > COLUMNS_PER_BLOCK
-    if not plan_needed or adjacency.dtype != users.dtype or adjacency.dtype != items.dtype:
+    narrow = users.slices[first].cols <= COLUMNS_PER_BLOCK
+    if narrow or adjacency.dtype != users.dtype or adjacency.dtype != items.dtype:
         return None
     matrix = graph.matrix(adjacency, at_once=True)
     assert matrix is not None
