@@ -222,3 +222,99 @@ def test_threads_change_nothing() -> None:
         found.append((x.grad.clone(), handle.groups[0].weight.grad.clone()))
     torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+# a whole table, as full ranking multiplies it ---------------------------------------------------------
+
+
+class Ranker(nn.Module):
+    """Scores all items for vectors of users."""
+
+    def __init__(self, items: int, columns: int, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.items = nn.Embedding(items, columns, dtype=dtype)
+
+
+def ranker(monkeypatch: pytest.MonkeyPatch, **kinds: Any) -> tuple[Ranker, Any, list[int]]:
+    """A sparse table in evaluation mode, its group, and how many vectors went by live weights."""
+    torch.manual_seed(0)
+    model = Ranker(300, 256, **kinds)
+    handle = sparsify(model, 0.05)
+    taken: list[int] = []
+    multiply = linear_module.multiply
+    monkeypatch.setattr(
+        linear_module,
+        "multiply",
+        lambda group, tensor, some: taken.append(len(some)) or multiply(group, tensor, some),
+    )
+    return model.eval(), handle.groups[0], taken
+
+
+WAYS: dict[str, Any] = {
+    "matmul": lambda some, weight: torch.matmul(some, weight.transpose(0, 1)),
+    "mm": lambda some, weight: torch.mm(some, weight.t()),
+    "operator": lambda some, weight: some @ weight.T,
+    "method": lambda some, weight: some.matmul(weight.mT),
+}
+
+
+@needs_numba
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_users_times_a_wide_table_go_by_live_weights(
+    way: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same scores, a plain tensor."""
+    model, _, taken = ranker(monkeypatch, dtype=dtype)
+    users = torch.randn(70, 512, dtype=dtype)[:, ::2]
+    with torch.no_grad():
+        scores = WAYS[way](users, model.items.weight)
+        assert taken == [70] and type(scores) is Tensor
+        expected = users @ model.items.weight.as_subclass(Tensor).t()
+    torch.testing.assert_close(scores, expected)
+
+
+@needs_numba
+def test_scores_follow_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written through ``.data`` as well; a copy that is kept says what the weights were when it was made."""
+    model, group, taken = ranker(monkeypatch)
+    users = torch.randn(70, 256)
+    with torch.no_grad():
+        kept = model.items.weight
+        before = users @ kept.t()
+        group.weight.data.mul_(2)
+        after = users @ model.items.weight.t()
+        assert taken == [70, 70]
+        torch.testing.assert_close(after, 2 * before)
+        torch.testing.assert_close(users @ kept.t(), before)
+        assert taken == [70, 70]
+
+
+@needs_numba
+def test_other_products_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a gradient, few vectors, parts of the table, other orders, half precision, few columns."""
+    model, group, taken = ranker(monkeypatch)
+    users, weight = torch.randn(70, 256), model.items.weight
+    (users @ weight.t()).sum().backward()
+    with torch.no_grad():
+        weight = model.items.weight
+        plain = weight.as_subclass(Tensor)
+        for one, two, dense in (
+            (users[:3], weight.t(), plain.t()),
+            (users, weight[:299].t(), plain[:299].t()),
+            (users, weight.t()[:, 1:], plain.t()[:, 1:]),
+            (users[:, :255], weight[:, :255].t(), plain[:, :255].t()),
+            (torch.randn(2, 70, 256), weight.t(), plain.t()),
+            (torch.randn(70, 300), weight, plain),
+        ):
+            torch.testing.assert_close(one @ two, one @ dense)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert (users @ weight.t()).dtype == torch.bfloat16
+        group.kernels = "torch"
+        torch.testing.assert_close(users @ model.items.weight.t(), users @ plain.t())
+    assert taken == []
+    narrow = Ranker(300, 16)
+    sparsify(narrow, 0.2)
+    with torch.no_grad():
+        torch.randn(70, 16) @ narrow.eval().items.weight.t()
+    assert taken == []

@@ -255,6 +255,10 @@ class PackedGroup(nn.Module):
             return None
         return dense
 
+    def is_dense_copy(self, tensor: int, dense: Tensor) -> bool:
+        """Whether a dense copy that was made before is what the weights are now, and would be made again."""
+        return self._cached(tensor) is dense
+
     def _token(self) -> Tensor:
         """The node of the autograd graph through which all of a step's gradients reach the values.
 

@@ -15,7 +15,7 @@ from torch._compile import _disable_dynamo
 
 from ..errors import PackedWriteError
 from .group import PackedGroup
-from .linear import linear
+from .linear import linear, product_with_whole
 from .readonly import read_only
 
 # torch.compile breaks its graph at these functions: caches and the shared gradient buffer are Python
@@ -34,7 +34,10 @@ def slot_of(module: nn.Module, attribute: str) -> tuple[PackedGroup, int]:
 def dense_weight(module: nn.Module, attribute: str) -> Tensor:
     """The whole packed parameter, dense and read-only."""
     group, tensor = slot_of(module, attribute)
-    return read_only(group.dense(tensor), group.slices[tensor].name)
+    whole = group.dense(tensor)
+    return read_only(
+        whole, group.slices[tensor].name, functools.partial(product_with_whole, group, tensor, whole)
+    )
 
 
 @_disable_dynamo

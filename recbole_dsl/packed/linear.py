@@ -69,6 +69,32 @@ def _fastest(group: PackedGroup, tensor: int, input: Tensor) -> Any:
     return PackedLinear if _is_faster(group, tensor, "vectors") else None
 
 
+def product_with_whole(
+    group: PackedGroup, tensor: int, whole: Tensor, vectors: Tensor, weight: Tensor
+) -> Tensor | None:
+    """``vectors`` (n × columns) times ``weight``, without a gradient, by live weights alone.
+
+    None where that is no faster, or cannot be: ``weight`` is another view of the dense copy ``whole`` than its
+    transpose, or that is not what the weights are now. Users times all items' rows, as full ranking has it.
+    """
+    part = group.slices[tensor]
+    transposed = weight.shape == (part.cols, part.rows) and weight.stride() == (1, part.cols)
+    suits = (
+        transposed
+        and weight.data_ptr() == whole.data_ptr()
+        and vectors.dim() == 2
+        and vectors.shape[1] == part.cols
+        and vectors.shape[0] >= SMALLEST_BATCH
+        and vectors.dtype == group.weight.dtype
+        and group.products == "fastest"
+        and not torch.is_autocast_enabled(vectors.device.type)
+        and group.compiled(vectors := vectors.contiguous())
+        and _is_faster(group, tensor, "vectors")
+        and group.is_dense_copy(tensor, whole)
+    )
+    return multiply(group, tensor, vectors) if suits else None
+
+
 def sparse_is_faster(rows: int, cols: int, live: int, product: str) -> bool:
     """Whether a sparse product of a matrix (rows × cols, ``live`` weights) takes less time than a dense one.
 

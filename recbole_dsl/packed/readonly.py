@@ -8,8 +8,8 @@ memory of their own are plain tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -17,11 +17,17 @@ from torch._compile import _disable_dynamo
 
 from ..errors import PackedWriteError
 
+PRODUCTS: Final = frozenset({torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__})
+
+Product = Callable[[Tensor, Tensor], Tensor | None]
+"""Maps vectors and a view of the weight to their product; None if it is left to torch."""
+
 
 class ReadOnlyWeight(torch.Tensor):
     """A dense, differentiable, read-only view of one packed weight."""
 
     _packed_name: str
+    _packed_product: Product | None
 
     @classmethod
     @_disable_dynamo
@@ -29,6 +35,8 @@ class ReadOnlyWeight(torch.Tensor):
         cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in PRODUCTS and len(args) == 2 and (product := _by_live_weights(*args)) is not None:
+            return product
         sources = list(_read_only(args)) + list(_read_only(kwargs.values()))
         _refuse_named_write(func, args, kwargs)
         before = [_version(t) for t in sources]
@@ -59,11 +67,21 @@ class ReadOnlyWeight(torch.Tensor):
         return _plain(self).__reduce_ex__(protocol)
 
 
-def read_only(tensor: Tensor, name: str) -> Tensor:
-    """A :class:`ReadOnlyWeight` over the same memory and graph node, named for error messages."""
+def read_only(tensor: Tensor, name: str, product: Product | None = None) -> Tensor:
+    """A :class:`ReadOnlyWeight` over the same memory and graph node, named for error messages.
+
+    ``product``: asked where vectors are multiplied by it, or by a view of it, without a gradient.
+    """
     view = tensor.as_subclass(ReadOnlyWeight)
-    view._packed_name = name
+    view._packed_name, view._packed_product = name, product
     return view
+
+
+def _by_live_weights(vectors: Any, weight: Any) -> Tensor | None:
+    if torch.is_grad_enabled() or not isinstance(weight, ReadOnlyWeight) or type(vectors) is not Tensor:
+        return None
+    with torch._C.DisableTorchFunctionSubclass():
+        return None if weight._packed_product is None else weight._packed_product(vectors, weight)
 
 
 def _read_only(values: Any) -> Iterator[ReadOnlyWeight]:
@@ -132,7 +150,7 @@ def _protect(result: Any, sources: list[ReadOnlyWeight], func: Any) -> Any:
         source = next((s for s in sources if lies_in(result, s)), None)
         if source is None:
             return result.as_subclass(torch.Tensor) if type(result) is ReadOnlyWeight else result
-        return read_only(result, source._packed_name)
+        return read_only(result, source._packed_name, source._packed_product)
     if isinstance(result, list | tuple):
         kept = [_protect(r, sources, func) for r in result]
         if type(result) in (list, tuple):
