@@ -444,9 +444,9 @@ def _topology(
     factors, norm, later = None, 1.0, []
     if config.init in TOPOLOGIES_WITH_VALUES and interactions is not None:
         factors = interactions.factors(tensors, seed, _factorisation(config))
-        first = interactions.begins_in(config.init_tables)
-        later = [role is not None and role not in first for role in interactions.roles(tensors)]
-        norm = _norm(factors, config, seed, interactions, any(later))
+        later = _later(tensors, config, interactions)
+        room = sum(f.numel() for f, after in zip(factors, later, strict=False) if f is not None and not after)
+        norm = _norm(factors, config, seed, interactions, alone=any(later) and budget <= room)
     context = TopologyContext(
         shapes=[t.shape for t in tensors],
         budget=budget,
@@ -463,6 +463,13 @@ def _topology(
     chosen = torch.randperm(others.numel(), generator=generator_for(seed, f"rest of topology/{name}"))
     rest = others[chosen[: budget - given.numel()].to(others.device)]
     return Topology(torch.cat([given, rest]).sort().values)
+
+
+def _later(tensors: Sequence[TensorInfo], config: DSLConfig, interactions: Interactions) -> list[bool]:
+    """Which tensors of a group get what others of it leave (``dsl_init_tables``); empty if there are none."""
+    roles, first = interactions.roles(tensors), interactions.begins_in(config.init_tables)
+    later = [role is not None and role not in first for role in roles]
+    return later if any(role in first for role in roles) else []
 
 
 def _factorisation(config: DSLConfig) -> Factorisation:

@@ -308,6 +308,9 @@ def test_other_products_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
             (torch.randn(70, 300), weight, plain),
         ):
             torch.testing.assert_close(one @ two, one @ dense)
+        out = torch.empty(70, 300)
+        assert torch.mm(users, weight.t(), out=out) is out
+        torch.testing.assert_close(out, users @ plain.t())
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert (users @ weight.t()).dtype == torch.bfloat16
         group.kernels = "torch"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,14 @@ from hypothesis import strategies as st
 from recbole.model.general_recommender import LightGCN
 from torch import Tensor, nn
 
+from recbole_dsl import kernels as kernels_module
 from recbole_dsl import sparsify
 from recbole_dsl.graph import GraphProducts, compress
 from recbole_dsl.packed import propagation
 from recbole_dsl.packed.layers import SLOTS
 from recbole_dsl.packed.propagation import Propagation, Table, rows_of
 from recbole_dsl.training import lightgcn
-from tests.model_runs import settings_of, sparse_run, sparse_trainer_of
+from tests.model_runs import settings_of, sparse_trainer_of
 
 pytestmark = pytest.mark.usefixtures("in_folder")
 
@@ -111,11 +114,13 @@ def test_as_a_dense_product(
     matrix = adjacency(users + items, seed, symmetric)
     compressed = compress(matrix.to_sparse_coo(), sort=True)
     assert compressed is not None
-    handed: dict[tuple[str, int], Tensor] = {}
+    handed: dict[tuple[str, int], list[Tensor]] = {}
     for group in {id(table.group): table.group for table in tables}.values():
         group.collects = collects
-        take = functools.partial(lambda name, number, of: handed.update({(name, number): of}), group.name)
-        group.collect_dense = take  # type: ignore[method-assign]
+        take = functools.partial(
+            lambda name, number, first, of: handed.setdefault((name, number), []).append(of), group.name
+        )
+        group.collect_columns = take  # type: ignore[method-assign]
     draw = torch.Generator().manual_seed(seed)
     ids = torch.randperm(users + items, generator=draw)[:6]
     weights = torch.randn(6, columns, generator=draw, dtype=torch.float64)
@@ -141,7 +146,7 @@ def test_as_a_dense_product(
         live = gradient.reshape(-1)[table.group.flat_positions(table.tensor)]
         torch.testing.assert_close(table.group.weight.grad[table.group.span(table.tensor)], live)
         if collects:
-            torch.testing.assert_close(handed[table.group.name, table.tensor], gradient)
+            torch.testing.assert_close(torch.cat(handed[table.group.name, table.tensor], 1), gradient)
     assert collects or not handed
 
 
@@ -164,32 +169,40 @@ def test_rows_of_a_matrix() -> None:
 # in a trainer --------------------------------------------------------------------------------------
 
 
+UPDATES = {"update_interval": 4, "end": "100%"}
+
+
 def losses_of(
     data: Path, monkeypatch: pytest.MonkeyPatch, by_columns: bool, **dsl: Any
-) -> tuple[list, dict, int]:
-    """Losses of the epochs, metrics, and how often rows were propagated by columns."""
-    made = []
+) -> tuple[list[float], dict[str, float], int, list[Tensor]]:
+    """Losses of the epochs, metrics, how often rows were propagated by columns, and the topology at the end."""
+    made: list[int] = []
     rows = Propagation.rows
     monkeypatch.setattr(Propagation, "rows", lambda self, ids: made.append(1) or rows(self, ids))
     if not by_columns:
         monkeypatch.setattr(lightgcn, "takes", lambda model: False)
     wanted = {**settings_of("LightGCN", data), "epochs": 3}
-    trainer, loaders = sparse_trainer_of("LightGCN", wanted, density=0.2, width=100, **dsl)
+    trainer, loaders = sparse_trainer_of("LightGCN", wanted, density=0.2, width=100, **UPDATES, **dsl)
     _, valid = trainer.fit(loaders[0], loaders[1], show_progress=False)
     assert "forward" not in vars(trainer.model) and "calculate_loss" not in vars(trainer.model)
-    return list(trainer.train_loss_dict.values()), dict(valid), len(made)
+    assert len(trainer.updates_made) >= 3 and all(update["grown"] for update in trainer.updates_made)
+    live = [group.live_positions() for group in trainer.sparse.groups]
+    return list(trainer.train_loss_dict.values()), dict(valid), len(made), live
 
 
-@pytest.mark.parametrize("dsl", [{}, {"groups": "per_tensor"}, {"kernels": "torch"}], ids=str)
+@pytest.mark.parametrize(
+    "dsl", [{}, {"groups": "per_tensor"}, {"kernels": "torch"}, {"growth_rows": 0.3}], ids=str
+)
 def test_a_run_is_as_recboles_propagation_has_it(data: Path, dsl: dict[str, Any]) -> None:
-    """Updates included: losses within rounding, equal metrics."""
+    """Updates included: losses within rounding, equal topologies and metrics."""
     with pytest.MonkeyPatch.context() as patch:
-        losses, valid, made = losses_of(data, patch, True, **dsl)
+        losses, valid, made, live = losses_of(data, patch, True, **dsl)
     with pytest.MonkeyPatch.context() as patch:
-        plain_losses, plain_valid, none = losses_of(data, patch, False, **dsl)
+        plain_losses, plain_valid, none, plain_live = losses_of(data, patch, False, **dsl)
     assert made > 0 and none == 0
     assert losses == pytest.approx(plain_losses, rel=1e-4)
     assert valid == pytest.approx(plain_valid, abs=0.01)
+    assert all(map(torch.equal, live, plain_live))
 
 
 class WithItsOwnForward(LightGCN):
@@ -232,9 +245,15 @@ def test_tables_of_one_block_are_propagated_by_recbole(data: Path) -> None:
 
 def test_graph_recbole_leaves_it_to_recbole(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``dsl_graph: recbole``."""
-    monkeypatch.setattr(lightgcn, "plan_of", lambda *_: pytest.fail("was asked"))
-    run = sparse_run("LightGCN", settings_of("LightGCN", data), density=0.2, graph="recbole")
-    assert run.losses
+    asked: list[int] = []
+    plan_of = lightgcn.plan_of
+    monkeypatch.setattr(lightgcn, "plan_of", lambda *given: asked.append(1) or plan_of(*given))
+    for graph, wanted in (("recbole", False), ("csr", True)):
+        trainer, loaders = sparse_trainer_of(
+            "LightGCN", settings_of("LightGCN", data), density=0.2, width=100, graph=graph
+        )
+        trainer.fit(loaders[0], show_progress=False)
+        assert bool(asked) is wanted
 
 
 def test_not_under_autocast(data: Path) -> None:
@@ -243,3 +262,49 @@ def test_not_under_autocast(data: Path) -> None:
     assert lightgcn.plan_of(trainer.model, GraphProducts()) is not None
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert lightgcn.plan_of(trainer.model, GraphProducts()) is None
+
+
+def test_matrices_that_are_trained_or_dense_are_recboles(data: Path) -> None:
+    """Their gradient would be lost."""
+    trainer, _ = sparse_trainer_of("LightGCN", settings_of("LightGCN", data), density=0.2, width=65)
+    model = trainer.model
+    for other in (model.norm_adj_matrix.clone().requires_grad_(), model.norm_adj_matrix.to_dense()):
+        model.norm_adj_matrix = other
+        assert lightgcn.plan_of(model, GraphProducts()) is None
+
+
+def test_copies_and_pickles_are_free_of_it(data: Path) -> None:
+    """Made while it lasts, they compute with their own weights, then and later."""
+    trainer, loaders = sparse_trainer_of("LightGCN", settings_of("LightGCN", data), density=0.2, width=100)
+    with trainer._graph_products(), torch.no_grad():
+        expected = torch.cat(trainer.model.forward())
+        twin = copy.deepcopy(trainer.model)
+        again = pickle.loads(pickle.dumps(trainer.model))
+        for parameter in twin.parameters():
+            parameter.zero_()
+        assert not torch.cat(twin.forward()).any()
+    torch.testing.assert_close(torch.cat(again.forward()), expected)
+    batch = next(iter(loaders[0]))
+    assert again.calculate_loss(batch) == trainer.model.calculate_loss(batch) != twin.calculate_loss(batch)
+
+
+@pytest.mark.parametrize("live_per_block", [0.0, 9.0])
+def test_threads_change_nothing(live_per_block: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each number is made by one of them, in the same order."""
+    monkeypatch.setattr(kernels_module, "ITEMS_PER_THREAD", 1)
+    monkeypatch.setattr(propagation, "LIVE_PER_BLOCK", live_per_block)
+    before, found = torch.get_num_threads(), []
+    matrix = compress(adjacency(50, 3, False, torch.float32).to_sparse_coo(), sort=True)
+    assert matrix is not None
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            _, _, tables = packed_tables(20, 30, 70, "joint", "auto", torch.float32)
+            plan = Propagation(tables, matrix, 2, "auto")
+            rows = plan.rows(torch.arange(0, 50, 3))
+            rows.square().sum().backward()
+            found.append((rows.detach(), tables[0].group.weight.grad, plan.whole()))
+    finally:
+        torch.set_num_threads(before)
+    for one, three in zip(*found, strict=True):
+        assert one is not None and three is not None and torch.equal(one, three)

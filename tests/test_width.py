@@ -172,6 +172,30 @@ def test_the_setting_reaches_the_topology(data: Path) -> None:
     assert live["users"][1] == live["items"][0] == 0
 
 
+@pytest.mark.parametrize(
+    ("dsl", "expected"),
+    [
+        ({"init_tables": "users", "density": 0.05}, True),
+        ({"init_tables": "both", "density": 0.05}, False),
+        ({"init_tables": "users", "density": 0.9}, False),  # more than the users' table holds
+        ({"init_tables": "users", "density": 0.05, "groups": "per_tensor"}, False),
+    ],
+    ids=str,
+)
+def test_values_are_larger_only_where_one_table_begins_alone(
+    dsl: dict[str, Any], expected: bool, data: Path
+) -> None:
+    """Three times, and in no table that is by itself in its group."""
+    wanted = {"init": "spectral", "init_values": "topology", "init_norm": "auto", "groups": "joint", **dsl}
+    trainer, _ = sparse_trainer_of("BPR", settings_of("BPR", data), **wanted)
+    plain, _ = sparse_trainer_of("BPR", settings_of("BPR", data), **{**wanted, "init_tables": "both"})
+    assert trainer.sparse.norms
+    for name, norm in trainer.sparse.norms.items():
+        assert norm == pytest.approx((3.0 if expected else 1.0) * plain.sparse.norms[name])
+    if "groups" in dsl:
+        assert torch.equal(trainer.sparse.groups[1].live_positions(), plain.sparse.groups[1].live_positions())
+
+
 def test_auto_is_a_norm(data: Path) -> None:
     """Chosen for LightGCN with dsl_plus; training starts from other values than with a norm of one's own."""
     found = {}

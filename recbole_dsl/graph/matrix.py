@@ -58,6 +58,7 @@ class Matrix:
             if self.symmetric:
                 return self
             self._transposed = Matrix(*parts, self.shape[0])
+            self._transposed._transposed, self._transposed.symmetric = self, False
         return self._transposed
 
 

@@ -287,6 +287,11 @@ class PackedGroup(nn.Module):
         if self.collects and self.growth_scores is not None:
             self.growth_scores.add_dense(tensor, gradient)
 
+    def collect_columns(self, tensor: int, first: int, gradient: Tensor) -> None:
+        """The same of some columns (rows × some), from ``first`` on."""
+        if self.collects and self.growth_scores is not None:
+            self.growth_scores.add_columns(tensor, first, gradient)
+
     # --- what reports ask ------------------------------------------------------------------------
 
     def live_per_tensor(self) -> list[int]:

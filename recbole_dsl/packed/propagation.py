@@ -114,10 +114,11 @@ class Propagation:
 
     def goes_by_live_weights(self) -> bool:
         """Whether so few of a row's weights live in a block that going through them beats a dense product."""
+        if not all(table.group.compiled(*self.matrix.parts) for table in self.tables):
+            return False
         blocks = -(-self.columns // COLUMNS_PER_BLOCK)
         live = sum(table.group.live_per_tensor()[table.tensor] for table in self.tables)
-        compiled = all(table.group.compiled(*self.matrix.parts) for table in self.tables)
-        return compiled and live <= LIVE_PER_BLOCK * blocks * self.nodes
+        return live <= LIVE_PER_BLOCK * blocks * self.nodes
 
     def read(self, low: int, high: int) -> Tensor:
         """Columns of E, dense."""
@@ -217,8 +218,7 @@ class _PropagatedRows(torch.autograd.Function):
         parts = list(plan.own_rows(ids))
         for (table, places, rows), total in zip(parts, totals, strict=True):
             add_rows(table.group, table.tensor, rows, gradient.index_select(0, places), None, total)
-        scored = [table.group.collects for table in plan.tables]
-        whole = gradient.new_empty(plan.nodes, plan.columns) if any(scored) else None
+        scored = [table for table in plan.tables if table.group.collects]
         back, by_live = plan.matrix.transpose(plan.kernels), plan.goes_by_live_weights()
         own = gradient.new_zeros(plan.nodes, min(COLUMNS_PER_BLOCK, plan.columns))
         for low, high in plan.blocks():
@@ -228,16 +228,15 @@ class _PropagatedRows(torch.autograd.Function):
             layer = own.index_copy_(0, ids, mine)
             for _ in range(plan.layers - 1):
                 layer = plan.times(back, layer).index_add_(0, ids, mine)
-            if by_live and whole is None:
+            if by_live and not scored:
                 plan.add_last(layer, low, high, totals)
                 continue
             layer = plan.times(back, layer)
             plan.add(layer, low, high, totals)
-            if whole is not None:
-                whole[:, low:high] = layer.index_add_(0, ids, mine)
-        for table, scores in zip(plan.tables, scored, strict=True):
-            if scores and whole is not None:
-                table.group.collect_dense(table.tensor, whole[table.offset : table.offset + table.rows])
+            layer.index_add_(0, ids, mine)
+            for table in scored:
+                rows = layer[table.offset : table.offset + table.rows]
+                table.group.collect_columns(table.tensor, low, rows)
         return (None,) * (2 + len(ctx.steps))
 
 

@@ -35,8 +35,10 @@ class ReadOnlyWeight(torch.Tensor):
         cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in PRODUCTS and len(args) == 2 and (product := _by_live_weights(*args)) is not None:
-            return product
+        if func in PRODUCTS and len(args) == 2 and not kwargs:
+            product = _by_live_weights(*args)
+            if product is not None:
+                return product
         sources = list(_read_only(args)) + list(_read_only(kwargs.values()))
         _refuse_named_write(func, args, kwargs)
         before = [_version(t) for t in sources]

@@ -145,11 +145,15 @@ def score_dtype(dtype: torch.dtype) -> torch.dtype:
 
 @dataclass(frozen=True)
 class _Contribution:
-    """A gradient of one backward pass: of a whole tensor, or (``slots``) of some scored rows."""
+    """A gradient of one backward pass: of all scored rows, or (``slots``) of some.
+
+    ``first``: the first of its columns, where it is of some.
+    """
 
     tensor: int
     gradient: Tensor
     slots: Tensor | None
+    first: int = 0
 
 
 class GrowthScores:
@@ -179,6 +183,13 @@ class GrowthScores:
             gradient = gradient[self.where.rows[tensor]]
         self._pending.append(_Contribution(tensor, gradient, None))
 
+    def add_columns(self, tensor: int, first: int, gradient: Tensor) -> None:
+        """Hand in the gradient of some columns of a tensor (rows × some), from ``first`` on."""
+        gradient = gradient.detach()
+        if self.where.rows is not None:
+            gradient = gradient[self.where.rows[tensor]]
+        self._pending.append(_Contribution(tensor, gradient, None, first))
+
     def add_rows(self, tensor: int, ids: Tensor, gradient: Tensor) -> None:
         """Hand in gradients (n × columns) of the rows ``ids`` (n,), which may repeat."""
         gradient = gradient.detach()
@@ -195,7 +206,8 @@ class GrowthScores:
             if scale is not None:
                 gradient = gradient / scale
             if part.slots is None:
-                self._table(part.tensor).add_(gradient)
+                columns = slice(part.first, part.first + gradient.shape[1])
+                self._table(part.tensor)[:, columns].add_(gradient)
             else:
                 add_dense_rows(self.kernels, self._table(part.tensor), part.slots, gradient)
         self._pending = []

@@ -10,7 +10,7 @@ summation.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -43,6 +43,26 @@ class Rows:
         return self.rows.index_select(0, self.places.index_select(0, ids.reshape(-1) + self.offset))
 
 
+class TakenOver:
+    """In the place of a model's method; a copy of the model, or a pickled one, has the method of its class."""
+
+    def __init__(self, model: Any, name: str, call: Callable[..., Any]) -> None:
+        self.model, self.name, self.call = model, name, call
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.call(*arguments)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return _own_method(memo.get(id(self.model), self.model), self.name)
+
+    def __reduce__(self) -> Any:
+        return _own_method, (self.model, self.name)
+
+
+def _own_method(model: Any, name: str) -> Any:
+    return getattr(type(model), name).__get__(model)
+
+
 @contextlib.contextmanager
 def by_columns(model: Any, graph: GraphProducts) -> Iterator[None]:
     """While it lasts, a LightGCN with packed tables propagates them by columns; other models are left alone."""
@@ -73,7 +93,8 @@ def by_columns(model: Any, graph: GraphProducts) -> Iterator[None]:
         rows = plan.rows(ids)
         return Rows(rows, places, 0), Rows(rows, places, model.n_users)
 
-    model.calculate_loss, model.forward = calculate_loss, forward
+    model.calculate_loss = TakenOver(model, "calculate_loss", calculate_loss)
+    model.forward = TakenOver(model, "forward", forward)
     try:
         yield
     finally:
@@ -93,9 +114,13 @@ def takes(model: Any) -> bool:
 def plan_of(model: Any, graph: GraphProducts) -> Propagation | None:
     """How the model propagates; None where RecBole's way is as good or the only one.
 
-    That is for tables of a single block of columns, under autocast and under torch.compile.
+    That is for tables of a single block of columns, for a matrix that is trained or not sparse, under autocast
+    and under torch.compile. On a GPU nobody has measured this way.
     """
     adjacency = model.norm_adj_matrix
+    plain = adjacency.layout in (torch.sparse_coo, torch.sparse_csr) and not adjacency.requires_grad
+    if not plain or adjacency.is_inference() or adjacency.device.type != "cpu":
+        return None
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(adjacency.device.type):
         return None
     (users, first), (items, second) = (getattr(model, name).__dict__[SLOTS]["weight"] for name in EMBEDDINGS)
