@@ -25,6 +25,8 @@ PAGES = (ROOT / "README.md", ROOT / "docs/compare.md")
 FOLDER = RESULTS / "compare/ml-100k"
 CITEULIKE = RESULTS / "compare/BPR-citeulike-t"
 CITEULIKE_SEEDS = RESULTS / "compare/BPR-citeulike-t-seeds"
+MULTIVAE = RESULTS / "compare/MultiVAE-ml-1m"
+LIGHTGCN_TUNING = RESULTS / "compare/LightGCN-citeulike-t-tuning"
 OUT_OF_THE_BOX = RESULTS / "out_of_the_box"
 
 
@@ -111,10 +113,34 @@ def out_of_the_box(folder: Path = OUT_OF_THE_BOX) -> str:
     return table([*head, "live weights", "epochs"], lines, words=3)
 
 
+def trials(folder: Path = LIGHTGCN_TUNING) -> str:
+    """What every trained trial of a tuning reached on validation, and after how many epochs."""
+    paths = sorted((folder / "cells").glob("*.json"))
+    runs = [RunResult.from_json(path.read_text(encoding="utf-8")) for path in paths]
+    if not runs:
+        return MISSING
+    lines = [
+        [
+            run.model,
+            run.method,
+            f"{run.config['learning_rate']:g}",
+            str(run.config.get("dsl_width") or run.config["embedding_size"]),
+            f"{run.best_valid_result['ndcg@10']:.4f}",
+            str(run.epochs_run),
+        ]
+        for run in runs
+    ]
+    return table(
+        ["model", "method", "learning rate", "columns", "validation ndcg@10", "epochs"], lines, words=2
+    )
+
+
 SECTIONS = {
     "compare": accuracy,
     "citeulike": functools.partial(accuracy, CITEULIKE),
     "citeulike_seeds": functools.partial(accuracy, CITEULIKE_SEEDS),
+    "multivae": functools.partial(accuracy, MULTIVAE),
+    "lightgcn_trials": trials,
     "out_of_the_box": out_of_the_box,
 }
 

@@ -11,7 +11,10 @@ import pytest
 from benchmarks import compare_docs, speed_docs
 
 GRID = compare_docs.FOLDER / "grid.json"
-TABLES = ["compare"], ["compare", "citeulike", "citeulike_seeds", "out_of_the_box"]
+TABLES = (
+    ["compare"],
+    ["compare", "citeulike", "citeulike_seeds", "multivae", "lightgcn_trials", "out_of_the_box"],
+)
 
 
 @pytest.mark.parametrize(
