@@ -87,7 +87,8 @@ def outcome(folder: Path) -> tuple[dict[str, Any], Any]:
     """Losses and metrics of a finished run, and its last checkpoint."""
     result = json.loads((folder / "result.json").read_text())
     told = {key: result[key] for key in ("train_loss", "best_valid_result", "test_result", "epochs_run")}
-    (last,) = (folder / "saved").glob("*-last.dsl")
+    lasts = (folder / "saved").glob("*-last.dsl")
+    (last,) = [path for path in lasts if path.stat().st_size]  # a kill may have left a name that was only claimed
     return told, without_places(read_checkpoint(last))
 
 
