@@ -88,7 +88,7 @@ def outcome(folder: Path) -> tuple[dict[str, Any], Any]:
     result = json.loads((folder / "result.json").read_text())
     told = {key: result[key] for key in ("train_loss", "best_valid_result", "test_result", "epochs_run")}
     lasts = (folder / "saved").glob("*-last.dsl")
-    (last,) = [path for path in lasts if path.stat().st_size]  # a kill may have left a name that was only claimed
+    (last,) = [path for path in lasts if path.stat().st_size]  # a kill may leave a name that was only claimed
     return told, without_places(read_checkpoint(last))
 
 
