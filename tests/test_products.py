@@ -308,6 +308,8 @@ def test_other_products_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
             (torch.randn(70, 300), weight, plain),
         ):
             torch.testing.assert_close(one @ two, one @ dense)
+        for sparse in (users.relu().to_sparse(), users.relu().to_sparse_csr()):
+            torch.testing.assert_close(sparse @ weight.t(), users.relu() @ plain.t())
         out = torch.empty(70, 300)
         assert torch.mm(users, weight.t(), out=out) is out
         torch.testing.assert_close(out, users @ plain.t())

@@ -53,20 +53,25 @@ def linear(group: PackedGroup, tensor: int, input: Tensor, bias: Tensor | None) 
 def _fastest(group: PackedGroup, tensor: int, input: Tensor) -> Any:
     """The autograd function of the product, None for a dense one."""
     part = group.slices[tensor]
-    suits = (
-        group.products == "fastest"
-        and input.shape[-1] == part.cols
-        and input.numel() >= SMALLEST_BATCH * part.cols
-        and input.dtype == group.weight.dtype
-        and group.compiled(input)
-        and not torch.is_autocast_enabled(input.device.type)
-    )
-    if not suits:
+    if not _suits(group, tensor, input):
         return None
     large = part.rows * part.cols >= sparse_input.SMALLEST_MATRIX
     if large and not input.requires_grad and mostly_zeros(input.detach().view(-1, part.cols)):
         return LinearOfNonzeros
     return PackedLinear if _is_faster(group, tensor, "vectors") else None
+
+
+def _suits(group: PackedGroup, tensor: int, input: Tensor) -> bool:
+    """Whether compiled loops take these vectors (…, columns), and they are enough of them."""
+    cols = group.slices[tensor].cols
+    return (
+        group.products == "fastest"
+        and input.shape[-1] == cols
+        and input.numel() >= SMALLEST_BATCH * cols
+        and input.dtype == group.weight.dtype
+        and group.compiled(input)
+        and not torch.is_autocast_enabled(input.device.type)
+    )
 
 
 def product_with_whole(
@@ -82,13 +87,9 @@ def product_with_whole(
     suits = (
         transposed
         and weight.data_ptr() == whole.data_ptr()
+        and vectors.layout == torch.strided
         and vectors.dim() == 2
-        and vectors.shape[1] == part.cols
-        and vectors.shape[0] >= SMALLEST_BATCH
-        and vectors.dtype == group.weight.dtype
-        and group.products == "fastest"
-        and not torch.is_autocast_enabled(vectors.device.type)
-        and group.compiled(vectors := vectors.contiguous())
+        and _suits(group, tensor, vectors := vectors.contiguous())
         and _is_faster(group, tensor, "vectors")
         and group.is_dense_copy(tensor, whole)
     )
