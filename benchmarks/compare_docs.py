@@ -115,8 +115,7 @@ def out_of_the_box(folder: Path = OUT_OF_THE_BOX) -> str:
 
 def trials(folder: Path = LIGHTGCN_TUNING) -> str:
     """What every trained trial of a tuning reached on validation, and after how many epochs."""
-    paths = sorted((folder / "cells").glob("*.json"))
-    runs = [RunResult.from_json(path.read_text(encoding="utf-8")) for path in paths]
+    runs = read_cells(folder).values()
     if not runs:
         return MISSING
     lines = [

@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.baseline import recbole_trainer  # noqa: E402
 from benchmarks.provenance import provenance  # noqa: E402
+from benchmarks.stopwatch import peak_of_process, settle_memory  # noqa: E402
 from recbole_dsl.config import RecBoleDSLConfig  # noqa: E402
 from recbole_dsl.experiment import build_model, load_data  # noqa: E402
 from recbole_dsl.training.trainer import sparse_trainer  # noqa: E402
@@ -78,8 +79,7 @@ def measure(variant: str, options: argparse.Namespace) -> dict[str, Any]:
     with around:
         for number in range(-3, STEPS):
             if number == 0:
-                before = status("VmRSS")
-                Path("/proc/self/clear_refs").write_text("5")
+                held = settle_memory()
             started = perf_counter()
             trainer.optimizer.zero_grad()
             trainer.model.calculate_loss(batches[number % len(batches)]).backward()
@@ -87,13 +87,7 @@ def measure(variant: str, options: argparse.Namespace) -> dict[str, Any]:
             if number >= 0:
                 seconds.append(perf_counter() - started)
     live = sum(p.numel() for p in trainer.model.parameters())
-    return {"seconds": seconds, "held": before, "peak": status("VmHWM"), "weights": live}
-
-
-def status(name: str) -> int:
-    """Bytes of memory of this process, by the name in /proc."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+    return {"seconds": seconds, "held": held, "peak": peak_of_process(), "weights": live}
 
 
 AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}

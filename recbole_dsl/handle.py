@@ -445,7 +445,7 @@ def _topology(
     if config.init in TOPOLOGIES_WITH_VALUES and interactions is not None:
         factors = interactions.factors(tensors, seed, _factorisation(config))
         later = _later(tensors, config, interactions)
-        room = sum(f.numel() for f, after in zip(factors, later, strict=False) if f is not None and not after)
+        room = sum(f.numel() for f, after in zip(factors, later, strict=True) if f is not None and not after)
         norm = _norm(factors, config, seed, interactions, alone=any(later) and budget <= room)
     context = TopologyContext(
         shapes=[t.shape for t in tensors],
@@ -466,10 +466,10 @@ def _topology(
 
 
 def _later(tensors: Sequence[TensorInfo], config: DSLConfig, interactions: Interactions) -> list[bool]:
-    """Which tensors of a group get what others of it leave (``dsl_init_tables``); empty if there are none."""
+    """Which tensors of a group get what others of it leave (``dsl_init_tables``)."""
     roles, first = interactions.roles(tensors), interactions.begins_in(config.init_tables)
-    later = [role is not None and role not in first for role in roles]
-    return later if any(role in first for role in roles) else []
+    waits = any(role in first for role in roles)
+    return [waits and role is not None and role not in first for role in roles]
 
 
 def _factorisation(config: DSLConfig) -> Factorisation:

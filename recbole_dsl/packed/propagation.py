@@ -196,6 +196,7 @@ class _PropagatedRows(torch.autograd.Function):
         for table, places, rows in plan.own_rows(ids):
             out[places] = read_rows(table.group, table.tensor, rows)
         some, by_live = rows_of(plan.matrix, ids, MOST_ENTRIES), plan.goes_by_live_weights()
+        ctx.by_live = by_live
         for low, high in plan.blocks():
             mine = out[:, low:high]
             layer = plan.first_layer(low, high) if by_live else plan.times(plan.matrix, plan.read(low, high))
@@ -219,7 +220,7 @@ class _PropagatedRows(torch.autograd.Function):
         for (table, places, rows), total in zip(parts, totals, strict=True):
             add_rows(table.group, table.tensor, rows, gradient.index_select(0, places), None, total)
         scored = [table for table in plan.tables if table.group.collects]
-        back, by_live = plan.matrix.transpose(plan.kernels), plan.goes_by_live_weights()
+        back = plan.matrix.transpose(plan.kernels)
         own = gradient.new_zeros(plan.nodes, min(COLUMNS_PER_BLOCK, plan.columns))
         for low, high in plan.blocks():
             if high - low < own.shape[1]:
@@ -228,7 +229,7 @@ class _PropagatedRows(torch.autograd.Function):
             layer = own.index_copy_(0, ids, mine)
             for _ in range(plan.layers - 1):
                 layer = plan.times(back, layer).index_add_(0, ids, mine)
-            if by_live and not scored:
+            if ctx.by_live and not scored:
                 plan.add_last(layer, low, high, totals)
                 continue
             layer = plan.times(back, layer)
