@@ -32,6 +32,7 @@ from .sparsity.explorer import ExplorationSettings, Explorer, UpdateEvent
 from .sparsity.factors import Factorisation
 from .sparsity.initial import InitialValues, draw_values, fan_in_scale, usual_values
 from .sparsity.interactions import Interactions
+from .sparsity.learning_rate import rate_scale
 from .sparsity.names import TOPOLOGIES_OF_SHAPES, TOPOLOGIES_WITH_VALUES
 from .sparsity.randomness import generator_for
 from .sparsity.targets import Selection, TensorInfo, matches, select_targets
@@ -270,9 +271,11 @@ def insert(
         seed=seed,
     )
     each = []
-    for group in groups:
+    for group, (_, tensors, _) in zip(groups, plans, strict=True):
         interval, end = spans([s.name for s in group.slices])
-        each.append(settings(update_interval=interval, end=end))
+        density = group.budget / sum(t.parameter.numel() for t in tensors)
+        scale = rate_scale([t.kind for t in tensors], density, config.learning_rate_power)
+        each.append(settings(update_interval=interval, end=end, learning_rate_scale=scale))
     inherited = [plan[0] for plan, start in zip(plans, starts, strict=True) if start is not None]
     explorer = Explorer(groups, each, on_update)
     left = selection.without_weights()

@@ -340,6 +340,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "init_popularity": _SHARE,
     "init_tables": _word(INIT_TABLES_NAMES),
     "seed": _optional(whole_setting(0), "RecBole's seed"),
+    "learning_rate_power": _SHARE,
     "groups": _groups(),
     "include": _optional(_patterns(1), "all embedding tables and Linear matrices"),
     "exclude": _patterns(0),
@@ -452,6 +453,7 @@ class DSLConfig:
     init_popularity: float
     init_tables: str
     seed: int | None
+    learning_rate_power: float
     groups: str | Mapping[str, tuple[str, ...]]
     include: tuple[str, ...] | None
     exclude: tuple[str, ...]

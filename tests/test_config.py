@@ -133,6 +133,8 @@ REFUSED = [
     ("dsl_init_power", -0.1, "from 0 to 1"),
     ("dsl_init_popularity", 1.1, "from 0 to 1"),
     ("dsl_init_tables", "user", "both"),
+    ("dsl_learning_rate_power", 1.5, "from 0 to 1"),
+    ("dsl_learning_rate_power", "half", "from 0 to 1"),
     ("dsl_grow_row_power", 1.5, "from 0 to 1"),
     ("dsl_grow_row_power", -0.1, "from 0 to 1"),
     ("dsl_growth_memory", 0, "bytes"),

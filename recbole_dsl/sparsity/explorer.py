@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError, DSLError
 from .criteria import DROP_CRITERIA, GROWTH_CRITERIA, DropContext, GrowthContext, relative_to_rows
+from .learning_rate import scale_learning_rate
 from .randomness import generator_for
 from .record import ExplorationRecord
 from .schedule import update_ratio
@@ -29,7 +30,8 @@ class ExplorationSettings:
     ``grow_row_power`` in [0, 1], see :func:`relative_to_rows`; ``growth_memory`` bytes for growth scores
     or None for no bound; ``growth_rows`` in (0, 1], the share of each tensor's rows that is scored at
     most; ``seed`` of our own generators;
-    ``record``: keep one bit per position that says whether it was live before.
+    ``record``: keep one bit per position that says whether it was live before;
+    ``learning_rate_scale`` > 0: the group's weights learn so many times as fast as the optimizer's others.
     """
 
     update_interval: int
@@ -47,6 +49,7 @@ class ExplorationSettings:
     growth_rows: float = 1.0
     record: bool = True
     seed: int = 0
+    learning_rate_scale: float = 1.0
 
     @property
     def window(self) -> int:
@@ -160,6 +163,8 @@ class Explorer:
                     "allowed is one optimizer per group (set dsl_groups accordingly)."
                 )
             progress.group.check_optimizer(optimizer)
+            parameters = progress.group.trained_parameters()
+            scale_learning_rate(optimizer, parameters, progress.settings.learning_rate_scale)
             if progress.hook is not None:
                 progress.hook.remove()
             progress.optimizer = optimizer
