@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# What of dsl_plus matters: one setting changed at a time, at density 0.1, three seeds.
+# What of dsl_plus matters: one setting changed at a time, at density 0.1 (or DENSITY), three seeds.
 #   bash benchmarks/compare/ablation.sh BPR ml-100k 0.001
 #   bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.002
 #   DATA=folder bash benchmarks/compare/ablation.sh BPR citeulike-t 0.001 base width-64 width-256 width-512 no-updates
+#   DENSITY=0.05 DATA=folder bash benchmarks/compare/ablation.sh MultiVAE ml-1m 0.005 base rate-power-0 rate-power-1 values-of-the-model
 #   STUDY=ablation-popularity bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.001 base popularity-0.3
 # Arguments: model, dataset (with a YAML file beside this one; DATA is the folder of those that RecBole does not
 # bring along), learning rate: that which the comparison's tuning chose for dsl_plus; the names of variants, if not
@@ -25,6 +26,8 @@ variants=(
     power-0.25:--dsl_init_power=0.25
     power-0.5:--dsl_init_power=0.5
     popularity-0.3:--dsl_init_popularity=0.3
+    rate-power-0:--dsl_learning_rate_power=0
+    rate-power-1:--dsl_learning_rate_power=1
     random-topology:"--dsl_init=random --dsl_init_values=model"
     no-updates:--dsl_update_ratio=0
     drop-by-row-magnitude:--dsl_drop=row_magnitude
@@ -48,7 +51,7 @@ for variant in "${variants[@]}"; do
     name=${variant%%:*}
     [[ $wanted == "  " || $wanted == *" $name "* ]] || continue
     # shellcheck disable=SC2086
-    recbole-dsl compare --models="$model" --datasets="$dataset" --methods=dsl_plus --densities=0.1 --seeds=3 \
+    recbole-dsl compare --models="$model" --datasets="$dataset" --methods=dsl_plus --densities="${DENSITY:-0.1}" --seeds=3 \
         ${DATA:+--data_path="$DATA"} --config_files="benchmarks/compare/$dataset.yaml" \
         --results="benchmarks/results/${STUDY:-ablation}" --name="$model-$dataset-$name" --learning_rate="$rate" --jobs="${JOBS:-2}" \
         ${variant#*:}

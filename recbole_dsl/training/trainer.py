@@ -347,9 +347,11 @@ class SparseTrainerMixin:
             f"{handle.live} of {handle.dense_weights} weights live (density {handle.density:.4g}, "
             f"overall {handle.overall_density:.4g})"
         )
-        for group in handle.groups:
+        for group, progress in zip(handle.groups, handle.explorer.progress, strict=True):
+            scale = progress.settings.learning_rate_scale
             tensors = ", ".join(f"{s.name} {tuple(s.shape)}" for s in group.slices)
-            log(f"  {group.storage} group {group.name!r}, budget {group.budget}: {tensors}")
+            rate = "" if scale == 1.0 else f", learning rate × {scale:.3g}"
+            log(f"  {group.storage} group {group.name!r}, budget {group.budget}{rate}: {tensors}")
         for name, norm in handle.norms.items():
             log(f"  values of group {name!r} are factors of the interactions, of norm {norm:.3g}")
         if handle.inherited:
@@ -364,7 +366,8 @@ class SparseTrainerMixin:
             told: dict[tuple[ExplorationSettings, Plan], list[str]] = {}
             for group, progress in zip(handle.groups, handle.explorer.progress, strict=True):
                 plan = self.plans[tuple(s.name for s in group.slices)]
-                told.setdefault((progress.settings, plan), []).append(group.name)
+                alike = replace(progress.settings, learning_rate_scale=1.0)
+                told.setdefault((alike, plan), []).append(group.name)
             for (settings, plan), groups in told.items():
                 self._log_exploration(settings, plan, "" if len(told) == 1 else f" of {', '.join(groups)}")
 
