@@ -20,6 +20,7 @@ STUDIES = {
     "bpr": "ablation/BPR-ml-100k",
     "lightgcn": "ablation/LightGCN-ml-100k",
     "bpr_citeulike": "ablation/BPR-citeulike-t",
+    "multivae": "ablation/MultiVAE-ml-1m",
     "lightgcn_popularity": "ablation-popularity/LightGCN-ml-100k",
     "bpr_nmf": "ablation-nmf/BPR-ml-100k",
     "lightgcn_nmf": "ablation-nmf/LightGCN-ml-100k",
@@ -60,8 +61,9 @@ def study(where: str) -> str:
         "epochs",
         "seeds",
     ]
-    rate = first.config["learning_rate"]
-    return f"{first.model} on {first.dataset}, learning rate {rate:g}:\n\n{table(head, rows)}"
+    rate, density = first.config["learning_rate"], first.config["dsl_density"]
+    told = f"{first.model} on {first.dataset}, density {density:g}, learning rate {rate:g}:"
+    return f"{told}\n\n{table(head, rows)}"
 
 
 def _scores(runs: Cells, part: str) -> dict[int, float]:

@@ -17,7 +17,7 @@ import yaml
 
 from recbole_dsl.errors import ConfigError, nearest
 from recbole_dsl.resources import properties_dir
-from recbole_dsl.sparsity.names import TOPOLOGIES_WITH_VALUES
+from recbole_dsl.sparsity.names import TOPOLOGIES_OF_SHAPES, TOPOLOGIES_WITH_VALUES
 
 PREFIX: Final = "dsl_"
 METHOD_KEY: Final = "dsl_method"
@@ -25,7 +25,7 @@ METHOD_KEY: Final = "dsl_method"
 DEFINING_KEYS: Final = frozenset({"dsl_method", "dsl_init", "dsl_drop", "dsl_grow", "dsl_schedule"})
 """Keys that make a method what it is; files of models and datasets may tune, but not replace it."""
 
-WITHOUT_TABLES: Final = ("dsl_init", "random")
+WITHOUT_TABLES: Final = frozenset(("dsl_init", topology) for topology in TOPOLOGIES_OF_SHAPES)
 """The one exception, for files of families and models: without a table of users or items there are no factors
 of the interactions to start from, and a method that the user asks for should take every model."""
 
@@ -195,7 +195,7 @@ def _check_methods(methods: Settings, current: str, path: Path, of_dataset: bool
         section = _section(methods, name, path)
         check_keys(section, known_keys(), f"'{path}'")
         for key in DEFINING_KEYS & section.keys():
-            if not of_dataset and (key, section[key]) == WITHOUT_TABLES and _starts_from_tables(name):
+            if not of_dataset and (key, section[key]) in WITHOUT_TABLES and _starts_from_tables(name):
                 continue
             raise ConfigError(
                 f"{key}={section[key]!r} for method {name!r} in '{path}' is refused, because it "

@@ -488,14 +488,15 @@ def test_model_and_dataset_files_cannot_redefine_a_method(
 WITHOUT_TABLES = "methods:\n  dsl_plus:\n    dsl_init: random\n"
 
 
+@pytest.mark.parametrize("topology", ["random", "er", "erk"])
 @pytest.mark.parametrize("name", ["model/DMF.yaml", "family/general.yaml"])
-def test_a_model_without_tables_starts_at_random(properties: Path, name: str) -> None:
+def test_a_model_without_tables_starts_at_random(properties: Path, name: str, topology: str) -> None:
     """So that every method takes every model; what the user asks for still comes first."""
     for file in ("model/DMF.yaml", "family/general.yaml"):
         write(properties / file, "")
     assert config("DMF", dsl_method="dsl_plus").dsl.init == "spectral"
-    write(properties / name, WITHOUT_TABLES)
-    assert config("DMF", dsl_method="dsl_plus").dsl.init == "random"
+    write(properties / name, WITHOUT_TABLES.replace("random", topology))
+    assert config("DMF", dsl_method="dsl_plus").dsl.init == topology
     assert config("DMF", dsl_method="dsl_plus", dsl_init="nmf").dsl.init == "nmf"
     assert config("DMF", dsl_method="rigl").dsl.init == "erk"
 

@@ -3,7 +3,8 @@
 #   bash benchmarks/compare/ablation.sh BPR ml-100k 0.001
 #   bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.002
 #   DATA=folder bash benchmarks/compare/ablation.sh BPR citeulike-t 0.001 base width-64 width-256 width-512 no-updates
-#   DENSITY=0.05 DATA=folder bash benchmarks/compare/ablation.sh MultiVAE ml-1m 0.005 base rate-power-0 rate-power-1 values-of-the-model
+#   DENSITY=0.05 DATA=folder bash benchmarks/compare/ablation.sh MultiVAE ml-1m 0.005 \
+#       base rate-power-0 budgets-by-size values-of-the-model
 #   STUDY=ablation-popularity bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.001 base popularity-0.3
 # Arguments: model, dataset (with a YAML file beside this one; DATA is the folder of those that RecBole does not
 # bring along), learning rate: that which the comparison's tuning chose for dsl_plus; the names of variants, if not
@@ -28,6 +29,7 @@ variants=(
     popularity-0.3:--dsl_init_popularity=0.3
     rate-power-0:--dsl_learning_rate_power=0
     rate-power-1:--dsl_learning_rate_power=1
+    budgets-by-size:--dsl_init=random
     random-topology:"--dsl_init=random --dsl_init_values=model"
     no-updates:--dsl_update_ratio=0
     drop-by-row-magnitude:--dsl_drop=row_magnitude
