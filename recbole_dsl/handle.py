@@ -92,13 +92,16 @@ class SparseHandle:
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Start exploration with the steps of ``optimizer``, which must own whole groups.
 
+        With ``learning_rate_power`` sparse Linear matrices get parameter groups of their own, so learning-rate
+        schedulers are made, and an optimizer's saved state is loaded, afterwards.
+
         With a gradient scaler, steps that it skips do not count. Its scale is known for optimizers
         with fused kernels only, so with others a change of scale weights the steps of a growth window
         unequally.
 
         Raises:
-            DSLError: it owns no group (built before the module was made sparse), or a group is split
-                over several optimizers.
+            DSLError: it owns no group (built before the module was made sparse), a group is split
+                over several optimizers, or a scheduler that was made before would not know a group's rate.
             UnsupportedOptimizerError: per-weight state of this optimizer is not understood.
         """
         if not self.explorer.attach(optimizer):
@@ -110,7 +113,7 @@ class SparseHandle:
     def unpack(self) -> nn.Module:
         """Restore the dense module in place (dead weights zero), stop exploring, return it.
 
-        Its parameters are new objects, so a training that goes on needs a new optimizer.
+        Packed parameters are new objects, so a training that goes on needs a new optimizer.
         """
         self.explorer.detach()
         unpack(self.module, [*self.groups, *self.copies])
@@ -270,14 +273,14 @@ def insert(
         record=config.exploration_record,
         seed=seed,
     )
-    each = []
+    each, scales = [], []
     for group, (_, tensors, _) in zip(groups, plans, strict=True):
         interval, end = spans([s.name for s in group.slices])
+        each.append(settings(update_interval=interval, end=end))
         density = group.budget / sum(t.parameter.numel() for t in tensors)
-        scale = rate_scale([t.kind for t in tensors], density, config.learning_rate_power)
-        each.append(settings(update_interval=interval, end=end, learning_rate_scale=scale))
+        scales.append(rate_scale([t.kind for t in tensors], density, config.learning_rate_power))
     inherited = [plan[0] for plan, start in zip(plans, starts, strict=True) if start is not None]
-    explorer = Explorer(groups, each, on_update)
+    explorer = Explorer(groups, each, on_update, scales)
     left = selection.without_weights()
     return SparseHandle(module, groups, left, explorer, total, inherited=inherited, norms=norms)
 
@@ -393,35 +396,36 @@ def _budgets(plans: Sequence[GroupPlan], config: DSLConfig, dense: Callable[[Ten
 
 
 def _budgets_of_bytes(plans: Sequence[GroupPlan], total: Budget, shares: Sequence[float]) -> list[int]:
-    """Budgets whose values and index fit into the groups' shares of ``total`` bytes."""
-    result = []
-    for (name, tensors, storage), share in zip(plans, shares, strict=True):
+    """Budgets whose values and index fit into the groups' shares of ``total`` bytes.
+
+    What a group has no weights for goes to the others.
+    """
+    for name, _, storage in plans:
         if storage == "masked":
             raise ConfigError(
                 f"dsl_budget={total} is refused, because sparse group {name!r} is masked and takes more "
                 "than the dense weights whatever its budget; allowed are a number of weights, and "
                 "packed groups."
             )
-        memory = int(total.count * share / sum(shares))
-        tables = [table_shape(t.shape) for t in tensors]
-        budget = budget_of_bytes(memory, tables, tensors[0].parameter.element_size())
-        if budget < 1:
-            pointers = 4 * (1 + sum(rows for rows, _ in tables))
-            raise ConfigError(
-                f"dsl_budget={total} leaves {memory} bytes for sparse group {name!r}, less "
-                f"than the index of its {sum(rows for rows, _ in tables)} rows takes; allowed is "
-                f"more than {math.ceil(pointers * sum(shares) / share)} bytes."
-            )
-        result.append(budget)
     shapes = [[table_shape(t.shape) for t in tensors] for _, tensors, _ in plans]
     sizes = [tensors[0].parameter.element_size() for _, tensors, _ in plans]
-    most = sum(map(bytes_of_everything, shapes, sizes))
-    if total.count > most:
+    most = list(map(bytes_of_everything, shapes, sizes))
+    if total.count > sum(most):
         raise ConfigError(
             f"dsl_budget={total} is more than all weights of the sparse tensors and their index take; allowed "
-            f"is at most {most} bytes."
+            f"is at most {sum(most)} bytes."
         )
-    return result
+    memories = allocate(total.count, shares, most)
+    budgets = list(map(budget_of_bytes, memories, shapes, sizes))
+    for (name, *_), share, memory, tables, budget in zip(plans, shares, memories, shapes, budgets, strict=True):
+        if budget < 1:
+            rows = sum(rows for rows, _ in tables)
+            raise ConfigError(
+                f"dsl_budget={total} leaves {memory} bytes for sparse group {name!r}, less "
+                f"than the index of its {rows} rows takes; allowed is "
+                f"more than {math.ceil(4 * (1 + rows) * sum(shares) / share)} bytes."
+            )
+    return budgets
 
 
 def _split(total: int, shares: Sequence[float], caps: Sequence[int]) -> list[int]:

@@ -63,7 +63,9 @@ def _config_of(
             f"'{os.fspath(file)}' is of model {name!r}, which is not RecBole's own; allowed is to give its "
             "class as model_class."
         )
-    if kept["dsl_init"] not in TOPOLOGIES_OF_SHAPES:  # the topology is in the file
+    if kept["dsl_init"] in TOPOLOGIES_OF_SHAPES:
+        given["dsl_init"] = kept["dsl_init"]  # budgets follow from it, whatever the model's file says by now
+    else:  # the topology is in the file
         given |= {"dsl_init": "random", "dsl_init_values": "model"}
     given["dsl_width"] = kept["dsl_width"]  # what was chosen where "auto" was given
     given = {key: value for key, value in given.items() if key not in ("model", "dataset")} | settings

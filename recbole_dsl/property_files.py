@@ -25,7 +25,7 @@ METHOD_KEY: Final = "dsl_method"
 DEFINING_KEYS: Final = frozenset({"dsl_method", "dsl_init", "dsl_drop", "dsl_grow", "dsl_schedule"})
 """Keys that make a method what it is; files of models and datasets may tune, but not replace it."""
 
-WITHOUT_TABLES: Final = frozenset(("dsl_init", topology) for topology in TOPOLOGIES_OF_SHAPES)
+WITHOUT_TABLES: Final = tuple(("dsl_init", topology) for topology in TOPOLOGIES_OF_SHAPES)
 """The one exception, for files of families and models: without a table of users or items there are no factors
 of the interactions to start from, and a method that the user asks for should take every model."""
 

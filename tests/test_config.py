@@ -471,6 +471,7 @@ BAD_PROPERTY_FILES = [
     ("model/BPR.yaml", "methods:\n  dsl:\n    {key}: nmf\n"),
     ("dataset/ml-100k.yaml", "methods:\n  rigl:\n    {key}: nmf\n"),
     ("dataset/ml-100k.yaml", "models:\n  LightGCN:\n    dsl:\n      {key}: nmf\n"),
+    ("model/BPR.yaml", "methods:\n  dsl:\n    {key}: [nmf]\n"),
 ]
 
 

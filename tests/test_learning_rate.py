@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from recbole_dsl import SparseHandle, sparsify
+from recbole_dsl.errors import DSLError
 from recbole_dsl.sparsity.learning_rate import rate_scale, scale_learning_rate
 from tests.model_runs import sparse_trainer_of
 from tests.test_resume import at_step, check_resume, settings
@@ -80,10 +82,36 @@ def test_attaching_again_changes_nothing() -> None:
     assert sorted(once.values()) == [0.01, 0.01, 0.02]
     assert all(group["weight_decay"] == 0.5 for group in optimizer.param_groups)
     state = copy.deepcopy(optimizer.state_dict())
-    other = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=0.5)
+    other = torch.optim.Adam(model.parameters(), lr=0.03)
     handle.attach(other)
     other.load_state_dict(state)
+    handle.attach(other)
     assert rates(other) == once
+
+
+def test_another_scale_replaces_the_first() -> None:
+    """And 1 gives the optimizer's rate back."""
+    parameter = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([parameter], lr=0.5)
+    for scale in (4.0, 2.0, 1.0):
+        scale_learning_rate(optimizer, [parameter], scale)
+        assert rates(optimizer) == {id(parameter): 0.5 * scale}
+
+
+def test_a_scheduler_comes_afterwards() -> None:
+    """One that was made before keeps rates for the groups it saw; nothing has changed then."""
+    model, handle = tower()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5)
+    with pytest.raises(DSLError, match="allowed is to attach first"):
+        handle.attach(optimizer)
+    assert len(optimizer.param_groups) == 1 and handle.explorer.idle_groups
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    handle.attach(optimizer)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5**epoch)
+    optimizer.step()
+    scheduler.step()
+    assert sorted(rates(optimizer).values()) == [0.25, 0.25, 0.5]
 
 
 def test_groups_of_the_optimizer_stay_apart() -> None:
@@ -98,17 +126,60 @@ def test_groups_of_the_optimizer_stay_apart() -> None:
     ]
 
 
-def test_a_trainer_has_it(data: Path, tmp_path: Path) -> None:
+def test_names_go_along() -> None:
+    """Of an optimizer that was given named parameters, where torch knows them."""
+    model, handle = tower()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    names = {id(p): name for name, p in model.named_parameters()}
+    (group,) = optimizer.param_groups
+    group["param_names"] = [names[id(p)] for p in group["params"]]
+    handle.attach(optimizer)
+    assert len(optimizer.param_groups) == 2
+    for group in optimizer.param_groups:
+        assert group["param_names"] == [names[id(p)] for p in group["params"]]
+
+
+def test_a_trainer_has_it(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """MultiVAE's four matrices by their own densities; their biases keep RecBole's rate."""
     matrices = ("encoder.*.weight", "decoder.*.weight")
-    dsl = {"density": 0.2, "learning_rate_power": 1.0, "include": matrices, "groups": "per_tensor"}
-    trainer, _ = sparse_trainer_of("MultiVAE", settings("MultiVAE", data, tmp_path), **dsl)
+    dsl = {
+        "density": 0.2,
+        "learning_rate_power": 1.0,
+        "include": matrices,
+        "groups": "per_tensor",
+        "init": "erk",
+    }
+    with caplog.at_level("INFO"):
+        trainer, _ = sparse_trainer_of("MultiVAE", settings("MultiVAE", data, tmp_path), **dsl)
     sparse = {id(g.weight): g for g in trainer.sparse.groups}
-    assert len(sparse) == 4
+    (line,) = (r.message for r in caplog.records if "group 'encoder.0.weight'" in r.message)
+    assert re.search(r"budget \d+, learning rate × [1-9]", line)
+    densities = {group.budget / sum(r * c for r, c in group.table_shapes) for group in trainer.sparse.groups}
+    assert len(sparse) == 4 and len(densities) > 1
     for parameter, rate in rates(trainer.optimizer).items():
         group = sparse.get(parameter)
         density = 1.0 if group is None else group.budget / sum(r * c for r, c in group.table_shapes)
         assert rate == pytest.approx(trainer.config["learning_rate"] / density)
+
+
+def test_in_vain(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """BPR has tables only."""
+    for density, told in ((0.2, 1), (1.0, 0)):
+        caplog.clear()
+        sparse_trainer_of("BPR", settings("BPR", data, tmp_path), density=density, learning_rate_power=0.5)
+        assert sum("dsl_learning_rate_power=0.5 changes nothing" in r.message for r in caplog.records) == told
+
+
+def test_every_optimizer_of_a_trainer(data: Path, tmp_path: Path) -> None:
+    """RecVAE's three: each matrix in the one that owns it, scaled once."""
+    dsl = {"density": 0.25, "learning_rate_power": 0.5, "groups": "per_tensor"}
+    trainer, _ = sparse_trainer_of("RecVAE", settings("RecVAE", data, tmp_path), **dsl)
+    optimizers = {id(p.optimizer): p.optimizer for p in trainer.sparse.explorer.progress}
+    assert len(optimizers) > 1
+    for progress in trainer.sparse.explorer.progress:
+        rate = rates(progress.optimizer)[id(progress.group.weight)]
+        density = progress.group.budget / sum(r * c for r, c in progress.group.table_shapes)
+        assert rate == pytest.approx(trainer.config["learning_rate"] / density**0.5)
 
 
 def test_a_run_resumes(data: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from recbole.utils import get_trainer, init_seed
 from recbole.utils.case_study import full_sort_topk
 
 from benchmarks.baseline import recbole_trainer, run_recbole_itself
-from recbole_dsl import load_data_and_model, support
+from recbole_dsl import load_data_and_model, property_files, support
 from recbole_dsl.cli import main
 from recbole_dsl.errors import CheckpointError, ConfigError, DSLError
 from recbole_dsl.experiment import run_recbole_dsl
@@ -82,6 +83,23 @@ def test_every_kind_of_run_is_loaded(more: dict[str, Any], trained: Any) -> None
     for path in (file, run.trainer.keeper.file):
         config, model, _, _, _, test_data = load_data_and_model(path)
         assert metrics(recbole_s_own(config, model), test_data) == expected
+
+
+@pytest.mark.parametrize("topology", ["random", "er"])
+def test_a_model_s_file_may_have_changed_since(
+    topology: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Budgets are those that the run had, whatever topology the property file chooses by now."""
+    folder = tmp_path / "properties"
+    shutil.copytree(property_files.properties_dir(), folder)
+    (folder / "model/MultiVAE.yaml").write_text(f"methods:\n  dsl_plus:\n    dsl_init: {topology}\n", "utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(property_files, "properties_dir", lambda: folder)
+        run = sparse_run("MultiVAE", settings_of("MultiVAE", data), **{**DSL, "method": "dsl_plus"})
+    assert run.trainer.dsl.init == topology
+    expected = metrics(run.trainer, run.data[2])
+    config, model, _, _, _, test_data = load_data_and_model(run.trainer.saved_model_file)
+    assert metrics(recbole_s_own(config, model), test_data) == expected
 
 
 def test_settings_can_be_changed(trained: Any, data: Path, tmp_path: Path) -> None:

@@ -492,6 +492,16 @@ def test_erdos_renyi_shares_hold_for_every_kind_of_budget() -> None:
     assert user + item <= 2000 and abs(user / item - 48 / 68) < 0.02
 
 
+def test_bytes_that_a_small_group_cannot_take_go_to_the_others() -> None:
+    """Shares are 8 : 108, or 107 : 1443 bytes, but all of a matrix of 4 by 4 takes 100."""
+    model = nn.ModuleDict({"small": nn.Linear(4, 4, bias=False), "large": nn.Linear(100, 8, bias=False)})
+    options = {"include": ["*.weight"], "groups": "per_tensor", "init": "er", "budget": "1550B"}
+    small, large = sparsify(model, **options).groups
+    assert small.budget == 16
+    used = [group.weight_bytes + group.index_bytes for group in (small, large)]
+    assert used[0] == 16 * 5 + 4 * 5 == 100 and 1450 - 5 < used[1] <= 1450
+
+
 def test_bytes_are_no_budget_for_masked_tensors() -> None:
     """They take more than the dense weights whatever lives in them."""
     with pytest.raises(ConfigError, match="dsl_budget=2KB is refused, because sparse group 'joint' is masked"):

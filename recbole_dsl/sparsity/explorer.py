@@ -30,8 +30,7 @@ class ExplorationSettings:
     ``grow_row_power`` in [0, 1], see :func:`relative_to_rows`; ``growth_memory`` bytes for growth scores
     or None for no bound; ``growth_rows`` in (0, 1], the share of each tensor's rows that is scored at
     most; ``seed`` of our own generators;
-    ``record``: keep one bit per position that says whether it was live before;
-    ``learning_rate_scale`` > 0: the group's weights learn so many times as fast as the optimizer's others.
+    ``record``: keep one bit per position that says whether it was live before.
     """
 
     update_interval: int
@@ -49,7 +48,6 @@ class ExplorationSettings:
     growth_rows: float = 1.0
     record: bool = True
     seed: int = 0
-    learning_rate_scale: float = 1.0
 
     @property
     def window(self) -> int:
@@ -88,6 +86,7 @@ class GroupProgress:
     settings: ExplorationSettings
     record: ExplorationRecord | None
     generator: torch.Generator
+    learning_rate_scale: float = 1.0
     step: int = 0
     updates: int = 0
     score_bytes: int = 0  # the most that growth scores have held
@@ -105,6 +104,8 @@ class Explorer:
         groups: which share all settings but ``update_interval`` and ``end``.
         settings: one for all groups, or one for each.
         on_update: called after every update of a group.
+        learning_rate_scales: how many times as fast as the optimizer's other parameters each group learns, > 0;
+            None: as fast.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Explorer:
         groups: Sequence[SparseGroup],
         settings: ExplorationSettings | Sequence[ExplorationSettings],
         on_update: Callable[[UpdateEvent], None] | None = None,
+        learning_rate_scales: Sequence[float] | None = None,
     ) -> None:
         each = [settings] * len(groups) if isinstance(settings, ExplorationSettings) else list(settings)
         settings = each[0]
@@ -133,8 +135,11 @@ class Explorer:
                 settings=mine,
                 record=ExplorationRecord(group) if settings.record else None,
                 generator=generator_for(settings.seed, f"growth/{group.name}"),
+                learning_rate_scale=scale,
             )
-            for group, mine in zip(groups, each, strict=True)
+            for group, mine, scale in zip(
+                groups, each, learning_rate_scales or [1.0] * len(groups), strict=True
+            )
         ]
         for progress in self.progress:
             if progress.settings.updates:  # a bound that is too small is told now, not at the first window
@@ -144,17 +149,31 @@ class Explorer:
     def attach(self, optimizer: torch.optim.Optimizer) -> int:
         """Count the steps of ``optimizer`` for every group whose parameters it owns.
 
-        A group attached before to another optimizer moves to the new one and keeps its count.
-        Returns the number of groups it owns.
+        A group attached before to another optimizer moves to the new one and keeps its count. A group with a
+        learning rate of its own gets a parameter group of its own. Returns the number of groups it owns.
 
         Raises:
-            DSLError: the optimizer owns only a part of a group.
+            DSLError: the optimizer owns only a part of a group, or a learning-rate scheduler would not know
+                the rate of a group.
             UnsupportedOptimizerError: its per-weight state is not understood.
         """
-        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        groups = 0
+        owned = self._owned(optimizer)
+        for progress in owned:
+            scale_learning_rate(optimizer, progress.group.trained_parameters(), progress.learning_rate_scale)
+        for progress in owned:
+            if progress.hook is not None:
+                progress.hook.remove()
+            progress.optimizer = optimizer
+            progress.hook = optimizer.register_step_post_hook(_StepHook(self, progress))
+            self._prepare_next_step(progress)
+        return len(owned)
+
+    def _owned(self, optimizer: torch.optim.Optimizer) -> list[GroupProgress]:
+        """The groups whose parameters the optimizer has."""
+        parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        owned = []
         for progress in self.progress:
-            mine = [id(p) in owned for p in progress.group.trained_parameters()]
+            mine = [id(p) in parameters for p in progress.group.trained_parameters()]
             if not any(mine):
                 continue
             if not all(mine):
@@ -163,15 +182,8 @@ class Explorer:
                     "allowed is one optimizer per group (set dsl_groups accordingly)."
                 )
             progress.group.check_optimizer(optimizer)
-            parameters = progress.group.trained_parameters()
-            scale_learning_rate(optimizer, parameters, progress.settings.learning_rate_scale)
-            if progress.hook is not None:
-                progress.hook.remove()
-            progress.optimizer = optimizer
-            progress.hook = optimizer.register_step_post_hook(_StepHook(self, progress))
-            self._prepare_next_step(progress)
-            groups += 1
-        return groups
+            owned.append(progress)
+        return owned
 
     @property
     def idle_groups(self) -> list[str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from torch import nn, optim
+
+from ..errors import DSLError
 
 SCALED: Final = "dsl_rate_scale"
 """In an optimizer's parameter group: by what its learning rate was multiplied."""
@@ -27,17 +30,32 @@ def rate_scale(kinds: Sequence[str], density: float, power: float) -> float:
 
 
 def scale_learning_rate(optimizer: optim.Optimizer, parameters: Sequence[nn.Parameter], scale: float) -> None:
-    """Move ``parameters`` into parameter groups of ``scale`` times the learning rate of their present ones.
+    """Give ``parameters`` groups of their own, of ``scale`` times the learning rate of their present groups.
 
-    Before the first step. Parameters that were moved before stay as they are, so an optimizer may be given
-    twice. Learning-rate schedulers have to be made afterwards, as they keep the rates that they saw.
+    Before the first step. A scale that they had before is replaced, so an optimizer may be given twice.
+
+    Raises:
+        DSLError: a learning-rate scheduler holds the optimizer's parameter groups already.
     """
     mine = {id(parameter) for parameter in parameters}
     for group in list(optimizer.param_groups):
-        moved = [p for p in group["params"] if id(p) in mine]
-        if not moved or scale == 1.0 or SCALED in group:
+        change = scale / group.get(SCALED, 1.0)
+        if change == 1.0 or not any(id(p) in mine for p in group["params"]):
             continue
-        group["params"] = [p for p in group["params"] if id(p) not in mine]
+        if "initial_lr" in group:
+            raise DSLError(
+                "a learning-rate scheduler was made before the optimizer was attached, so it does not know the "
+                "learning rates of sparse matrices (dsl_learning_rate_power): allowed is to attach first."
+            )
+        own = {**group, **_part(group, mine, True), "lr": group["lr"] * change, SCALED: scale}
+        group.update(_part(group, mine, False))
         if not group["params"]:
             optimizer.param_groups[:] = [g for g in optimizer.param_groups if g is not group]
-        optimizer.add_param_group({**group, "params": moved, "lr": group["lr"] * scale, SCALED: scale})
+        optimizer.add_param_group(own)
+
+
+def _part(group: dict[str, Any], ids: set[int], inside: bool) -> dict[str, Any]:
+    """Parameters of a group that are, or are not, among ``ids``, with their names where it has any."""
+    keep = [(id(p) in ids) is inside for p in group["params"]]
+    lists = [name for name in ("params", "param_names") if name in group]
+    return {name: list(itertools.compress(group[name], keep)) for name in lists}

@@ -348,10 +348,16 @@ class SparseTrainerMixin:
             f"overall {handle.overall_density:.4g})"
         )
         for group, progress in zip(handle.groups, handle.explorer.progress, strict=True):
-            scale = progress.settings.learning_rate_scale
+            scale = progress.learning_rate_scale
             tensors = ", ".join(f"{s.name} {tuple(s.shape)}" for s in group.slices)
             rate = "" if scale == 1.0 else f", learning rate × {scale:.3g}"
             log(f"  {group.storage} group {group.name!r}, budget {group.budget}{rate}: {tensors}")
+        scales = {progress.learning_rate_scale for progress in handle.explorer.progress}
+        if self.dsl.learning_rate_power and scales == {1.0} and handle.explorer.can_move:
+            self.logger.warning(
+                f"dsl_learning_rate_power={self.dsl.learning_rate_power} changes nothing: no sparse group "
+                "holds Linear matrices only."
+            )
         for name, norm in handle.norms.items():
             log(f"  values of group {name!r} are factors of the interactions, of norm {norm:.3g}")
         if handle.inherited:
@@ -366,8 +372,7 @@ class SparseTrainerMixin:
             told: dict[tuple[ExplorationSettings, Plan], list[str]] = {}
             for group, progress in zip(handle.groups, handle.explorer.progress, strict=True):
                 plan = self.plans[tuple(s.name for s in group.slices)]
-                alike = replace(progress.settings, learning_rate_scale=1.0)
-                told.setdefault((alike, plan), []).append(group.name)
+                told.setdefault((progress.settings, plan), []).append(group.name)
             for (settings, plan), groups in told.items():
                 self._log_exploration(settings, plan, "" if len(told) == 1 else f" of {', '.join(groups)}")
 
