@@ -80,7 +80,7 @@ def mask(root: nn.Module, name: str, tensors: Sequence[TensorInfo], live: Tensor
 def unpack(root: nn.Module, groups: Sequence[PackedGroup | MaskedGroup]) -> None:
     """Restore the dense model: same classes, same parameter order, dead weights zero.
 
-    Tied weights are tied again. Those of packed groups are new objects, so an optimizer has to be rebuilt.
+    Tied weights are tied again. Parameters of packed groups are new objects, so an optimizer has to be rebuilt.
     """
     for group in groups:
         if isinstance(group, PackedGroup):
