@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,11 @@ def tower(density: float = 0.25, **options: object) -> tuple[nn.ModuleDict, Spar
 def rates(optimizer: torch.optim.Optimizer) -> dict[int, float]:
     """The learning rate of every parameter by its id."""
     return {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+
+
+def density_of(group: Any) -> float:
+    """Live weights of a sparse group over all of its tensors."""
+    return group.budget / sum(rows * columns for rows, columns in group.table_shapes)
 
 
 def test_scale_by_hand() -> None:
@@ -154,11 +160,11 @@ def test_a_trainer_has_it(data: Path, tmp_path: Path, caplog: pytest.LogCaptureF
     sparse = {id(g.weight): g for g in trainer.sparse.groups}
     (line,) = (r.message for r in caplog.records if "group 'encoder.0.weight'" in r.message)
     assert re.search(r"budget \d+, learning rate × [1-9]", line)
-    densities = {group.budget / sum(r * c for r, c in group.table_shapes) for group in trainer.sparse.groups}
+    densities = {density_of(group) for group in trainer.sparse.groups}
     assert len(sparse) == 4 and len(densities) > 1
     for parameter, rate in rates(trainer.optimizer).items():
         group = sparse.get(parameter)
-        density = 1.0 if group is None else group.budget / sum(r * c for r, c in group.table_shapes)
+        density = 1.0 if group is None else density_of(group)
         assert rate == pytest.approx(trainer.config["learning_rate"] / density)
 
 
@@ -178,8 +184,7 @@ def test_every_optimizer_of_a_trainer(data: Path, tmp_path: Path) -> None:
     assert len(optimizers) > 1
     for progress in trainer.sparse.explorer.progress:
         rate = rates(progress.optimizer)[id(progress.group.weight)]
-        density = progress.group.budget / sum(r * c for r, c in progress.group.table_shapes)
-        assert rate == pytest.approx(trainer.config["learning_rate"] / density**0.5)
+        assert rate == pytest.approx(trainer.config["learning_rate"] / density_of(progress.group) ** 0.5)
 
 
 def test_a_run_resumes(data: Path, tmp_path: Path) -> None:
