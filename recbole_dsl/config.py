@@ -326,7 +326,7 @@ class RecBoleDSLConfig(Config):
             layers["dsl_budget"] = None  # a property file's budget must not beat the user's density
         without_values = user.get("dsl_init", layers["dsl_init"]) not in TOPOLOGIES_WITH_VALUES
         if without_values and layers["dsl_init_values"] == "topology":
-            layers["dsl_init_values"] = "model"  # nor values that the user's topology does not have
+            layers["dsl_init_values"] = "fan_in"  # nor values that the user's topology does not have
         if "dsl_start_from" in user:
             layers["dsl_init_values"] = "model"  # nor any but those of the file
         if "dsl_include" in user:

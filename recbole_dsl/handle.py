@@ -36,7 +36,7 @@ from .sparsity.learning_rate import rate_scale
 from .sparsity.names import TOPOLOGIES_OF_SHAPES, TOPOLOGIES_WITH_VALUES
 from .sparsity.randomness import generator_for
 from .sparsity.targets import Selection, TensorInfo, matches, select_targets
-from .sparsity.topology import TOPOLOGIES, Topology, TopologyContext
+from .sparsity.topology import TOPOLOGIES, Factor, Topology, TopologyContext
 
 Group = PackedGroup | MaskedGroup
 
@@ -312,11 +312,11 @@ def _check_meta(module: nn.Module, plans: Sequence[GroupPlan], config: DSLConfig
 def _check_interactions(selection: Selection, config: DSLConfig, interactions: Interactions | None) -> None:
     if config.init not in TOPOLOGIES_WITH_VALUES or interactions is None:
         return
-    if not any(interactions.role(tensor) for tensor in selection.taken):
+    if not any(map(interactions.has_factors, selection.taken)):
         raise ConfigError(
-            f"dsl_init={config.init!r} (of dsl_method={config.method!r}) needs a user or an item table among "
-            f"the sparse tensors, which are {', '.join(t.name for t in selection.taken[:6])}; allowed here are "
-            "dsl_init='random', 'er', 'erk', 'aligned' and 'magnitude'."
+            f"dsl_init={config.init!r} (of dsl_method={config.method!r}) needs a table or matrix of users or items "
+            f"among the sparse tensors, which are {', '.join(t.name for t in selection.taken[:6])}; allowed "
+            "here are dsl_init='random', 'er', 'erk', 'aligned' and 'magnitude'."
         )
 
 
@@ -452,7 +452,7 @@ def _topology(
     if config.init in TOPOLOGIES_WITH_VALUES and interactions is not None:
         factors = interactions.factors(tensors, seed, _factorisation(config))
         later = _later(tensors, config, interactions)
-        room = sum(f.numel() for f, after in zip(factors, later, strict=True) if f is not None and not after)
+        room = sum(f.entries.numel() for f, after in zip(factors, later, strict=True) if f and not after)
         norm = _norm(factors, config, seed, interactions, alone=any(later) and budget <= room)
     context = TopologyContext(
         shapes=[t.shape for t in tensors],
@@ -484,12 +484,12 @@ def _factorisation(config: DSLConfig) -> Factorisation:
 
 
 def _norm(
-    factors: Sequence[Tensor | None], config: DSLConfig, seed: int, interactions: Interactions, alone: bool
+    factors: Sequence[Factor | None], config: DSLConfig, seed: int, interactions: Interactions, alone: bool
 ) -> float:
     """Of the factors as values, of one table ``alone``; nothing is worked out where they are not used."""
     if config.init_norm != AUTO:
         return float(config.init_norm)
-    ranks = [factor.shape[1] for factor in factors if factor is not None]
+    ranks = [factor.entries.shape[1] for factor in factors if factor is not None and factor.as_values]
     if not ranks or config.init_values != "topology":
         return 1.0
     return interactions.trusted_norm(ranks[0], seed, _factorisation(config), alone)
@@ -535,7 +535,8 @@ def _values(
     if tensors[0].parameter.is_meta:
         generator = generator_for(seed, f"values/{name}")
         values = draw_values(tensors, topology.live, initial_values, generator)
-    if config.init_values == "fan_in" and not grown:
+    # Where the topology proposes values, it does for tables only.
+    if config.init_values != "model" and not grown and any(t.kind == "linear" for t in tensors):
         values = values_at(tensors, topology.live).cpu() if values is None else values
         values = values * fan_in_scale(tensors, topology.live)
     return values

@@ -764,7 +764,7 @@ def test_the_number_of_weights_is_from_the_highest_layer_that_says_one(tmp_path:
 def test_another_topology_needs_no_other_values_by_hand() -> None:
     """BPR's default starts from the factors' values, which a random topology does not have."""
     assert config().dsl.init_values == "topology"
-    assert config(dsl_init="random").dsl.init_values == "model"
+    assert config(dsl_init="random").dsl.init_values == "fan_in"
     with pytest.raises(ConfigError, match="dsl_init_values='topology' contradicts"):
         config(dsl_init="random", dsl_init_values="topology")
 

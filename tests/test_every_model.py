@@ -71,13 +71,13 @@ def test_the_whole_experiment(name: str, data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_dsl_plus_takes_every_model(name: str, data: Path) -> None:
-    """From factors of the interactions, or at random where there is no table for them; wanted all the same,
+    """From factors of the interactions, or at random where they fit no tensor; wanted all the same,
     they are refused."""
     settings = settings_of(name, data)
     trainer, _ = sparse_trainer_of(name, settings, method="dsl_plus")
     assert trainer.sparse.live == trainer.sparse.budget < trainer.sparse.dense_weights
     if trainer.config.dsl.init == "random":
-        with pytest.raises(ConfigError, match="needs a user or an item table"):
+        with pytest.raises(ConfigError, match="needs a table or matrix of users or items"):
             sparse_trainer_of(name, settings, method="dsl_plus", init="nmf")
 
 

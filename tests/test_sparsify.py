@@ -257,7 +257,9 @@ def test_nmf_without_a_user_or_item_table_is_refused() -> None:
     """The message names what it found and what is allowed."""
     model = nn.ModuleDict({"tag": nn.Embedding(7, 8)})
     ids = torch.tensor([0, 1])
-    with pytest.raises(ConfigError, match=r"needs a user or an item table .* which are tag\.weight"):
+    with pytest.raises(
+        ConfigError, match=r"needs a table or matrix of users or items .* which are tag\.weight"
+    ):
         sparsify(model, 0.5, include=["*.weight"], init="nmf", interactions=Interactions(ids, ids, 40, 60))
     assert type(model["tag"]) is nn.Embedding
 
@@ -370,6 +372,26 @@ def test_nmf_values_are_used_when_asked_for() -> None:
     assert proposed.groups[0].values.min() >= 0 > own.groups[0].values.min()
     _, masked = sparse_tables(init="nmf", interactions=known, init_values="topology", storage="masked")
     assert torch.equal(masked.groups[0].live_values(), proposed.groups[0].live_values())
+
+
+@pytest.mark.parametrize("groups", ["per_tensor", "joint"])
+def test_values_of_the_topology_are_of_tables_only(groups: str) -> None:
+    """Linear matrices start as with fan_in, also where they share a budget with a table."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"user": nn.Embedding(40, 6), "layer": nn.Linear(12, 9, bias=False)})
+    before = model["layer"].weight.detach().clone()
+    known = Interactions(torch.arange(40).repeat(3), torch.arange(120) % 60, 40, 60)
+    factor, _ = known.factors(list_tensors(model), 3, Factorisation("spectral"))
+    options = dict(include=["*.weight"], groups=groups, init_norm=0.5, seed=3, interactions=known)
+    handle = sparsify(model, 0.4, init="spectral", init_values="topology", **options)
+    masks = {name: mask for group in handle.groups for name, mask in group.masks().items()}
+    live = masks["layer.weight"].sum(1, keepdim=True)
+    assert live.unique().numel() > 1
+    expected = before * masks["layer.weight"] * (12 / live.clamp(min=1)).sqrt()
+    torch.testing.assert_close(model["layer"].weight.detach(), expected)
+    torch.testing.assert_close(
+        model["user"].weight.detach(), 0.5 * factor.entries.float() * masks["user.weight"]
+    )
 
 
 @pytest.mark.parametrize("storage", ["packed", "masked"])

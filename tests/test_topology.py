@@ -26,7 +26,7 @@ from recbole_dsl.sparsity.interactions import Interactions
 from recbole_dsl.sparsity.names import TOPOLOGIES_WITH_VALUES, TOPOLOGY_NAMES
 from recbole_dsl.sparsity.randomness import generator_for
 from recbole_dsl.sparsity.targets import list_tensors
-from recbole_dsl.sparsity.topology import TOPOLOGIES, Topology, TopologyContext, random_subset
+from recbole_dsl.sparsity.topology import TOPOLOGIES, Factor, Topology, TopologyContext, random_subset
 
 
 def context(shapes, budget: int, seed: int = 0, initial=None, factors=None) -> TopologyContext:
@@ -35,7 +35,8 @@ def context(shapes, budget: int, seed: int = 0, initial=None, factors=None) -> T
     tables = initial or [torch.randn(*s, generator=draw) for s in shapes]
     if factors is None:
         factors = [torch.rand(*s, generator=draw) for s in shapes]
-    return TopologyContext(shapes, budget, tables, factors, generator_for(seed, "topology"))
+    known = [Factor(f) if isinstance(f, torch.Tensor) else f for f in factors]
+    return TopologyContext(shapes, budget, tables, known, generator_for(seed, "topology"))
 
 
 def build(name: str, *args, **more) -> Topology:
@@ -327,9 +328,45 @@ def test_interactions_tell_user_tables_from_item_tables() -> None:
     different = Interactions(ids, ids, 5, 4)
     assert [different.role(t) for t in (user, item, other)] == ["user", "item", None]
     w, nothing, h = different.factors([user, other, item], 0, Factorisation("nmf"))
-    assert (w.shape, nothing, h.shape) == ((5, 2), None, (4, 2))
+    assert (w.entries.shape, nothing, h.entries.shape) == ((5, 2), None, (4, 2))
     same = Interactions(ids, ids, 5, 5)
     assert same.role(user) == "user"
+
+
+def test_matrices_with_an_output_or_an_input_for_each_item_get_positions() -> None:
+    """Of the factor as it is or transposed, by item; values stay theirs. Not where two numbers fit."""
+    model = torch.nn.Module()
+    model.encoder = torch.nn.Linear(4, 3)
+    model.decoder = torch.nn.Linear(3, 4)
+    model.users = torch.nn.Linear(3, 5)
+    model.square = torch.nn.Linear(4, 4)
+    model.between = torch.nn.Linear(5, 4)
+    tensors = [t for t in list_tensors(model) if t.kind == "linear"]
+    ids = torch.tensor([0, 1, 2, 3, 0])
+    known = Interactions(torch.arange(5), ids, 5, 4)
+    assert [known.side(t) for t in tensors] == [("item", 1), ("item", 0), ("user", 0), None, None]
+    assert not any(known.role(t) for t in tensors)
+    encoder, decoder, users, *others = known.factors(tensors, 0, Factorisation("spectral"))
+    assert torch.equal(encoder.entries, decoder.entries) and encoder.entries.shape == (4, 3)
+    assert users.entries.shape == (5, 3) and others == [None, None]
+    assert (encoder.of_columns, decoder.of_columns, users.of_columns) == (True, False, False)
+    assert not any(f.as_values for f in (encoder, decoder, users))
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 7), columns=st.integers(1, 7), seed=st.integers(0, 3), data=st.data())
+def test_a_factor_of_columns_lives_where_its_transpose_does(rows, columns, seed, data) -> None:
+    """Position for position, and its values are the initial ones."""
+    budget = data.draw(st.integers(1, rows * columns))
+    entries = torch.randn(columns, rows, generator=torch.Generator().manual_seed(seed))
+    upright = build("spectral", [(columns, rows)], budget, factors=[entries])
+    matrix = context([(rows, columns)], budget, factors=[Factor(entries, of_columns=True, as_values=False)])
+    turned = TOPOLOGIES["spectral"](matrix)
+    marks = torch.zeros(columns * rows)
+    marks[upright.live] = 1
+    assert torch.equal(turned.live, marks.view(columns, rows).T.reshape(-1).nonzero().flatten())
+    assert torch.equal(turned.values, matrix.initial[0].reshape(-1)[turned.live])
+    assert turned.norm is None and upright.norm == 1.0
 
 
 def test_nothing_draws_from_a_global_generator() -> None:

@@ -13,6 +13,7 @@ from .factors import Factorisation, degree_normalised, scaled
 from .randomness import generator_for
 from .ranking import ndcg
 from .targets import TensorInfo
+from .topology import Factor
 
 NORM_PER_NDCG: Final = 4.5
 """A rule of thumb for LightGCN, whose mean over layers is shorter than its embeddings; from validation runs
@@ -59,20 +60,45 @@ class Interactions:
             fits = {role for role in fits if role in name.lower()}
         return fits.pop() if len(fits) == 1 else None
 
-    def factors(self, tensors: Sequence[TensorInfo], seed: int, how: Factorisation) -> list[Tensor | None]:
-        """Per tensor the factor of its users or items, scaled for use as values; None where
-        it is neither.
+    def factors(self, tensors: Sequence[TensorInfo], seed: int, how: Factorisation) -> list[Factor | None]:
+        """Per tensor the factor of its users or items; None where it has none.
 
-        Tables of the same width share one factorisation, so their columns mean the same.
+        Those of tables are scaled for use as values. A matrix of ``nn.Linear`` with an input or an output for
+        each item (or user), as in autoencoders, gets positions only, as its values are not those of inner
+        products. Tensors of the same width share one factorisation, so their columns, or the other side
+        of the matrix, mean the same.
         """
-        found: list[Tensor | None] = []
+        found: list[Factor | None] = []
         for role, tensor in zip(self.roles(tensors), tensors, strict=True):
-            if role is None:
-                found.append(None)
+            side = self.side(tensor)
+            if role is not None:
+                found.append(Factor(self._factor(role, tensor.shape[1], seed, how)))
+            elif side is not None:
+                role, axis = side
+                entries = self._factor(role, tensor.shape[1 - axis], seed, how)
+                found.append(Factor(entries, of_columns=axis == 1, as_values=False))
             else:
-                users, items = self.factorise(tensor.shape[1], seed, how)
-                found.append(users if role == "user" else items)
+                found.append(None)
         return found
+
+    def side(self, tensor: TensorInfo) -> tuple[str, int] | None:
+        """Whose are the outputs (0) or inputs (1) of a matrix of ``nn.Linear``, as ``('item', 1)``, or None.
+
+        By their number, where that leaves no doubt.
+        """
+        if tensor.kind != "linear":
+            return None
+        known = (("user", self.n_users), ("item", self.n_items))
+        fits = [(role, axis) for role, count in known for axis in (0, 1) if tensor.shape[axis] == count]
+        return fits[0] if len(fits) == 1 else None
+
+    def has_factors(self, tensor: TensorInfo) -> bool:
+        """Whether :meth:`factors` may say something of it."""
+        return self.role(tensor) is not None or self.side(tensor) is not None
+
+    def _factor(self, role: str, rank: int, seed: int, how: Factorisation) -> Tensor:
+        users, items = self.factorise(rank, seed, how)
+        return users if role == "user" else items
 
     def begins_in(self, tables: str) -> frozenset[str]:
         """The roles whose tables get a group's budget first, by ``dsl_init_tables``.
@@ -87,7 +113,7 @@ class Interactions:
         return frozenset({fewer}) if pairs < FEW_PER_ROW * max(self.n_users, self.n_items) else BOTH
 
     def roles(self, tensors: Sequence[TensorInfo]) -> list[str | None]:
-        """Of tensors that :meth:`factors` gives a factor: whose, ``'user'`` or ``'item'``; None of others.
+        """Of tables that :meth:`factors` gives a factor: whose, ``'user'`` or ``'item'``; None of others.
 
         Where a table that fits has the role in its name, one without it has as many rows by chance.
         """

@@ -22,13 +22,26 @@ ROWS_PER_BLOCK: Final = 2**12
 
 
 @dataclass(frozen=True)
+class Factor:
+    """What the interactions say of a tensor.
+
+    ``entries``: (users or items × columns); ``of_columns``: the tensor's columns are users or items, so it has
+    the shape of the entries transposed; ``as_values``: they may serve as initial values as well.
+    """
+
+    entries: Tensor
+    of_columns: bool = False
+    as_values: bool = True
+
+
+@dataclass(frozen=True)
 class TopologyContext:
     """What an initial topology may look at.
 
     ``shapes``: the full shapes of the group's tensors; ``budget``: live weights of the group;
-    ``initial``: the tensors' initial values (2-D views, rows × columns); ``factors``: per tensor a
-    matrix of its 2-D shape, or None where the data say nothing about it (only used by ``nmf`` and
-    ``spectral``; None altogether without data), whose values are multiplied by ``norm``; ``later``: per tensor
+    ``initial``: the tensors' initial values (2-D views, rows × columns); ``factors``: what the data say of
+    each tensor, or None where they say nothing (only used by ``nmf`` and ``spectral``; None altogether without
+    data); ``norm``: by which entries that serve as values are multiplied; ``later``: per tensor
     whether its entries are chosen only when the factors of the others are used up (empty: none);
     ``generator``: a CPU generator of our own.
     """
@@ -36,7 +49,7 @@ class TopologyContext:
     shapes: Sequence[Sequence[int]]
     budget: int
     initial: Sequence[Tensor]
-    factors: Sequence[Tensor | None] | None
+    factors: Sequence[Factor | None] | None
     generator: torch.Generator
     norm: float = 1.0
     later: Sequence[bool] = ()
@@ -106,13 +119,13 @@ def magnitude(context: TopologyContext) -> Topology:
 
 
 def of_factors(context: TopologyContext) -> Topology:
-    """The entries of largest absolute value of the row-normalised factors of the interactions.
+    """The entries of largest absolute value of the factors of the interactions, normalised by user or item.
 
-    Every row is divided by its Euclidean norm, so a row's entries compete with those of all others
+    Those of a user or item are divided by their Euclidean norm, so they compete with those of all others
     on equal terms; those of tensors that come ``later`` get what the others leave. Where fewer entries are
-    not zero than the budget allows, the rest is drawn at random. A tensor without factors (neither a user nor
-    an item table) gets its share of the budget by size, at random positions and with its initial values.
-    ``values`` of the other tensors are the factors' times ``norm``.
+    not zero than the budget allows, the rest is drawn at random. A tensor without factors gets its share of the
+    budget by size, at random positions. ``values`` are ``norm`` times the factors' entries if these may serve
+    as values, and else the initial ones.
 
     Raises:
         ConfigError: there are no interactions to factorise.
@@ -127,8 +140,10 @@ def of_factors(context: TopologyContext) -> Topology:
     shares = _by_size(context.budget, sizes, known)
     ranks = torch.empty(context.weights, dtype=torch.float32)
     later = context.later or [False] * len(sizes)
-    for factor, part, after in zip(context.factors, ranks.split(sizes), later, strict=True):
-        _rank_entries(factor, part, context.generator)
+    for factor, table, part, after in zip(
+        context.factors, context.initial, ranks.split(sizes), later, strict=True
+    ):
+        _rank_entries(factor, part.view(table.shape), context.generator)
         if after:
             part += 1
     live = torch.zeros(context.weights, dtype=torch.bool)
@@ -138,23 +153,35 @@ def of_factors(context: TopologyContext) -> Topology:
         marks = torch.cat([torch.full((n,), k is kind) for n, k in zip(sizes, known, strict=True)])
         keep_lowest(marks, lambda first, last: ranks[first:last], share, "torch")
         live |= marks
-    values = [
-        table.detach().cpu().reshape(-1)[mine] if factor is None else context.norm * factor.reshape(-1)[mine]
-        for factor, table, mine in zip(context.factors, context.initial, live.split(sizes), strict=True)
-    ]
-    norm = context.norm if any(known) else None
-    return Topology(live.nonzero().flatten(), torch.cat(values).to(context.initial[0].dtype), norm)
+    chosen = torch.cat(
+        [
+            _proposed(factor, table, context.norm)[mine]
+            for factor, table, mine in zip(context.factors, context.initial, live.split(sizes), strict=True)
+        ]
+    )
+    norm = context.norm if any(f is not None and f.as_values for f in context.factors) else None
+    return Topology(live.nonzero().flatten(), chosen.to(context.initial[0].dtype), norm)
 
 
-def _rank_entries(factor: Tensor | None, ranks: Tensor, generator: torch.Generator) -> None:
-    """Write into ``ranks`` (n,) 1 - |entry| / norm of its row, and draws from [2, 3] where there is nothing."""
+def _proposed(factor: Factor | None, initial: Tensor, norm: float) -> Tensor:
+    """Values of all entries of a tensor, flat."""
+    if factor is None or not factor.as_values:
+        return initial.detach().cpu().reshape(-1)
+    entries = factor.entries.T if factor.of_columns else factor.entries
+    return norm * entries.reshape(-1)
+
+
+def _rank_entries(factor: Factor | None, ranks: Tensor, generator: torch.Generator) -> None:
+    """Write into ``ranks`` (rows × columns of a tensor) 1 - |entry| / norm of its user or item.
+
+    And draws from [2, 3] where there is nothing.
+    """
     if factor is None:
-        ranks.copy_(2 + torch.rand(ranks.numel(), generator=generator))
+        ranks.copy_(2 + torch.rand(ranks.shape, generator=generator))
         return
-    for some, part in zip(
-        factor.split(ROWS_PER_BLOCK), ranks.split(ROWS_PER_BLOCK * factor.shape[1]), strict=True
-    ):
-        share = torch.nn.functional.normalize(some.double(), dim=1).abs_().reshape(-1)
+    by_entity = ranks.T if factor.of_columns else ranks
+    for some, part in zip(factor.entries.split(ROWS_PER_BLOCK), by_entity.split(ROWS_PER_BLOCK), strict=True):
+        share = torch.nn.functional.normalize(some.double(), dim=1).abs_()
         part.copy_((1 - share).clamp_min_(0))
         silent = share == 0
         part[silent] = 2 + torch.rand(int(silent.sum()), generator=generator, dtype=part.dtype)

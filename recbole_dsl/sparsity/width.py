@@ -18,7 +18,7 @@ from .factors import Factorisation
 from .interactions import Interactions
 from .randomness import generator_for
 from .ranking import ndcg
-from .topology import TopologyContext, of_factors
+from .topology import Factor, TopologyContext, of_factors
 
 HELD_OUT: Final = 0.1
 """Share of the interactions that factors are asked for."""
@@ -105,7 +105,8 @@ def ranking_quality(
     factors = known.embeddings(width, generator, Factorisation(kind), quick=True)
     rows = known.n_users + known.n_items
     budget = min(rows * width, int(weights_per_row * rows))
-    start = of_factors(TopologyContext([f.shape for f in factors], budget, factors, factors, generator))
+    shapes, proposed = [f.shape for f in factors], [Factor(f) for f in factors]
+    start = of_factors(TopologyContext(shapes, budget, factors, proposed, generator))
     assert start.values is not None
     tables = (
         torch.zeros(rows * width, dtype=factors[0].dtype)
