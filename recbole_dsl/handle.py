@@ -314,9 +314,9 @@ def _check_interactions(selection: Selection, config: DSLConfig, interactions: I
         return
     if not any(map(interactions.has_factors, selection.taken)):
         raise ConfigError(
-            f"dsl_init={config.init!r} (of dsl_method={config.method!r}) needs a table or matrix of users or items "
-            f"among the sparse tensors, which are {', '.join(t.name for t in selection.taken[:6])}; allowed "
-            "here are dsl_init='random', 'er', 'erk', 'aligned' and 'magnitude'."
+            f"dsl_init={config.init!r} (of dsl_method={config.method!r}) needs a table or matrix of users or "
+            f"items among the sparse tensors, which are {', '.join(t.name for t in selection.taken[:6])}; "
+            "allowed here are dsl_init='random', 'er', 'erk', 'aligned' and 'magnitude'."
         )
 
 

@@ -204,6 +204,11 @@ def _check_methods(methods: Settings, current: str, path: Path, of_dataset: bool
             )
 
 
+def _check_default(content: Settings, path: Path) -> None:
+    if "default_method" in content:
+        _check_words([str(content["default_method"])], method_names(), "default_method", path)
+
+
 def _starts_from_tables(name: str) -> bool:
     return name in method_names() and _method_layer(name).get("dsl_init") in TOPOLOGIES_WITH_VALUES
 
@@ -216,7 +221,7 @@ def _file(kind: str, name: str) -> Path | None:
 
 def family_file(family: str, current: str = "") -> Settings:
     """The checked file of a family of models: which tensors are sparse, where patterns that a model lacks are
-    no mistake, and ``methods``; ``{}`` for a family without one. ``current``: method in use.
+    no mistake, ``default_method`` and ``methods``; ``{}`` for a family without one. ``current``: method in use.
 
     Raises:
         ConfigError: the file sets a key it may not set.
@@ -225,8 +230,9 @@ def family_file(family: str, current: str = "") -> Settings:
     if path is None:
         return {}
     content = read_mapping(path)
-    _check_words(content, {*SCOPE_KEYS, "methods"}, "key", path)
+    _check_words(content, {*SCOPE_KEYS, "default_method", "methods"}, "key", path)
     _check_methods(_section(content, "methods", path), current, path)
+    _check_default(content, path)
     return content
 
 
@@ -252,8 +258,7 @@ def model_file(model: str, current: str = "") -> Settings:
     _section(content, "packages", path)
     _check_words(_section(content, "scope", path), SCOPE_KEYS, "scope key", path)
     _check_methods(_section(content, "methods", path), current, path)
-    if "default_method" in content:
-        _check_words([str(content["default_method"])], method_names(), "default_method", path)
+    _check_default(content, path)
     return content
 
 
@@ -282,12 +287,16 @@ def _dig(content: Mapping[str, Any], *keys: str) -> Settings:
     return dict(content)
 
 
+def _default_method(model: str, family: str) -> str | None:
+    return model_file(model).get("default_method") or family_file(family).get("default_method")
+
+
 def layers(model: str | Sequence[str], dataset: str, method: str | None, family: str = "") -> Settings:
     """All defaults that property files give for a model of a family and a dataset, merged.
 
     ``model``: its name, or also the names of those it derives from, of which the first with a file counts.
 
-    ``method``: what the user asked for; None takes the model's default method or else the overall.
+    ``method``: what the user asked for; None takes the model's default method, its family's or the overall.
     ``dsl_method`` of the result is the method that was taken.
 
     Raises:
@@ -297,7 +306,7 @@ def layers(model: str | Sequence[str], dataset: str, method: str | None, family:
     names = [model] if isinstance(model, str) else list(model)
     model = file_of_model(names)
     if method is None:
-        method = str(model_file(model).get("default_method") or overall[METHOD_KEY])
+        method = _default_method(model, family) or overall[METHOD_KEY]
     name = method_name(method)
     of_family = family_file(family, name)
     of_model, of_dataset = model_file(model, name), dataset_file(dataset, name)

@@ -26,9 +26,9 @@ CASES = {
     "nothing to make sparse": (["--model=Pop"], ["Pop"]),
     "unwritable result": (["--dsl_result=a_file/result.json"], ["a_file/result.json"]),
     "unknown method": (["--dsl_method=dls_plus"], ["dls_plus", "dsl_plus"]),
-    "nmf without tables": (
-        ["--model=MultiVAE", "--dsl_init=nmf"],
-        ["nmf", "a user or an item table"],
+    "nmf where nothing fits": (
+        ["--model=GCMC", "--dsl_init=nmf"],
+        ["nmf", "a table or matrix of users or items"],
     ),
     "budget too large": (["--dsl_budget=999999999"], ["dsl_budget", "168128"]),
     "budget below the index": (["--dsl_budget=5kB"], ["dsl_budget", "index"]),

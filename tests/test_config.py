@@ -402,14 +402,14 @@ def test_every_layer_wins_over_those_below(properties: Path, tmp_path: Path, fla
     write(properties / "overall.yaml", overall + "learning_rate: 1e-3\n")
     write(model, "scope:\n  dsl_min_weights: 77\n")
     check(1)
-    method = properties / "method/dsl.yaml"
+    method = properties / "method/dsl_plus.yaml"
     write(method, method.read_text() + both(2))
     check(2)
-    write(model, model.read_text() + "methods:\n  dsl:\n" + both(3, 4))
+    write(model, model.read_text() + "methods:\n  dsl_plus:\n" + both(3, 4))
     check(3)
-    write(dataset, "methods:\n  dsl:\n" + both(4, 4))
+    write(dataset, "methods:\n  dsl_plus:\n" + both(4, 4))
     check(4)
-    write(dataset, dataset.read_text() + "models:\n  DMF:\n    dsl:\n" + both(5, 6))
+    write(dataset, dataset.read_text() + "models:\n  DMF:\n    dsl_plus:\n" + both(5, 6))
     check(5)
     first, second = write(tmp_path / "a.yaml", both(6)), write(tmp_path / "b.yaml", both(7))
     check(6, [first])
@@ -419,9 +419,16 @@ def test_every_layer_wins_over_those_below(properties: Path, tmp_path: Path, fla
     check(9, [first, second], dsl_grow_window=8, learning_rate=0.008)
 
 
-def test_the_method_comes_from_user_model_or_overall(tmp_path: Path, flags: Any) -> None:
-    assert config("DMF").dsl.method == "dsl"
-    assert config("LightGCN").dsl.method == "dsl_plus"
+def test_the_method_comes_from_user_model_family_or_overall(
+    properties: Path, tmp_path: Path, flags: Any
+) -> None:
+    assert config("DMF").dsl.method == config("GRU4Rec").dsl.method == "dsl_plus"
+    assert property_files.layers("", "", None)["dsl_method"] == DSLConfig.from_config({}).method == "dsl"
+    write(properties / "model/DMF.yaml", "default_method: rigl\n")
+    assert config("DMF").dsl.method == "rigl"
+    (properties / "family/general.yaml").unlink()
+    assert (config("DMF").dsl.method, config("CDAE").dsl.method) == ("rigl", "dsl")
+    write(properties / "model/LightGCN.yaml", "default_method: dsl_plus\n")
     assert config("LightGCN", dsl_method=None).dsl.method == "dsl_plus"
     file = write(tmp_path / "my.yaml", "dsl_method: rigl\n")
     assert RecBoleDSLConfig("LightGCN", "ml-100k", [file]).dsl.method == "rigl"
@@ -461,7 +468,7 @@ def test_a_file_with_scientific_notation_holds_a_number(tmp_path: Path) -> None:
 
 
 def test_the_users_density_beats_a_property_files_budget(properties: Path) -> None:
-    write(properties / "model/BPR.yaml", "methods:\n  dsl:\n    dsl_budget: 100\n")
+    write(properties / "model/BPR.yaml", "methods:\n  dsl_plus:\n    dsl_budget: 100\n")
     assert config().dsl.budget == Budget(100, "weights")
     built = config(dsl_density=0.2)
     assert (built.dsl.budget, built.dsl.density) == (None, 0.2)
@@ -534,6 +541,7 @@ SCHEMA_ERRORS = [
     ("model/BPR.yaml", "methods:\n  dsl: 3\n", "dsl=3"),
     ("model/BPR.yaml", "methods:\n  dsl:\n    dsl_densty: 1\n", "did you mean 'dsl_density'"),
     ("model/BPR.yaml", "default_method: dsl_pls\n", "did you mean 'dsl_plus'"),
+    ("family/general.yaml", "default_method: dsl_pls\n", "did you mean 'dsl_plus'"),
     ("model/BPR.yaml", "[1, 2]\n", "holds a list"),
     ("model/BPR.yaml", "recbole:\n  dsl_density: 1\n", "dsl_density below recbole"),
     ("model/BPR.yaml", "packages: [faiss]\n", "packages=['faiss']"),
