@@ -30,6 +30,7 @@ variants=(
     rate-power-0:--dsl_learning_rate_power=0
     rate-power-1:--dsl_learning_rate_power=1
     budgets-by-size:--dsl_init=random
+    random-positions:--dsl_init=random
     random-topology:"--dsl_init=random --dsl_init_values=model"
     no-updates:--dsl_update_ratio=0
     drop-by-row-magnitude:--dsl_drop=row_magnitude
