@@ -26,6 +26,7 @@ FOLDER = RESULTS / "compare/ml-100k"
 CITEULIKE = RESULTS / "compare/BPR-citeulike-t"
 CITEULIKE_SEEDS = RESULTS / "compare/BPR-citeulike-t-seeds"
 MULTIVAE = RESULTS / "compare/MultiVAE-ml-1m"
+BPR_ML1M = RESULTS / "compare/BPR-ml-1m"
 LIGHTGCN = RESULTS / "compare/LightGCN-citeulike-t"
 LIGHTGCN_TUNING = RESULTS / "compare/LightGCN-citeulike-t-tuning"
 OUT_OF_THE_BOX = RESULTS / "out_of_the_box"
@@ -149,6 +150,7 @@ SECTIONS = {
     "citeulike": functools.partial(accuracy, CITEULIKE),
     "citeulike_seeds": functools.partial(accuracy, CITEULIKE_SEEDS),
     "multivae": functools.partial(accuracy, MULTIVAE),
+    "bpr_movielens": functools.partial(accuracy, BPR_ML1M),
     "lightgcn": functools.partial(accuracy, LIGHTGCN),
     "lightgcn_trials": trials,
     "out_of_the_box": out_of_the_box,

@@ -13,7 +13,7 @@ from benchmarks import compare_docs, speed_docs
 GRID = compare_docs.FOLDER / "grid.json"
 TABLES = (
     ["compare"],
-    ["compare", "citeulike", "citeulike_seeds", "multivae", "lightgcn", "lightgcn_trials", "out_of_the_box"],
+    ["compare", "citeulike", "citeulike_seeds", "multivae", "bpr_movielens", "lightgcn", "lightgcn_trials", "out_of_the_box"],
 )
 
 
