@@ -280,9 +280,9 @@ class RecBoleDSLConfig(Config):
             self.final_config_dict["model"] = own
 
     @property
-    def scope_of_files(self) -> frozenset[str]:
-        """Those of ``include``, ``exclude`` and ``groups`` that the user has left to the property files."""
-        names = ("include", "exclude", "groups")
+    def left_to_files(self) -> frozenset[str]:
+        """Those of ``include``, ``exclude``, ``groups`` and ``init`` that the user left to property files."""
+        names = ("include", "exclude", "groups", "init")
         return frozenset(name for name in names if self.external_config_dict.get(PREFIX + name) is None)
 
     def _check_model_file(self, name: str, model_class: type) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ class SparseHandle:
     compared with (for ``dsl_width`` that is the model of the original width). ``copies``: frozen groups
     that a model keeps of others. ``inherited``: names of the groups whose tensors were sparse already.
     ``norms``: of the rows' values by group, where these are the topology's (``dsl_init_norm``).
+    ``without_factors``: a topology from factors was the default, but they fit none of the tensors.
     """
 
     module: nn.Module
@@ -59,6 +60,7 @@ class SparseHandle:
     copies: Sequence[Group] = ()
     inherited: Sequence[str] = ()
     norms: Mapping[str, float] = field(default_factory=dict)
+    without_factors: bool = False
 
     def __repr__(self) -> str:
         groups = ", ".join(f"{g.storage} {g.name!r}" for g in self.groups)
@@ -224,11 +226,14 @@ def insert(
         dense_size: number of weights a tensor has in the dense model that density is counted against
             (default: its own).
         initial_values: of tensors on the meta device.
-        lenient: those of ``include``, ``exclude`` and ``groups`` that are defaults for many models: their
-            patterns need not match a tensor.
+        lenient: those of ``include``, ``exclude``, ``groups`` and ``init`` that are defaults for many models:
+            their patterns need not match a tensor, and where factors fit none, the topology is random.
     """
     seed = config.seed if config.seed is not None else default_seed
     selection = select_targets(module, config.include, config.exclude, config.min_weights, lenient)
+    without_factors = "init" in lenient and not _factors_fit(selection, config, interactions)
+    if without_factors:
+        config = replace(config, init="random", init_values=_without_topology(config.init_values))
     plans = _plan_groups(selection, config, "groups" in lenient)
     for name, tensors, _ in plans:
         check_uniform(name, tensors)
@@ -282,7 +287,16 @@ def insert(
     inherited = [plan[0] for plan, start in zip(plans, starts, strict=True) if start is not None]
     explorer = Explorer(groups, each, on_update, scales)
     left = selection.without_weights()
-    return SparseHandle(module, groups, left, explorer, total, inherited=inherited, norms=norms)
+    return SparseHandle(
+        module,
+        groups,
+        left,
+        explorer,
+        total,
+        inherited=inherited,
+        norms=norms,
+        without_factors=without_factors,
+    )
 
 
 def _check_meta(module: nn.Module, plans: Sequence[GroupPlan], config: DSLConfig) -> None:
@@ -309,10 +323,20 @@ def _check_meta(module: nn.Module, plans: Sequence[GroupPlan], config: DSLConfig
         )
 
 
+def _factors_fit(selection: Selection, config: DSLConfig, interactions: Interactions | None) -> bool:
+    """Whether the topology needs no factors, or a tensor gets some."""
+    if config.init not in TOPOLOGIES_WITH_VALUES:
+        return True
+    return interactions is not None and any(map(interactions.has_factors, selection.taken))
+
+
+def _without_topology(init_values: str) -> str:
+    """What values there are where the topology has none."""
+    return "fan_in" if init_values == "topology" else init_values
+
+
 def _check_interactions(selection: Selection, config: DSLConfig, interactions: Interactions | None) -> None:
-    if config.init not in TOPOLOGIES_WITH_VALUES or interactions is None:
-        return
-    if not any(map(interactions.has_factors, selection.taken)):
+    if interactions is not None and not _factors_fit(selection, config, interactions):
         raise ConfigError(
             f"dsl_init={config.init!r} (of dsl_method={config.method!r}) needs a table or matrix of users or "
             f"items among the sparse tensors, which are {', '.join(t.name for t in selection.taken[:6])}; "

@@ -58,7 +58,7 @@ def default_scope(name: str, data: Path) -> dict[str, Any]:
     _, train_data, *_ = load_data(config)
     model = build_model(config, train_data)
     dsl = config.dsl
-    taken = select_targets(model, dsl.include, dsl.exclude, dsl.min_weights, config.scope_of_files).taken
+    taken = select_targets(model, dsl.include, dsl.exclude, dsl.min_weights, config.left_to_files).taken
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {
         "sparse": [

@@ -13,7 +13,16 @@ from benchmarks import compare_docs, speed_docs
 GRID = compare_docs.FOLDER / "grid.json"
 TABLES = (
     ["compare"],
-    ["compare", "citeulike", "citeulike_seeds", "multivae", "bpr_movielens", "lightgcn", "lightgcn_trials", "out_of_the_box"],
+    [
+        "compare",
+        "citeulike",
+        "citeulike_seeds",
+        "multivae",
+        "bpr_movielens",
+        "lightgcn",
+        "lightgcn_trials",
+        "out_of_the_box",
+    ],
 )
 
 

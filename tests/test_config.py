@@ -569,12 +569,12 @@ def test_families_lie_between_overall_and_model(properties: Path) -> None:
     assert (sequential.dsl.exclude, sequential.dsl.min_weights) == (("*position*",), 8)
     assert (other.dsl.exclude, other.dsl.min_weights) == ((), 1024)
     assert config("SASRec", dsl_exclude=[], dsl_min_weights=9).dsl.exclude == ()
-    assert sequential.scope_of_files == {"include", "exclude", "groups"}
+    assert sequential.left_to_files == {"include", "exclude", "groups", "init"}
 
 
 def test_a_scope_of_the_users_is_without_the_exceptions_of_files() -> None:
     named = config("SASRec", dsl_include=["position_embedding.weight"])
-    assert named.dsl.exclude == () and named.scope_of_files == {"exclude", "groups"}
+    assert named.dsl.exclude == () and named.left_to_files == {"exclude", "groups", "init"}
     assert config("SASRec", dsl_include=["*"], dsl_exclude=["a"]).dsl.exclude == ("a",)
 
 

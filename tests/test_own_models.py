@@ -75,6 +75,29 @@ def test_a_derived_class_takes_settings_loaders_and_trainer_of_its_parent(tmp_pa
     assert run.valid and run.trainer.sparse.live == run.trainer.sparse.budget
 
 
+def test_a_model_without_a_table_for_factors_starts_at_random_positions(tmp_path: Path, caplog: Any) -> None:
+    """By default, with a warning; asked for by name the factors are refused."""
+
+    class Odd(BPR):
+        def __init__(self, config: Any, dataset: Any) -> None:
+            super().__init__(config, dataset)
+            self.user_embedding = torch.nn.Embedding(self.n_users + 3, self.embedding_size)
+            self.item_embedding = torch.nn.Embedding(self.n_items + 5, self.embedding_size)
+
+    settings = settings_of("BPR", write_tiny(tmp_path))
+    trainer, data = sparse_trainer_of(Odd, settings, density=0.2, width=64)
+    assert trainer.dsl.init == "spectral" and trainer.sparse.without_factors and not trainer.sparse.norms
+    group = trainer.sparse.groups[0]
+    assert trainer.sparse.live == trainer.sparse.budget and 0.005 < group.live_values().std() < 2
+    with caplog.at_level("WARNING"):
+        trainer.fit(data[0], show_progress=False)
+    assert "all tensors start at random positions" in caplog.text
+    usual, _ = sparse_trainer_of("BPR", settings, density=0.2)
+    assert not usual.sparse.without_factors
+    with pytest.raises(ConfigError, match="needs a table or matrix of users or items"):
+        sparse_trainer_of(Odd, settings, density=0.2, init="spectral", width=64)
+
+
 def test_a_trainer_of_ones_own(tmp_path: Path) -> None:
     """Any class derived from RecBole's trainer can be made sparse."""
 

@@ -84,7 +84,7 @@ class SparseTrainerMixin:
             interactions=interactions_of(train_data),
             dense_size=functools.partial(_dense_size, config),
             on_update=self._on_update,
-            lenient=config.scope_of_files,
+            lenient=config.left_to_files,
         )
         self.sparse.copies = adapt(model)
         dense = {name for name, _ in model.named_parameters()}  # what adapting has left dense
@@ -357,6 +357,11 @@ class SparseTrainerMixin:
             self.logger.warning(
                 f"dsl_learning_rate_power={self.dsl.learning_rate_power} changes nothing: no sparse group "
                 "holds Linear matrices only."
+            )
+        if handle.without_factors:
+            self.logger.warning(
+                f"dsl_init={self.dsl.init} (of dsl_method={self.dsl.method}) finds no table or matrix of users "
+                "or items: all tensors start at random positions."
             )
         for name, norm in handle.norms.items():
             log(f"  values of group {name!r} are factors of the interactions, of norm {norm:.3g}")
