@@ -98,7 +98,7 @@ def out_of_the_box(folder: Path = OUT_OF_THE_BOX) -> str:
     dense = {(run.model, run.dataset, run.seed): _test_score(run)[1] for run in runs if run.method == "dense"}
     order = {"dense": 0, "dsl": 1, "dsl_plus": 2}
     lines = []
-    for run in sorted(runs, key=lambda r: (r.dataset, r.model, r.seed, order[r.method])):
+    for run in sorted(runs, key=lambda r: (r.dataset, r.model, r.seed, order.get(r.method, 9))):
         metric, score = _test_score(run)
         beside = dense.get((run.model, run.dataset, run.seed))
         lines.append(
@@ -106,6 +106,7 @@ def out_of_the_box(folder: Path = OUT_OF_THE_BOX) -> str:
                 run.model,
                 run.dataset,
                 run.method,
+                str(run.seed),
                 metric,
                 f"{run.best_valid_result[metric]:.4f}",
                 f"{score:.4f}",
@@ -114,8 +115,19 @@ def out_of_the_box(folder: Path = OUT_OF_THE_BOX) -> str:
                 str(run.epochs_run),
             ]
         )
-    head = ["model", "dataset", "method", "metric", "validation", "test", "/ dense", "live weights", "epochs"]
-    return table(head, lines, words=4)
+    head = [
+        "model",
+        "dataset",
+        "method",
+        "seed",
+        "metric",
+        "validation",
+        "test",
+        "/ dense",
+        "live weights",
+        "epochs",
+    ]
+    return table(head, lines, words=5)
 
 
 def _test_score(run: RunResult) -> tuple[str, float]:

@@ -41,7 +41,7 @@ from recbole.data.interaction import Interaction  # noqa: E402  isort: skip
 PATHS = ("recbole", "fast")
 PAIRS = DATASETS["ml-1m"]["load_col"]
 SPLIT = DATASETS["gowalla"]
-# With method dsl, as the topology of dsl_plus needs user or item tables.
+# With the method that the numbers were measured with.
 LABELED = {**MODELS["DeepFM"], "dsl_method": "dsl"}
 ORDERED = {**DATASETS["ml-1m-pos"], **MODELS["SASRec"]}
 SAMPLED = {

@@ -34,10 +34,10 @@ from recbole_dsl.settings import (
     literal,
     mapping_setting,
     number_setting,
+    values_for,
     whole_setting,
 )
-from recbole_dsl.sparsity.names import TOPOLOGIES_WITH_VALUES
-from recbole_dsl.stages import check_stage
+from recbole_dsl.stages import check_stage, starts_from_files
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
 """Optimizers that RecBole builds by name and that train dense gradients."""
@@ -281,8 +281,11 @@ class RecBoleDSLConfig(Config):
 
     @property
     def left_to_files(self) -> frozenset[str]:
-        """Those of ``include``, ``exclude``, ``groups`` and ``init`` that the user left to property files."""
-        names = ("include", "exclude", "groups", "init")
+        """Those of ``include``, ``exclude``, ``groups`` and ``init`` that the user left to property files.
+
+        ``init`` with the model's default method only, as another one is meant as it is.
+        """
+        names = ("include", "exclude", "groups", *(("init",) if self._by_default else ()))
         return frozenset(name for name in names if self.external_config_dict.get(PREFIX + name) is None)
 
     def _check_model_file(self, name: str, model_class: type) -> None:
@@ -315,18 +318,16 @@ class RecBoleDSLConfig(Config):
         lineage = recbole_names.lineage(model, model_class)
         known = next((name for name in lineage if recbole_names.has_defaults(name)), model)
         super()._load_internal_config_dict(known, model_class, dataset)
-        layers = property_files.layers(
-            lineage,
-            dataset,
-            self.external_config_dict.get(METHOD_KEY),
-            _FAMILIES[model_class.type],  # type: ignore[attr-defined]
-        )
+        family = _FAMILIES[model_class.type]  # type: ignore[attr-defined]
+        layers = property_files.layers(lineage, dataset, self.external_config_dict.get(METHOD_KEY), family)
+        usual = property_files.layers(lineage, dataset, None, family)[METHOD_KEY]
+        self._by_default = layers[METHOD_KEY] == usual
         user = {key: value for key, value in self.external_config_dict.items() if value is not None}
         if "dsl_density" in user:
             layers["dsl_budget"] = None  # a property file's budget must not beat the user's density
-        without_values = user.get("dsl_init", layers["dsl_init"]) not in TOPOLOGIES_WITH_VALUES
-        if without_values and layers["dsl_init_values"] == "topology":
-            layers["dsl_init_values"] = "fan_in"  # nor values that the user's topology does not have
+        # Nor values that the user's topology does not have.
+        init = str(user.get("dsl_init", layers["dsl_init"]))
+        layers["dsl_init_values"] = values_for(init, layers["dsl_init_values"])
         if "dsl_start_from" in user:
             layers["dsl_init_values"] = "model"  # nor any but those of the file
         if "dsl_include" in user:
@@ -343,6 +344,9 @@ class RecBoleDSLConfig(Config):
         settings: Settings = super()._get_final_config_dict()
         if settings[METHOD_KEY] is None:
             settings[METHOD_KEY] = self.internal_config_dict[METHOD_KEY]
+        lineage = recbole_names.recbole_lineage(self.model_class)
+        if starts_from_files(lineage, settings) and "dsl_init_values" not in self.external_config_dict:
+            settings["dsl_init_values"] = "model"  # which are those of the files
         if self.ranks_all_items(settings) and "train_neg_sample_args" not in self.external_config_dict:
             settings["train_neg_sample_args"] = None  # RecBole's own default is one that it refuses
         return settings

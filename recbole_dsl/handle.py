@@ -20,7 +20,7 @@ from .packed.index import table_shape
 from .packed.masked import MaskedGroup
 from .packed.surgery import check_uniform, mask, pack, unpack, values_at
 from .quantities import Budget
-from .settings import AUTO, DSLConfig
+from .settings import AUTO, DSLConfig, values_for
 from .sparsity.budget import (
     allocate,
     budget_of_bytes,
@@ -233,7 +233,7 @@ def insert(
     selection = select_targets(module, config.include, config.exclude, config.min_weights, lenient)
     without_factors = "init" in lenient and not _factors_fit(selection, config, interactions)
     if without_factors:
-        config = replace(config, init="random", init_values=_without_topology(config.init_values))
+        config = replace(config, init="random", init_values=values_for("random", config.init_values))
     plans = _plan_groups(selection, config, "groups" in lenient)
     for name, tensors, _ in plans:
         check_uniform(name, tensors)
@@ -245,7 +245,7 @@ def insert(
     starts = [sparse_start(tensors, budget) for (_, tensors, _), budget in zip(plans, budgets, strict=True)]
     # All topologies first, so that one that is refused leaves the module as it was.
     topologies = [
-        _topology(name, tensors, budget, start, config, seed, interactions)
+        _topology(name, tensors, budget, start, config, seed, interactions, selection.taken)
         for (name, tensors, _), budget, start in zip(plans, budgets, starts, strict=True)
     ]
     values = [
@@ -328,11 +328,6 @@ def _factors_fit(selection: Selection, config: DSLConfig, interactions: Interact
     if config.init not in TOPOLOGIES_WITH_VALUES:
         return True
     return interactions is not None and any(map(interactions.has_factors, selection.taken))
-
-
-def _without_topology(init_values: str) -> str:
-    """What values there are where the topology has none."""
-    return "fan_in" if init_values == "topology" else init_values
 
 
 def _check_interactions(selection: Selection, config: DSLConfig, interactions: Interactions | None) -> None:
@@ -466,6 +461,7 @@ def _topology(
     config: DSLConfig,
     seed: int,
     interactions: Interactions | None,
+    among: Sequence[TensorInfo],
 ) -> Topology:
     weights = sum(t.parameter.numel() for t in tensors)
     if budget == weights:  # density 1 means the model's own initial values, whatever the method
@@ -474,8 +470,8 @@ def _topology(
         return Topology(given)
     factors, norm, later = None, 1.0, []
     if config.init in TOPOLOGIES_WITH_VALUES and interactions is not None:
-        factors = interactions.factors(tensors, seed, _factorisation(config))
-        later = _later(tensors, config, interactions)
+        factors = interactions.factors(tensors, seed, _factorisation(config), among)
+        later = _later(tensors, among, config, interactions)
         room = sum(f.entries.numel() for f, after in zip(factors, later, strict=True) if f and not after)
         norm = _norm(factors, config, seed, interactions, alone=any(later) and budget <= room)
     context = TopologyContext(
@@ -496,9 +492,11 @@ def _topology(
     return Topology(torch.cat([given, rest]).sort().values)
 
 
-def _later(tensors: Sequence[TensorInfo], config: DSLConfig, interactions: Interactions) -> list[bool]:
+def _later(
+    tensors: Sequence[TensorInfo], among: Sequence[TensorInfo], config: DSLConfig, interactions: Interactions
+) -> list[bool]:
     """Which tensors of a group get what others of it leave (``dsl_init_tables``)."""
-    roles, first = interactions.roles(tensors), interactions.begins_in(config.init_tables)
+    roles, first = interactions.roles(tensors, among), interactions.begins_in(config.init_tables)
     waits = any(role in first for role in roles)
     return [waits and role is not None and role not in first for role in roles]
 

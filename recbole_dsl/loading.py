@@ -63,6 +63,10 @@ def _config_of(
             f"'{os.fspath(file)}' is of model {name!r}, which is not RecBole's own; allowed is to give its "
             "class as model_class."
         )
+    given["dsl_method"] = kept["dsl_method"]  # which may have been the default of its day
+    if "dsl_density" not in given and "dsl_budget" not in given:
+        key = "dsl_density" if kept["dsl_budget"] is None else "dsl_budget"
+        given[key] = kept[key]
     if kept["dsl_init"] in TOPOLOGIES_OF_SHAPES:
         given["dsl_init"] = kept["dsl_init"]  # budgets follow from it, whatever the model's file says by now
     else:  # the topology is in the file

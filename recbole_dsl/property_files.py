@@ -26,8 +26,8 @@ DEFINING_KEYS: Final = frozenset({"dsl_method", "dsl_init", "dsl_drop", "dsl_gro
 """Keys that make a method what it is; files of models and datasets may tune, but not replace it."""
 
 WITHOUT_TABLES: Final = tuple(("dsl_init", topology) for topology in TOPOLOGIES_OF_SHAPES)
-"""The one exception, for files of families and models: where factors of the interactions fit no tensor, there
-is nothing to start from, and a method that the user asks for should take every model."""
+"""The one exception, for files of families and models: where factors of the interactions fit no tensor, or
+serve no better, there is something else to start from, as a method should take every model."""
 
 SCOPE_KEYS: Final = frozenset({"dsl_include", "dsl_exclude", "dsl_groups", "dsl_min_weights", "dsl_storage"})
 """Keys that say which tensors are sparse, and how they are stored."""

@@ -419,6 +419,12 @@ class _Keyed(Protocol):
     def __getitem__(self, key: Any, /) -> Any: ...
 
 
+def values_for(init: str, init_values: str) -> str:
+    """``init_values`` of a default, or ``fan_in`` where it asks for values that the topology does not have."""
+    lacks = init_values == "topology" and init not in TOPOLOGIES_WITH_VALUES
+    return "fan_in" if lacks else init_values
+
+
 @dataclass(frozen=True, slots=True)
 class DSLConfig:
     """All settings of one sparse training; see :data:`SETTINGS` for what each may be.
@@ -486,6 +492,8 @@ class DSLConfig:
             given.pop(METHOD_KEY, None)
         if len(given) < len(KEYS):
             given = property_files.method_settings(given.get(METHOD_KEY)) | given
+            if "dsl_init_values" not in config:
+                given["dsl_init_values"] = values_for(given["dsl_init"], given["dsl_init_values"])
         settings = cls(**{name: parse_setting(name, given[PREFIX + name]) for name in SETTINGS})
         settings._check_contradictions()
         return settings

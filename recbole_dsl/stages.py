@@ -33,6 +33,11 @@ FILES: Final[dict[str, tuple[Callable[[Mapping[str, Any]], bool], tuple[str, ...
 """When a model reads checkpoints, and the keys that name them."""
 
 
+def starts_from_files(lineage: Sequence[str], settings: Mapping[str, Any]) -> bool:
+    """Whether the model reads its first values from checkpoints of an earlier training."""
+    return any(name in FILES and FILES[name][0](settings) for name in lineage)
+
+
 def check_stage(lineage: Sequence[str], settings: Mapping[str, Any]) -> None:
     """Refuse a stage that does not exist, and one whose checkpoint is not there.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from recbole_dsl.config import RecBoleDSLConfig
 from recbole_dsl.errors import ConfigError
 from recbole_dsl.experiment import run_recbole_dsl
 from tests.model_checks import check_density_one, check_sparse
-from tests.model_runs import names_of_models, no_flags, settings_of, sparse_trainer_of
+from tests.model_runs import names_of_models, no_flags, settings_of, sparse_run, sparse_trainer_of
 
 TRAINED = [row.model for row in support.rows() if row.status != support.REFUSED]
 REFUSED = [row.model for row in support.rows() if row.status == support.REFUSED]
@@ -67,6 +68,16 @@ def test_the_whole_experiment(name: str, data: Path, tmp_path: Path) -> None:
     assert result.test_result and all(value == value for value in result.test_result.values())
     assert result.sparsity["live"] == result.sparsity["budget"] < result.sparsity["weights"]
     assert result.costs["macs_per_training_step"] > 0 and result.costs["checkpoint_bytes"] > 0
+
+
+@models(TRAINED)
+def test_defaults_train(name: str, data: Path) -> None:
+    """An epoch by the default method, with its values and rates: budgets hold, and numbers stay finite."""
+    settings = settings_of(name, data)
+    run = sparse_run(name, settings)
+    assert run.trainer.dsl.method == "dsl_plus" and run.trainer.sparse.live == run.trainer.sparse.budget
+    assert run.losses and all(math.isfinite(loss) for loss in run.losses)
+    assert run.valid and all(math.isfinite(value) for value in run.valid.values())
 
 
 @pytest.mark.parametrize("name", TRAINED)

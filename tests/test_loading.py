@@ -102,6 +102,24 @@ def test_a_model_s_file_may_have_changed_since(
     assert metrics(recbole_s_own(config, model), test_data) == expected
 
 
+def test_the_default_method_may_have_changed_since(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Method and density are those of the run, though nobody gave them."""
+    folder = tmp_path / "properties"
+    shutil.copytree(property_files.properties_dir(), folder)
+    (folder / "model/DMF.yaml").write_text("default_method: dsl\n", "utf-8")
+    settings = {**settings_of("DMF", data), "checkpoint_dir": str(tmp_path / "saved")}
+    with monkeypatch.context() as patch, no_flags():
+        patch.setattr(property_files, "properties_dir", lambda: folder)
+        result = run_recbole_dsl("DMF", "tiny", config_dict=settings)
+    assert (result.method, result.config["dsl_density"]) == ("dsl", 0.5)
+    (file,) = (tmp_path / "saved").glob("DMF*[0-9].dsl")
+    config, model, *_ = load_data_and_model(file)
+    assert (config["dsl_method"], config["dsl_density"]) == ("dsl", 0.5)
+    assert sum(m.budget for m in model.modules() if isinstance(m, PackedGroup)) == result.sparsity["budget"]
+
+
 def test_settings_can_be_changed(trained: Any, data: Path, tmp_path: Path) -> None:
     """Places, for instance."""
     _, file = trained("BPR")

@@ -148,6 +148,23 @@ def test_neumf_starts_from_its_two_parts(data: Path, tmp_path: Path) -> None:
         assert kept(trainer, run, {name: name for name in tables[part]})
 
 
+def test_values_of_a_dense_file_are_not_replaced_by_factors(data: Path, tmp_path: Path) -> None:
+    """The topology is that of the factors, the values are the file's, though dsl_plus has its own."""
+    given = settings("BPR", data, tmp_path, embedding_size=64)
+    first = sparse_run("BPR", given, method="dense")
+    then = settings("ConvNCF", data, tmp_path, train_method="after_pretrain")
+    then["pre_model_path"] = first.trainer.saved_model_file
+    trainer, _ = sparse_trainer_of("ConvNCF", then, density=0.2)
+    assert (trainer.dsl.init, trainer.dsl.init_values) == ("spectral", "model")
+    assert not trainer.sparse.inherited and not trainer.sparse.norms
+    group = trainer.sparse.groups[0]
+    weights = torch.cat([first.weights()[s.name].flatten() for s in group.slices])
+    assert torch.equal(group.live_values(), weights[group.live_positions()])
+    del then["train_method"]
+    usual, _ = sparse_trainer_of("ConvNCF", then, density=0.2)
+    assert usual.dsl.init_values == "topology" and usual.sparse.norms
+
+
 @pytest.mark.parametrize("init", ["random", "er"])
 def test_a_smaller_budget_keeps_the_largest_weights(init: str, data: Path, tmp_path: Path) -> None:
     """Whatever topology the method would draw."""

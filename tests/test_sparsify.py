@@ -17,6 +17,7 @@ from recbole_dsl.errors import (
     TargetError,
     UnsupportedOptimizerError,
 )
+from recbole_dsl.settings import DSLConfig
 from recbole_dsl.sparsity import topology
 from recbole_dsl.sparsity.factors import Factorisation
 from recbole_dsl.sparsity.interactions import Interactions
@@ -546,8 +547,27 @@ def test_a_table_with_as_many_rows_as_users_by_chance_gets_no_factors() -> None:
     """Where a table is named after users, another one of the same size is not theirs."""
     model = nn.ModuleDict({"user": nn.Embedding(40, 8), "age": nn.Embedding(40, 8)})
     known = Interactions(torch.arange(40), torch.arange(40), 40, 60)
-    user, age = known.factors(list_tensors(model), seed=0, how=Factorisation("nmf"))
+    tensors = list_tensors(model)
+    user, age = known.factors(tensors, seed=0, how=Factorisation("nmf"))
     assert user is not None and age is None
+    assert known.factors(tensors[1:], 0, Factorisation("nmf"), tensors) == [None]
+    before = model["age"].weight.detach().clone()
+    options = dict(include=["*.weight"], init="spectral", init_values="topology", interactions=known)
+    handle = sparsify(model, 0.4, groups="per_tensor", **options)
+    assert torch.equal(
+        model["age"].weight.detach()[handle.groups[1].masks()["age.weight"]],
+        before[handle.groups[1].masks()["age.weight"]],
+    )
+
+
+def test_dsl_plus_of_a_module_starts_at_random_positions() -> None:
+    """Without interactions, and with values that suit these."""
+    handle = sparsify(tables(), 0.1, method="dsl_plus", include=["*.weight"])
+    assert handle.live == handle.budget and not handle.norms
+    settings = DSLConfig.from_config({"dsl_method": "dsl_plus", "dsl_init": "random"})
+    assert (settings.init, settings.init_values) == ("random", "fan_in")
+    with pytest.raises(ConfigError, match="dsl_init_values='topology' contradicts"):
+        sparsify(tables(), 0.1, method="dsl_plus", init_values="topology")
 
 
 def test_density_and_budget_contradict_each_other() -> None:

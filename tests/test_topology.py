@@ -351,6 +351,10 @@ def test_matrices_with_an_output_or_an_input_for_each_item_get_positions() -> No
     assert users.entries.shape == (5, 3) and others == [None, None]
     assert (encoder.of_columns, decoder.of_columns, users.of_columns) == (True, False, False)
     assert not any(f.as_values for f in (encoder, decoder, users))
+    as_many = Interactions(ids, ids, 4, 4)
+    assert [as_many.side(t) for t in tensors[:2]] == [("item", 1), ("item", 0)]
+    model.user_layer = torch.nn.Linear(4, 3)
+    assert as_many.side(list_tensors(model)[-2]) == ("user", 1)
 
 
 @settings(max_examples=40, deadline=None)

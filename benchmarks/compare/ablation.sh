@@ -6,6 +6,7 @@
 #   DENSITY=0.05 DATA=folder bash benchmarks/compare/ablation.sh MultiVAE ml-1m 0.005 \
 #       base rate-power-0 budgets-by-size values-of-the-model
 #   STUDY=ablation-popularity bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.001 base popularity-0.3
+# budgets-by-size is for models that start by Erdős–Rényi, random-positions of those that start from factors.
 # Arguments: model, dataset (with a YAML file beside this one; DATA is the folder of those that RecBole does not
 # bring along), learning rate: that which the comparison's tuning chose for dsl_plus; the names of variants, if not
 # all. Two cells run at once (JOBS). Goes on where it was stopped; results are in benchmarks/results/ablation

@@ -2,10 +2,11 @@
 # Models as they come, at a tenth of the weights and dense: nothing is tuned.
 #   DATA=folder-of-datasets bash benchmarks/compare/out_of_the_box.sh
 # Every setting of the model, of training and of sparsity is the default, but for what the schedule file of the comparisons
-# asks for: NDCG@10 (AUC of clicks) chooses the epoch (RecBole's default is MRR@10), and evaluation batches are larger.
-# Dense is ours at density 1, which reproduces RecBole's losses (tests/test_density_one.py) in a fraction of its time.
-# A run is model/dataset, or model/dataset/schedule where the file has another name than the dataset. Of ml-1m there are
-# dense and dsl_plus, of ml-100k also the paper's dsl. JOBS runs go on at once. Goes on where it was stopped.
+# asks for: NDCG@10 (AUC of clicks) chooses the epoch (RecBole's default is MRR@10), evaluation batches are larger, and
+# histories of sequences ten items long. Dense is ours at density 1, which reproduces RecBole's losses
+# (tests/test_density_one.py) in a fraction of its time. A run is model/dataset, or model/dataset/schedule where the
+# file has another name than the dataset. Of ml-1m there are dense and dsl_plus, of ml-100k also the paper's dsl (at 0.1, not
+# at its default of 0.5). JOBS runs go on at once. Goes on where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 read -ra wanted <<< "${RUNS:-LightGCN/ml-1m BPR/ml-100k NGCF/ml-100k SGL/ml-100k SimpleX/ml-100k NeuMF/ml-100k MultiDAE/ml-100k

@@ -60,8 +60,12 @@ class Interactions:
             fits = {role for role in fits if role in name.lower()}
         return fits.pop() if len(fits) == 1 else None
 
-    def factors(self, tensors: Sequence[TensorInfo], seed: int, how: Factorisation) -> list[Factor | None]:
+    def factors(
+        self, tensors: Sequence[TensorInfo], seed: int, how: Factorisation, among: Sequence[TensorInfo] = ()
+    ) -> list[Factor | None]:
         """Per tensor the factor of its users or items; None where it has none.
+
+        ``among``: all sparse tensors of the model, if these are not all (see :meth:`roles`).
 
         Those of tables are scaled for use as values. A matrix of ``nn.Linear`` with an input or an output for
         each item (or user), as in autoencoders, gets positions only, as its values are not those of inner
@@ -69,7 +73,7 @@ class Interactions:
         of the matrix, mean the same.
         """
         found: list[Factor | None] = []
-        for role, tensor in zip(self.roles(tensors), tensors, strict=True):
+        for role, tensor in zip(self.roles(tensors, among), tensors, strict=True):
             side = self.side(tensor)
             if role is not None:
                 found.append(Factor(self._factor(role, tensor.shape[1], seed, how)))
@@ -84,12 +88,15 @@ class Interactions:
     def side(self, tensor: TensorInfo) -> tuple[str, int] | None:
         """Whose are the outputs (0) or inputs (1) of a matrix of ``nn.Linear``, as ``('item', 1)``, or None.
 
-        By their number, where that leaves no doubt.
+        By their number, where one side of the matrix has it; if users and items are equally many, those of
+        users have them in their names.
         """
         if tensor.kind != "linear":
             return None
-        known = (("user", self.n_users), ("item", self.n_items))
-        fits = [(role, axis) for role, count in known for axis in (0, 1) if tensor.shape[axis] == count]
+        known = {"user": self.n_users, "item": self.n_items}
+        if self.n_users == self.n_items:
+            del known["item" if "user" in tensor.name.lower() else "user"]
+        fits = [(role, axis) for role, count in known.items() for axis in (0, 1) if tensor.shape[axis] == count]
         return fits[0] if len(fits) == 1 else None
 
     def has_factors(self, tensor: TensorInfo) -> bool:
@@ -112,13 +119,14 @@ class Interactions:
         fewer = "user" if self.n_users <= self.n_items else "item"
         return frozenset({fewer}) if pairs < FEW_PER_ROW * max(self.n_users, self.n_items) else BOTH
 
-    def roles(self, tensors: Sequence[TensorInfo]) -> list[str | None]:
+    def roles(self, tensors: Sequence[TensorInfo], among: Sequence[TensorInfo] = ()) -> list[str | None]:
         """Of tables that :meth:`factors` gives a factor: whose, ``'user'`` or ``'item'``; None of others.
 
-        Where a table that fits has the role in its name, one without it has as many rows by chance.
+        Where a table that fits, of these or ``among`` others, has the role in its name, one without it has as
+        many rows by chance.
         """
         roles = [self.role(tensor) for tensor in tensors]
-        named = {role for role, t in zip(roles, tensors, strict=True) if role and role in t.name.lower()}
+        named = {role for t in (*tensors, *among) if (role := self.role(t)) and role in t.name.lower()}
         return [
             None if role in named and role not in tensor.name.lower() else role
             for role, tensor in zip(roles, tensors, strict=True)

@@ -155,7 +155,7 @@ def of_factors(context: TopologyContext) -> Topology:
         live |= marks
     chosen = torch.cat(
         [
-            _proposed(factor, table, context.norm)[mine]
+            _proposed(factor, table, mine, context.norm)
             for factor, table, mine in zip(context.factors, context.initial, live.split(sizes), strict=True)
         ]
     )
@@ -163,12 +163,12 @@ def of_factors(context: TopologyContext) -> Topology:
     return Topology(live.nonzero().flatten(), chosen.to(context.initial[0].dtype), norm)
 
 
-def _proposed(factor: Factor | None, initial: Tensor, norm: float) -> Tensor:
-    """Values of all entries of a tensor, flat."""
+def _proposed(factor: Factor | None, initial: Tensor, mine: Tensor, norm: float) -> Tensor:
+    """Values of a tensor where ``mine`` (flat, bool) says."""
     if factor is None or not factor.as_values:
-        return initial.detach().cpu().reshape(-1)
+        return initial.detach().cpu().reshape(-1)[mine]
     entries = factor.entries.T if factor.of_columns else factor.entries
-    return norm * entries.reshape(-1)
+    return norm * entries.reshape(-1)[mine]
 
 
 def _rank_entries(factor: Factor | None, ranks: Tensor, generator: torch.Generator) -> None:
