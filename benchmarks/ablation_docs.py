@@ -21,6 +21,7 @@ STUDIES = {
     "lightgcn": "ablation/LightGCN-ml-100k",
     "bpr_citeulike": "ablation/BPR-citeulike-t",
     "multivae": "ablation/MultiVAE-ml-1m",
+    "multidae": "ablation/MultiDAE-ml-100k",
     "lightgcn_popularity": "ablation-popularity/LightGCN-ml-100k",
     "bpr_nmf": "ablation-nmf/BPR-ml-100k",
     "lightgcn_nmf": "ablation-nmf/LightGCN-ml-100k",
