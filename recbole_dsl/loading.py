@@ -64,7 +64,7 @@ def _config_of(
             "class as model_class."
         )
     given["dsl_method"] = kept["dsl_method"]  # which may have been the default of its day
-    if "dsl_density" not in given and "dsl_budget" not in given:
+    if not {"dsl_density", "dsl_budget"} & {*given, *settings}:
         key = "dsl_density" if kept["dsl_budget"] is None else "dsl_budget"
         given[key] = kept[key]
     if kept["dsl_init"] in TOPOLOGIES_OF_SHAPES:
