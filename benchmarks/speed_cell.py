@@ -173,7 +173,7 @@ def prepare(cell: Cell, settings: dict[str, Any], data: Loaded) -> Prepared:
 def naive_masks(trainer: Any, config: RecBoleDSLConfig) -> NaiveMasks:
     """Dense masks over the tensors that are sparse in ours."""
     dsl = config.dsl
-    scope = select_targets(trainer.model, dsl.include, dsl.exclude, dsl.min_weights, config.scope_of_files)
+    scope = select_targets(trainer.model, dsl.include, dsl.exclude, dsl.min_weights, config.left_to_files)
     masks = NaiveMasks([t.parameter for t in scope.taken], NAIVE_DENSITY)
     masks.attach(trainer.optimizer)
     return masks
