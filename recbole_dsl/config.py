@@ -320,8 +320,7 @@ class RecBoleDSLConfig(Config):
         super()._load_internal_config_dict(known, model_class, dataset)
         family = _FAMILIES[model_class.type]  # type: ignore[attr-defined]
         layers = property_files.layers(lineage, dataset, self.external_config_dict.get(METHOD_KEY), family)
-        usual = property_files.layers(lineage, dataset, None, family)[METHOD_KEY]
-        self._by_default = layers[METHOD_KEY] == usual
+        self._by_default = layers[METHOD_KEY] == property_files.default_method(lineage, family)
         user = {key: value for key, value in self.external_config_dict.items() if value is not None}
         if "dsl_density" in user:
             layers["dsl_budget"] = None  # a property file's budget must not beat the user's density

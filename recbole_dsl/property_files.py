@@ -287,8 +287,11 @@ def _dig(content: Mapping[str, Any], *keys: str) -> Settings:
     return dict(content)
 
 
-def _default_method(model: str, family: str) -> str | None:
-    return model_file(model).get("default_method") or family_file(family).get("default_method")
+def default_method(names: Sequence[str], family: str) -> str:
+    """The method of a model, by the first of its ``names`` with a file, that nobody has chosen one for."""
+    files = (model_file(file_of_model(names)), family_file(family))
+    chosen = next((file["default_method"] for file in files if "default_method" in file), None)
+    return str(chosen or overall_settings()[METHOD_KEY])
 
 
 def layers(model: str | Sequence[str], dataset: str, method: str | None, family: str = "") -> Settings:
@@ -306,7 +309,7 @@ def layers(model: str | Sequence[str], dataset: str, method: str | None, family:
     names = [model] if isinstance(model, str) else list(model)
     model = file_of_model(names)
     if method is None:
-        method = _default_method(model, family) or overall[METHOD_KEY]
+        method = default_method(names, family)
     name = method_name(method)
     of_family = family_file(family, name)
     of_model, of_dataset = model_file(model, name), dataset_file(dataset, name)

@@ -8,7 +8,7 @@ import math
 import os
 import platform
 import subprocess
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,11 @@ class RunResult:
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
             raise ValueError(f"it is no RunResult of schema {SCHEMA}")
         return cls(**values)
+
+    def without_places(self) -> RunResult:
+        """The same without the settings that say where things are on this machine."""
+        config = {key: value for key, value in self.config.items() if key not in PRIVATE_SETTINGS}
+        return replace(self, config=config)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON to ``path``, whole or not at all, creating its folders."""

@@ -56,7 +56,7 @@ def check_stage(lineage: Sequence[str], settings: Mapping[str, Any]) -> None:
                     f"{key}={value!r} is refused for model {name!r}{nearest(str(value), stages)}: allowed are "
                     f"{', '.join(stages)}."
                 )
-        if name in FILES and FILES[name][0](settings):
+        if starts_from_files([name], settings):
             for key in FILES[name][1]:
                 path = settings.get(key)
                 if not path or not Path(str(path)).is_file():

@@ -58,3 +58,10 @@ def test_the_grid_is_whole() -> None:
     folder = compare_docs.FOLDER
     assert len(list((folder / "cells").glob("*.json"))) == asked == 126
     assert not list(folder.glob("failed/*")) + list(folder.glob("cancelled/*"))
+
+
+def test_committed_results_name_no_folder_of_the_machine_that_trained() -> None:
+    """No setting of a result file is an absolute path."""
+    files = [*speed_docs.RESULTS.rglob("*.json"), *speed_docs.RESULTS.rglob("*.jsonl")]
+    named = [p.name for p in files if '": "/' in p.read_text(encoding="utf-8")]
+    assert len(files) > 100 and named == []

@@ -23,6 +23,8 @@ train() {
     python run_recbole_dsl.py --model="$model" --dataset="$dataset" --config_files="benchmarks/compare/$schedule.yaml" \
         --epochs=300 --stopping_step=10 --resume "${sparse[@]}" --seed="$seed" --dsl_result="$results/$name.json" \
         --checkpoint_dir="saved/out_of_the_box/$name" > "log/$name.log" 2>&1 || { tail -n 3 "log/$name.log"; return 1; }
+    python -c 'import sys; from pathlib import Path; from recbole_dsl.results import RunResult
+path = Path(sys.argv[1]); RunResult.from_json(path.read_text(encoding="utf-8")).without_places().save(path)' "$results/$name.json"
 }
 export -f train
 for run in "${wanted[@]}"; do

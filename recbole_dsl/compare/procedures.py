@@ -15,7 +15,7 @@ from .. import compat
 from ..config import RecBoleDSLConfig, no_flags
 from ..experiment import collect_result, train_and_test
 from ..files import copy_whole
-from ..results import PRIVATE_SETTINGS, RunResult
+from ..results import RunResult
 from ..serving.quantise import decode, encode
 from ..training.trainer import interactions_of
 from .by_recbole import measure, needed_settings, recbole_data, result_of, trainer_of
@@ -188,12 +188,10 @@ def _finish(task: Task, result: RunResult, analysis: Mapping[str, Any]) -> RunRe
     """The result under the method's name, with the bytes of its training and without this machine's paths."""
     costs = result.costs
     state = sum(costs[k] for k in ("weight_bytes", "index_bytes", "gradient_bytes", "optimizer_bytes"))
-    config = {key: value for key, value in result.config.items() if key not in PRIVATE_SETTINGS}
     return replace(
-        result,
+        result.without_places(),
         method=task.method.name,
         costs={**costs, "training_state_bytes": state},
-        config=config,
         analysis={"by_popularity": dict(analysis)},
     )
 
