@@ -9,7 +9,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import speed_docs
+from benchmarks import grid, speed_docs
 from benchmarks.speed_docs import MISSING, RESULTS, ROOT, table
 from recbole_dsl.compare.summary import (
     Row,
@@ -159,6 +159,7 @@ def trials(folder: Path = LIGHTGCN_TUNING) -> str:
 
 SECTIONS = {
     "compare": accuracy,
+    "grid": grid.overview,
     "citeulike": functools.partial(accuracy, CITEULIKE),
     "citeulike_seeds": functools.partial(accuracy, CITEULIKE_SEEDS),
     "multivae": functools.partial(accuracy, MULTIVAE),

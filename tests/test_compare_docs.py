@@ -15,6 +15,7 @@ TABLES = (
     ["compare"],
     [
         "compare",
+        "grid",
         "citeulike",
         "citeulike_seeds",
         "multivae",

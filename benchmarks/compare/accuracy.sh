@@ -1,23 +1,20 @@
 #!/usr/bin/env bash
 # The accuracy of sparse models beyond ml-100k: DATA=folder-of-datasets bash benchmarks/compare/accuracy.sh
-# The list below is the order of the comparisons, fixed before the first of them was run; the schedule of a
-# dataset is its YAML file's, the same for every method. Each comparison is tuned at density 0.1 with the first
-# seed, then run at all densities. Goes on where it was stopped; results are in benchmarks/results/compare.
+# Their order is order.yaml's, fixed before they were run; the schedule of a dataset is its YAML file's, the same for
+# every method. Each comparison is tuned at density 0.1 with the first seed, then run at all densities. Goes on where
+# it was stopped; results are in benchmarks/results/compare.
 # More seeds for a part of it, in a folder of its own:
 #   DATA=folder PAIRS=BPR/citeulike-t DENSITIES=0.1 SEEDS=3 SUFFIX=-seeds bash benchmarks/compare/accuracy.sh
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${DATA:?set it to the folder that holds the datasets}"
-read -ra order <<< "${PAIRS:-BPR/citeulike-t MultiVAE/ml-1m BPR/ml-1m LightGCN/citeulike-t MultiVAE/citeulike-t NeuMF/ml-1m LightGCN/ml-1m}"
-for pair in "${order[@]}"; do
-    model=${pair%/*} dataset=${pair#*/}
+read -ra wanted <<< "${PAIRS:-}"
+comparisons=$(python -m benchmarks.grid ${wanted[@]+"${wanted[@]}"})
+while read -r model dataset space trials; do
     name=$model-$dataset
-    space=space_of_three trials=3
-    # All four methods had taken the largest of three, so all try two more.
-    [[ $model == MultiVAE ]] && space=space_of_five trials=5
     common=(--models="$model" --datasets="$dataset" --methods=dense,narrow,dsl,dsl_plus --data_path="$DATA"
             --config_files="benchmarks/compare/$dataset.yaml" --results=benchmarks/results/compare --jobs="${JOBS:-2}")
-    recbole-dsl tune "${common[@]}" --name="$name-tuning" --space="benchmarks/compare/$space.txt" --trials="$trials" --density=0.1
+    recbole-dsl tune "${common[@]}" --name="$name-tuning" --space="$space" --trials="$trials" --density=0.1 < /dev/null
     recbole-dsl compare "${common[@]}" --name="$name${SUFFIX:-}" --densities="${DENSITIES:-0.1,0.05,0.2,0.5}" --seeds="${SEEDS:-1}" \
-        --tuned="benchmarks/results/compare/$name-tuning/tuned.yaml"
-done
+        --tuned="benchmarks/results/compare/$name-tuning/tuned.yaml" < /dev/null
+done <<< "$comparisons"
