@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import yaml
 
@@ -46,7 +47,7 @@ def commands(pairs: Sequence[str]) -> Iterator[str]:
 
 
 def overview() -> str:
-    """Every cell of the grid: dense, the ratios of the others to it, and whether dsl_plus reaches what it is to."""
+    """Every cell of the grid: dense, ratios to it, and whether dsl_plus reaches its aim."""
     lines = []
     for model, dataset, folder in [
         ("BPR", "ml-100k", FIRST),
