@@ -1,4 +1,4 @@
-"""Write the tables of docs/ablation.md from the cells of benchmarks/compare/ablation.sh.
+"""Write the tables of the pages about the ablation, from the cells of benchmarks/compare/ablation.sh.
 
 python -m benchmarks.ablation_docs
 """
@@ -15,13 +15,14 @@ from recbole_dsl.results import RunResult
 
 Cells = dict[str, RunResult]
 
-DOCS = ROOT / "docs/ablation.md"
+PAGES = (ROOT / "docs/ablation.md", ROOT / "docs/ablation-earlier.md")
 STUDIES = {
     "bpr": "ablation/BPR-ml-100k",
     "lightgcn": "ablation/LightGCN-ml-100k",
     "bpr_citeulike": "ablation/BPR-citeulike-t",
     "multivae": "ablation/MultiVAE-ml-1m",
     "multidae": "ablation/MultiDAE-ml-100k",
+    "bpr_movielens": "ablation/BPR-ml-1m",
     "lightgcn_popularity": "ablation-popularity/LightGCN-ml-100k",
     "bpr_nmf": "ablation-nmf/BPR-ml-100k",
     "lightgcn_nmf": "ablation-nmf/LightGCN-ml-100k",
@@ -75,8 +76,9 @@ SECTIONS = {name: functools.partial(study, beginning) for name, beginning in STU
 
 
 def main() -> None:
-    """Write the page."""
-    DOCS.write_text(speed_docs.page(DOCS.read_text(encoding="utf-8"), SECTIONS), encoding="utf-8")
+    """Write the pages."""
+    for path in PAGES:
+        path.write_text(speed_docs.page(path.read_text(encoding="utf-8"), SECTIONS), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 #   bash benchmarks/compare/ablation.sh BPR ml-100k 0.001
 #   bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.002
 #   DATA=folder bash benchmarks/compare/ablation.sh BPR citeulike-t 0.001 base width-64 width-256 width-512 no-updates
+#   DENSITY=0.05 DATA=folder bash benchmarks/compare/ablation.sh BPR ml-1m 0.001 base until-10-percent width-128
 #   DENSITY=0.05 DATA=folder bash benchmarks/compare/ablation.sh MultiVAE ml-1m 0.005 \
 #       base rate-power-0 budgets-by-size values-of-the-model
 #   STUDY=ablation-popularity bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.001 base popularity-0.3
