@@ -27,7 +27,7 @@ def test_every_comparison_has_its_files() -> None:
 
 def test_a_comparison_that_is_not_listed() -> None:
     """Is refused by name."""
-    with pytest.raises(SystemExit, match="BPR/mars is not in .*order.yaml; allowed: BPR/citeulike-t"):
+    with pytest.raises(SystemExit, match=r"BPR/mars is not in .*order\.yaml; allowed: BPR/citeulike-t"):
         list(grid.commands(["BPR/mars"]))
 
 
