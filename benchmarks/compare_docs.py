@@ -6,7 +6,7 @@ python -m benchmarks.compare_docs
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import grid, speed_docs
@@ -30,6 +30,10 @@ BPR_ML1M = RESULTS / "compare/BPR-ml-1m"
 LIGHTGCN = RESULTS / "compare/LightGCN-citeulike-t"
 LIGHTGCN_TUNING = RESULTS / "compare/LightGCN-citeulike-t-tuning"
 OUT_OF_THE_BOX = RESULTS / "out_of_the_box"
+AIMS = {0.5: 1.0, 0.2: 1.0, 0.1: 0.99, 0.05: 0.97}
+"""The share of dense's test metric that dsl_plus is to reach, by density."""
+METHODS = ("static", "magnitude", "narrow", "dsl", "dsl_plus")
+"""The columns of the overview."""
 
 
 def rows(folder: Path) -> list[Row]:
@@ -88,6 +92,37 @@ def _notes(found: Sequence[Row]) -> str:
         f"{text}; its difference from narrow is significant (paired t-test, p < 0.05, not corrected) in "
         f"{len(significant)}."
     )
+
+
+def overview() -> str:
+    """Every cell of the grid: dense, ratios to it, and whether dsl_plus reaches its aim."""
+    first = rows(FOLDER)
+    comparisons = [
+        (model, dataset, [r for r in first if (r.model, r.dataset) == (model, dataset)])
+        for model, dataset in dict.fromkeys((r.model, r.dataset) for r in first)
+    ]
+    for one in grid.order():
+        model, dataset = one["model"], one["dataset"]
+        comparisons.append((model, dataset, rows(RESULTS / f"compare/{model}-{dataset}")))
+    lines = []
+    for model, dataset, found in comparisons:
+        if found:
+            scores = {(r.method, r.density): r for r in found}
+            lines += [[model, dataset, *_reached(density, scores)] for density in AIMS]
+        else:
+            lines.append([model, dataset, "all", "–", *("–" for _ in METHODS), "", "not run"])
+    return table(["model", "dataset", "density", "dense", *METHODS, "aim", "reached"], lines, words=2)
+
+
+def _reached(density: float, scores: Mapping[tuple[str, float | None], Row]) -> list[str]:
+    """The cells of a row of the overview from its density on."""
+    aim, dense = AIMS[density], scores["dense", None].mean
+    of = {method: scores[method, density].mean / dense for method in METHODS if (method, density) in scores}
+    missed = [f"below {aim:g}"] if of["dsl_plus"] < aim else []
+    missed += [f"below {other}" for other in ("narrow", "dsl") if of["dsl_plus"] <= of[other]]
+    ratios = (f"{of[method]:.3f}" if method in of else "–" for method in METHODS)
+    reached = f"no: {', '.join(missed)}" if missed else "yes"
+    return [f"{density:g}", f"{dense:.4f}", *ratios, f"{aim:g}", reached]
 
 
 def out_of_the_box(folder: Path = OUT_OF_THE_BOX) -> str:
@@ -159,7 +194,7 @@ def trials(folder: Path = LIGHTGCN_TUNING) -> str:
 
 SECTIONS = {
     "compare": accuracy,
-    "grid": grid.overview,
+    "grid": overview,
     "citeulike": functools.partial(accuracy, CITEULIKE),
     "citeulike_seeds": functools.partial(accuracy, CITEULIKE_SEEDS),
     "multivae": functools.partial(accuracy, MULTIVAE),

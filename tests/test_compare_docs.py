@@ -66,3 +66,26 @@ def test_committed_results_name_no_folder_of_the_machine_that_trained() -> None:
     files = [*speed_docs.RESULTS.rglob("*.json"), *speed_docs.RESULTS.rglob("*.jsonl")]
     named = [p.name for p in files if '": "/' in p.read_text(encoding="utf-8")]
     assert len(files) > 100 and named == []
+
+
+def test_a_cell_of_the_overview_by_hand() -> None:
+    """LightGCN on citeulike-t at a twentieth: from its files, and missed."""
+    cells = speed_docs.RESULTS / "compare/LightGCN-citeulike-t/cells"
+    dense, ours = (
+        json.loads((cells / f"LightGCN-citeulike-t-{name}-2020.json").read_text(encoding="utf-8"))[
+            "test_result"
+        ]["ndcg@10"]
+        for name in ("dense", "dsl_plus-0.05")
+    )
+    (line,) = [
+        x for x in compare_docs.overview().splitlines() if x.startswith("| LightGCN | citeulike-t | 0.05 ")
+    ]
+    told = [cell.strip() for cell in line.strip("|").split("|")]
+    assert told[3] == f"{dense:.4f}" and told[8] == f"{ours / dense:.3f}"
+    assert told[9:] == ["0.97", "no: below 0.97"]
+
+
+def test_what_is_not_run_is_told() -> None:
+    """One row for a comparison without cells."""
+    (line,) = [x for x in compare_docs.overview().splitlines() if x.startswith("| LightGCN | gowalla ")]
+    assert line.endswith("| not run |")

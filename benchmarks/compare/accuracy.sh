@@ -10,11 +10,11 @@ cd "$(dirname "$0")/../.."
 : "${DATA:?set it to the folder that holds the datasets}"
 read -ra wanted <<< "${PAIRS:-}"
 comparisons=$(python -m benchmarks.grid ${wanted[@]+"${wanted[@]}"})
-while read -r model dataset space trials; do
+while read -r model dataset space trials <&3; do
     name=$model-$dataset
     common=(--models="$model" --datasets="$dataset" --methods=dense,narrow,dsl,dsl_plus --data_path="$DATA"
             --config_files="benchmarks/compare/$dataset.yaml" --results=benchmarks/results/compare --jobs="${JOBS:-2}")
-    recbole-dsl tune "${common[@]}" --name="$name-tuning" --space="$space" --trials="$trials" --density=0.1 < /dev/null
+    recbole-dsl tune "${common[@]}" --name="$name-tuning" --space="$space" --trials="$trials" --density=0.1
     recbole-dsl compare "${common[@]}" --name="$name${SUFFIX:-}" --densities="${DENSITIES:-0.1,0.05,0.2,0.5}" --seeds="${SEEDS:-1}" \
-        --tuned="benchmarks/results/compare/$name-tuning/tuned.yaml" < /dev/null
-done <<< "$comparisons"
+        --tuned="benchmarks/results/compare/$name-tuning/tuned.yaml"
+done 3<<< "$comparisons"
