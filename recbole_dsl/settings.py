@@ -337,7 +337,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "init_values": _word(("model", "fan_in", "topology")),
     "init_norm": _or_auto(number_setting(lambda x: x > 0, "a number above 0")),
     "init_power": _SHARE,
-    "init_popularity": _SHARE,
+    "init_popularity": number_setting(lambda x: -1 <= x <= 1, "a number from -1 to 1"),
     "init_tables": _word(INIT_TABLES_NAMES),
     "seed": _optional(whole_setting(0), "RecBole's seed"),
     "learning_rate_power": _SHARE,

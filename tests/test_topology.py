@@ -175,9 +175,15 @@ def test_scaled_factors_rank_as_the_matrix_does() -> None:
     w, h = scaled(users, items, torch.tensor([4.0, 16.0, 0.0]))
     torch.testing.assert_close(w, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
     torch.testing.assert_close(h, torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
-    for popularity, lengths in ((0.0, [2.0, 1.0]), (1.0, [1.0, 2.0])):  # 1 and ½, times degree^popularity
+    lengths = {
+        -0.5: (4.0, 1.0),
+        0.0: (2.0, 1.0),
+        1.0: (1.0, 2.0),
+    }  # 1 and ½, times degree^popularity, in proportion
+    for popularity, (first, second) in lengths.items():
         h = scaled(users, items, torch.tensor([4, 16, 0]), popularity)[1]
-        torch.testing.assert_close(h.norm(dim=1), torch.tensor([*lengths, 0.0]) / 2.5**0.5)
+        mean = ((first**2 + second**2) / 2) ** 0.5
+        torch.testing.assert_close(h.norm(dim=1), torch.tensor([first, second, 0.0]) / mean)
     nothing = scaled(torch.zeros(2, 2), torch.zeros(3, 2), torch.zeros(3))
     assert all(torch.equal(t, torch.zeros_like(t)) for t in nothing)
 

@@ -29,6 +29,8 @@ variants=(
     power-0.25:--dsl_init_power=0.25
     power-0.5:--dsl_init_power=0.5
     popularity-0.3:--dsl_init_popularity=0.3
+    popularity-0:--dsl_init_popularity=0
+    popularity--0.25:--dsl_init_popularity=-0.25
     rate-power-0:--dsl_learning_rate_power=0
     rate-power-1:--dsl_learning_rate_power=1
     budgets-by-size:--dsl_init=random
@@ -51,6 +53,7 @@ variants=(
     width-128:--dsl_width=128
     width-256:--dsl_width=256
     width-512:--dsl_width=512
+    width-1024:--dsl_width=1024
 )
 for variant in "${variants[@]}"; do
     name=${variant%%:*}

@@ -165,12 +165,13 @@ def scaled(
 
     Users' rows all get norm 1: it decides nothing about the ranking, and how strongly a user's steps move
     the items. Items' rows are multiplied by degree^``popularity``, which at ½ undoes the normalisation, so an
-    item's popularity is in its norm, and below counts less; then all by one number, so that the root mean
-    square of the norms of rows that are not zero is 1, too.
+    item's popularity is in its norm, and below counts less (popular items have longer rows even before; about
+    -¼ makes all equally long); then all by one number, so that the root mean square of the norms of rows that
+    are not zero is 1, too.
 
-    ``users`` (n × rank), ``items`` (m × rank); ``item_degrees`` (m,) ≥ 0; ``popularity`` in [0, 1].
+    ``users`` (n × rank), ``items`` (m × rank); ``item_degrees`` (m,) ≥ 0; ``popularity`` in [-1, 1].
     """
-    items = items * item_degrees.to(items.dtype).pow(popularity)[:, None]
+    items = items * item_degrees.clamp(min=1).to(items.dtype).pow(popularity)[:, None]
     squares = items.square().sum(1)
     mean = squares.sum() / squares.count_nonzero().clamp(min=1)
     items = items / mean.sqrt().clamp(min=torch.finfo(items.dtype).tiny)
