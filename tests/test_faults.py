@@ -22,6 +22,7 @@ from recbole_dsl.errors import CheckpointError, ConfigError, NumberError
 from recbole_dsl.experiment import run_recbole_dsl
 from recbole_dsl.training import resuming
 from recbole_dsl.training.checkpoint import read_checkpoint
+from recbole_dsl.training.holding import Hold
 from recbole_dsl.training.keeper import Keeper
 from tests.model_runs import no_flags, settings_of, sparse_trainer_of
 from tests.test_tensor_file import same
@@ -438,6 +439,35 @@ def test_of_several_runs_that_of_the_same_settings_goes_on(
     whole = run("BPR", {**given, "checkpoint_dir": str(tmp_path / "whole")})
     resumed = run("BPR", {**given, "dsl_resume": True})
     assert resumed.train_loss == whole.train_loss != other.train_loss
+
+
+def test_a_run_that_is_being_trained_is_not_taken_up_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two would overwrite each other's best epoch; elsewhere, and afterwards, it goes on."""
+    given = settings("BPR", data, tmp_path)
+    last = interrupted(given, monkeypatch)
+    before, seen = last.read_bytes(), []
+    plain = Keeper.begin_epoch
+
+    def begin_epoch(keeper: Keeper, epoch: int) -> Any:
+        if epoch == 1:
+            with pytest.raises(CheckpointError, match=f"Another run is training into '{last}'; allowed is"):
+                Hold(last)
+            seen.append(last.read_bytes() == before)
+        return plain(keeper, epoch)
+
+    whole = run("BPR", {**given, "checkpoint_dir": str(tmp_path / "whole")})
+    held = Hold(last)
+    for wish in (True, str(last)):
+        with pytest.raises(CheckpointError, match="to wait for its end"):
+            run("BPR", {**given, "dsl_resume": wish})
+    elsewhere = {**given, "checkpoint_dir": str(tmp_path / "elsewhere"), "dsl_resume": str(last)}
+    assert run("BPR", elsewhere).train_loss == whole.train_loss
+    held.release()
+    monkeypatch.setattr(Keeper, "begin_epoch", begin_epoch)
+    assert run("BPR", {**given, "dsl_resume": True}).train_loss == whole.train_loss
+    assert seen == [True] and not list(tmp_path.glob("*/*.lock"))
 
 
 def test_the_best_epoch_goes_along_to_another_folder(data: Path, tmp_path: Path) -> None:

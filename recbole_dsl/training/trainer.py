@@ -29,6 +29,7 @@ from .attributes import ChangedAttributes
 from .checkpoint import checkpoint_state, load_weights, read_checkpoint, unwritable, write_checkpoint
 from .evaluation import FastCollector, UserScores
 from .fused import fused_twin
+from .holding import Hold
 from .keeper import Keeper
 from .lightgcn import by_columns
 from .passes import Plan
@@ -100,6 +101,7 @@ class SparseTrainerMixin:
         self.saved_model_file = self._name = str(Path(self.saved_model_file).with_suffix(".dsl"))
         self._owns_file = False
         self._best_elsewhere: Path | None = None
+        self._hold: Hold | None = None
         self._evaluated = 0
         if self.ranks.count > 1:
             self.sparse.explorer.add_up, self.sparse.explorer.processes = self.ranks.add_up, self.ranks.count
@@ -144,22 +146,26 @@ class SparseTrainerMixin:
         Raises:
             Interrupted: SIGINT or SIGTERM came; the run is saved if ``saved``.
             NumberError: a loss, a gradient or a weight is no finite number.
-            CheckpointError: a checkpoint cannot be written.
+            CheckpointError: a checkpoint cannot be written, or another run is training into those of this one.
         """
         identity = {"settings": self.config.at_start, "data": fingerprint(train_data)}
         keeper = self.keeper = Keeper(self, [train_data, valid_data], self.dsl.save_every, identity)
-        if self._to_resume is not None:
-            self._take_up(keeper, *self._to_resume)
-            if keeper.is_finished(self.last_epoch):
-                self.logger.info(f"There is nothing left to train: the run is at {keeper.position}.")
-                return self.best_valid_score, self.best_valid_result
-        with keeper.signals:
-            keeper.begin(saved)
-            result: tuple[float, Any] = super().fit(  # type: ignore[misc]
-                train_data, valid_data, verbose, saved, show_progress, callback_fn
-            )
-            stopped = len(self.train_loss_dict) < self.last_epoch
-            keeper.end("early stopping" if stopped else "all epochs")
+        try:
+            if self._to_resume is not None:
+                self._take_up(keeper, *self._to_resume)
+                if keeper.is_finished(self.last_epoch):
+                    self.logger.info(f"There is nothing left to train: the run is at {keeper.position}.")
+                    return self.best_valid_score, self.best_valid_result
+            with keeper.signals:
+                keeper.begin(saved)
+                result: tuple[float, Any] = super().fit(  # type: ignore[misc]
+                    train_data, valid_data, verbose, saved, show_progress, callback_fn
+                )
+                stopped = len(self.train_loss_dict) < self.last_epoch
+                keeper.end("early stopping" if stopped else "all epochs")
+        finally:
+            if self._hold is not None:
+                self._hold.release()
         return result
 
     def resume_checkpoint(self, resume_file: Any) -> None:
@@ -182,11 +188,25 @@ class SparseTrainerMixin:
         refuse_other_data(file, identity["data"], keeper.identity["data"])
         self._to_resume = None
         writes_there = file.parent.resolve() == Path(self._name).parent.resolve()
+        if writes_there:
+            self._hold_for_all(file)
         keeper.resume(state, file, writes_there)
         self._owns_file = writes_there
         best = Path(self.saved_model_file)
         self._best_elsewhere = best if not writes_there and best.is_file() else None
         self.logger.info(set_color("Resuming", "blue") + f" {file} at {keeper.position}")
+
+    def _hold_for_all(self, file: Path) -> None:
+        """The first process of the run takes the lock; where it cannot, all raise."""
+        refusal: CheckpointError | None = None
+        if self.ranks.is_first:
+            try:
+                self._hold = Hold(file)
+            except CheckpointError as error:
+                refusal = error
+        refusal = self.ranks.told_by_first(refusal)
+        if refusal is not None:
+            raise refusal
 
     @property
     def last_epoch(self) -> int:
@@ -219,10 +239,13 @@ class SparseTrainerMixin:
         if self.ranks.is_first:
             try:
                 told = [str(path) for path in claim_pair(self._name, LAST)]
+                self._hold = Hold(Path(told[1]))
                 if self._best_elsewhere is not None:
                     copy_whole(self._best_elsewhere, told[0])
             except OSError as error:
                 told = unwritable(self._name, error)
+            except CheckpointError as error:
+                told = error
         told = self.ranks.told_by_first(told)
         if isinstance(told, CheckpointError):
             raise told
