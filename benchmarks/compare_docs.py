@@ -9,7 +9,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import grid, speed_docs
+from benchmarks import grid, speed_docs, unrun
 from benchmarks.speed_docs import MISSING, RESULTS, ROOT, table
 from recbole_dsl.compare.summary import (
     Row,
@@ -110,7 +110,9 @@ def overview() -> str:
             scores = {(r.method, r.density): r for r in found}
             lines += [[model, dataset, *_reached(density, scores)] for density in AIMS]
         else:
-            lines.append([model, dataset, "all", "–", *("–" for _ in METHODS), "", "not run"])
+            hours = unrun.measured()[f"{model}/{dataset}"]["run_seconds"] / 3600
+            told = f"not run: {speed_docs.figure(hours, 2)} h for dense"
+            lines.append([model, dataset, "all", "–", *("–" for _ in METHODS), "", told])
     return table(["model", "dataset", "density", "dense", *METHODS, "aim", "reached"], lines, words=2)
 
 

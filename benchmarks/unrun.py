@@ -72,6 +72,12 @@ def _median_seconds(do: Callable[[Any], Any], batches: Iterable[Any]) -> float:
     return statistics.median(seconds[1:] or seconds)
 
 
+def measured() -> dict[str, dict[str, Any]]:
+    """What :func:`estimate` has said of the comparisons, by MODEL/DATASET."""
+    found: dict[str, dict[str, Any]] = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
+    return found
+
+
 def not_run() -> list[tuple[str, str]]:
     """Model and dataset of the comparisons of order.yaml that have no cells."""
     pairs = [(one["model"], one["dataset"]) for one in grid.order()]
@@ -85,7 +91,7 @@ def main() -> None:
     parser.add_argument("pairs", nargs="*", metavar="MODEL/DATASET")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    found = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
+    found = measured()
     for model, dataset in [tuple(pair.split("/")) for pair in asked.pairs] or not_run():
         found[f"{model}/{dataset}"] = told = estimate(model, dataset, asked.data)
         OUT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
