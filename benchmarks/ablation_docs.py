@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import statistics
+from collections.abc import Callable
 
 from benchmarks import speed_docs
 from benchmarks.speed_docs import MISSING, RESULTS, ROOT, figure, table
@@ -15,7 +16,7 @@ from recbole_dsl.results import RunResult
 
 Cells = dict[str, RunResult]
 
-PAGES = (ROOT / "docs/ablation.md", ROOT / "docs/ablation-earlier.md")
+PAGES = tuple(ROOT / f"docs/ablation{which}.md" for which in ("", "-studies", "-earlier"))
 STUDIES = {
     "bpr": "ablation/BPR-ml-100k",
     "lightgcn": "ablation/LightGCN-ml-100k",
@@ -31,48 +32,109 @@ STUDIES = {
 }
 """Folder and beginning of the names of its folders, by the name in the marker."""
 
+TODAY = ("bpr", "lightgcn", "bpr_citeulike", "multivae", "multidae", "bpr_movielens", "lightgcn_popularity")
+"""The studies of the method as it is now."""
 
-def study(where: str) -> str:
-    """A row for every variant, the best on validation first; ratios and tests are against the base."""
+TENTHS = (1, 2, 3, 5)
+"""Popularity tenths of items whose recall is told, the most popular first."""
+
+VALIDATION, TEST = "best_valid_result", "test_result"
+
+
+def variants_of(where: str) -> dict[str, Cells]:
+    """The cells of every variant of a study, the best on validation first; {} before it was run."""
     folder, beginning = where.split("/")
     folders = sorted((RESULTS / folder).glob(f"{beginning}-*"))
-    variants: dict[str, Cells] = {p.name.removeprefix(f"{beginning}-"): read_cells(p) for p in folders}
-    variants = {name: runs for name, runs in variants.items() if runs}
-    if "base" not in variants:
+    found = {p.name.removeprefix(f"{beginning}-"): cells for p in folders if (cells := read_cells(p))}
+    if "base" not in found:
+        return {}
+    valid = {name: statistics.fmean(_scores(runs, VALIDATION).values()) for name, runs in found.items()}
+    return {name: found[name] for name in sorted(found, key=lambda name: -valid[name])}
+
+
+def study(where: str) -> str:
+    """A row for every variant; ratios and tests are against the base."""
+    variants = variants_of(where)
+    if not variants:
         return MISSING
-    valid = {name: _scores(runs, "best_valid_result") for name, runs in variants.items()}
-    rows = []
-    for name in sorted(variants, key=lambda name: -statistics.fmean(valid[name].values())):
-        runs, base = variants[name], variants["base"]
+    base, rows = variants["base"], []
+    for name, runs in variants.items():
         told = []
-        for part in ("best_valid_result", "test_result"):
-            scores, theirs = _scores(runs, part), _scores(base, part)
-            ratio = statistics.fmean(scores.values()) / statistics.fmean(theirs.values())
-            told += [mean_and_deviation(scores), f"{ratio:.3f}", figure(paired_p(scores, theirs), 2)]
+        for part in (VALIDATION, TEST):
+            told += [mean_and_deviation(_scores(runs, part)), *_against(runs, base, part)]
         epochs = figure(statistics.fmean(run.epochs_run for run in runs.values()))
         rows.append([name, *told, epochs, str(len(runs))])
-    first, metric = next(iter(variants["base"].values())), metric_of(variants["base"])
-    head = [
-        "variant",
-        f"validation {metric}",
-        "/ base",
-        "p",
-        f"test {metric}",
-        "/ base",
-        "p",
-        "epochs",
-        "seeds",
-    ]
+    first, metric = next(iter(base.values())), metric_of(base)
+    head = ["variant"]
+    for part in ("validation", "test"):
+        head += [f"{part} {metric}", "/ base", "p"]
     rate, density = first.config["learning_rate"], first.config["dsl_density"]
     told = f"{first.model} on {first.dataset}, density {density:g}, learning rate {rate:g}:"
-    return f"{told}\n\n{table(head, rows)}"
+    return f"{told}\n\n{table([*head, 'epochs', 'seeds'], rows)}"
+
+
+def summary() -> str:
+    """One row for every variant of today's method, in the order of the studies."""
+    rows = []
+    for where in (STUDIES[name] for name in TODAY):
+        variants = variants_of(where)
+        for name, runs in variants.items():
+            if name != "base":
+                first, base = next(iter(runs.values())), variants["base"]
+                what = [first.model, first.dataset, f"{first.config['dsl_density']:g}", name]
+                rows.append([*what, *_against(runs, base, VALIDATION), *_against(runs, base, TEST)])
+    head = ["model", "dataset", "density", "variant", "validation / base", "p", "test / base", "p"]
+    return table(head, rows, words=4) if rows else MISSING
+
+
+def tail(where: str = "ablation-popularity/BPR-ml-1m", beside: str = "compare/BPR-ml-1m") -> str:
+    """A comparison's dense and narrow models and the variants of a study by recall of popularity tenths."""
+    variants = variants_of(where)
+    if not variants:
+        return MISSING
+    cells = read_cells(RESULTS / beside)
+    dense = {key: run for key, run in cells.items() if run.method == "dense"}
+    rows = [_recalled("all", "dense", dense)]
+    for density in sorted({_density(run) for run in variants["base"].values()}, reverse=True):
+        narrow = {
+            k: r for k, r in cells.items() if r.method == "narrow" and k.endswith(f"-{density:g}-{r.seed}")
+        }
+        rows.append(_recalled(f"{density:g}", "narrow", narrow))
+        for name, runs in variants.items():
+            rows.append(
+                _recalled(f"{density:g}", name, {k: r for k, r in runs.items() if _density(r) == density})
+            )
+    head = ["density", "variant", f"test {metric_of(dense)}", *(f"tenth {n}" for n in TENTHS), "seeds"]
+    return table(head, rows, words=2)
+
+
+def _recalled(density: str, name: str, runs: Cells) -> list[str]:
+    """Means over seeds: the test metric, then recall@10 of items of some popularity tenths."""
+    recalls = [run.analysis["by_popularity"]["items"]["recall"]["10"] for run in runs.values()]
+    by_tenth = [f"{statistics.fmean(recall[n - 1] for recall in recalls):.3f}" for n in TENTHS]
+    return [density, name, mean_and_deviation(_scores(runs, TEST)), *by_tenth, str(len(runs))]
+
+
+def _density(run: RunResult) -> float:
+    return float(run.config["dsl_density"])
 
 
 def _scores(runs: Cells, part: str) -> dict[int, float]:
     return {run.seed: getattr(run, part)[metric_of(runs)] for run in runs.values()}
 
 
-SECTIONS = {name: functools.partial(study, beginning) for name, beginning in STUDIES.items()}
+def _against(runs: Cells, base: Cells, part: str) -> list[str]:
+    """The ratio of means to the base's, and p of a paired test."""
+    scores, theirs = _scores(runs, part), _scores(base, part)
+    ratio = statistics.fmean(scores.values()) / statistics.fmean(theirs.values())
+    return [f"{ratio:.3f}", figure(paired_p(scores, theirs), 2)]
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "summary": summary,
+    "tail": tail,
+    **{name: functools.partial(study, where) for name, where in STUDIES.items()},
+}
 
 
 def main() -> None:
