@@ -81,10 +81,11 @@ def summary() -> str:
         for name, runs in variants.items():
             if name != "base":
                 first, base = next(iter(runs.values())), variants["base"]
-                what = [first.model, first.dataset, f"{first.config['dsl_density']:g}", name]
+                rate = f"{first.config['learning_rate']:g}"
+                what = [first.model, first.dataset, f"{_density(first):g}", rate, name]
                 rows.append([*what, *_against(runs, base, VALIDATION), *_against(runs, base, TEST)])
-    head = ["model", "dataset", "density", "variant", "validation / base", "p", "test / base", "p"]
-    return table(head, rows, words=4) if rows else MISSING
+    head = ["model", "dataset", "density", "rate", "variant", "validation / base", "p", "test / base", "p"]
+    return table(head, rows, words=5) if rows else MISSING
 
 
 def tail(where: str = "ablation-popularity/BPR-ml-1m", beside: str = "compare/BPR-ml-1m") -> str:

@@ -110,8 +110,12 @@ def overview() -> str:
             scores = {(r.method, r.density): r for r in found}
             lines += [[model, dataset, *_reached(density, scores)] for density in AIMS]
         else:
-            hours = unrun.measured()[f"{model}/{dataset}"]["run_seconds"] / 3600
-            told = f"not run: {speed_docs.figure(hours, 2)} h for dense"
+            cost = unrun.measured().get(f"{model}/{dataset}")
+            told = (
+                f"not run: {speed_docs.figure(cost['run_seconds'] / 3600, 2)} h for dense"
+                if cost
+                else "not run"
+            )
             lines.append([model, dataset, "all", "–", *("–" for _ in METHODS), "", told])
     return table(["model", "dataset", "density", "dense", *METHODS, "aim", "reached"], lines, words=2)
 

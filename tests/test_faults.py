@@ -444,30 +444,46 @@ def test_of_several_runs_that_of_the_same_settings_goes_on(
 def test_a_run_that_is_being_trained_is_not_taken_up_again(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two would overwrite each other's best epoch; elsewhere, and afterwards, it goes on."""
+    """Neither a new one nor one that goes on; elsewhere, and afterwards, it is."""
     given = settings("BPR", data, tmp_path)
     last = interrupted(given, monkeypatch)
-    before, seen = last.read_bytes(), []
+    refused: list[Path] = []
     plain = Keeper.begin_epoch
 
     def begin_epoch(keeper: Keeper, epoch: int) -> Any:
-        if epoch == 1:
-            with pytest.raises(CheckpointError, match=f"Another run is training into '{last}'; allowed is"):
-                Hold(last)
-            seen.append(last.read_bytes() == before)
+        if epoch == 2 and keeper.file is not None:  # elsewhere there is none until it saves
+            with pytest.raises(CheckpointError, match=f"Another run is training into '{keeper.file}' "):
+                Hold(keeper.file)
+            refused.append(keeper.file)
         return plain(keeper, epoch)
 
+    monkeypatch.setattr(Keeper, "begin_epoch", begin_epoch)
     whole = run("BPR", {**given, "checkpoint_dir": str(tmp_path / "whole")})
-    held = Hold(last)
+    held, before = Hold(last), last.read_bytes()
     for wish in (True, str(last)):
-        with pytest.raises(CheckpointError, match="to wait for its end"):
+        with pytest.raises(CheckpointError, match="allowed is to wait for its end"):
             run("BPR", {**given, "dsl_resume": wish})
     elsewhere = {**given, "checkpoint_dir": str(tmp_path / "elsewhere"), "dsl_resume": str(last)}
     assert run("BPR", elsewhere).train_loss == whole.train_loss
+    assert last.read_bytes() == before
     held.release()
-    monkeypatch.setattr(Keeper, "begin_epoch", begin_epoch)
     assert run("BPR", {**given, "dsl_resume": True}).train_loss == whole.train_loss
-    assert seen == [True] and not list(tmp_path.glob("*/*.lock"))
+    assert [file.parent.name for file in refused] == ["whole", "saved"]
+    for file in refused:
+        Hold(file).release()
+
+
+def test_where_files_cannot_be_locked_training_goes_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a warning."""
+
+    def acquire(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("recbole_dsl.training.holding.FileLock.acquire", acquire)
+    assert run("BPR", settings("BPR", data, tmp_path)).epochs_run == 6
+    assert "No locks available): no other run must be resumed from it now" in caplog.text
 
 
 def test_the_best_epoch_goes_along_to_another_folder(data: Path, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@
 #   DENSITY=0.05 DATA=folder bash benchmarks/compare/ablation.sh MultiVAE ml-1m 0.005 \
 #       base rate-power-0 budgets-by-size values-of-the-model
 #   STUDY=ablation-popularity bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.001 base popularity-0.3
-#   STUDY=ablation-popularity DENSITY=0.5,0.1 DATA=folder bash benchmarks/compare/ablation.sh BPR ml-1m 0.0002 \
-#       base popularity-0 popularity--0.25 popularity--0.25-norm-0.3
+#   STUDY=ablation-popularity DENSITY=0.5,0.1 DATA=folder bash benchmarks/compare/ablation.sh BPR ml-1m 0.0005 \
+#       base popularity--0.25 popularity--0.25-norm-0.3
 # budgets-by-size is for models that start by Erdős–Rényi, random-positions of those that start from factors.
 # Arguments: model, dataset (with a YAML file beside this one; DATA is the folder of those that RecBole does not
 # bring along), learning rate: that which the comparison's tuning chose for dsl_plus; the names of variants, if not
@@ -31,7 +31,6 @@ variants=(
     power-0.25:--dsl_init_power=0.25
     power-0.5:--dsl_init_power=0.5
     popularity-0.3:--dsl_init_popularity=0.3
-    popularity-0:--dsl_init_popularity=0
     popularity--0.25:--dsl_init_popularity=-0.25
     popularity--0.25-norm-0.3:"--dsl_init_popularity=-0.25 --dsl_init_norm=0.3"
     rate-power-0:--dsl_learning_rate_power=0

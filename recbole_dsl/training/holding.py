@@ -11,21 +11,21 @@ from ..errors import CheckpointError
 
 
 class Hold:
-    """A lock beside ``file``, named as it with ``.lock``; a killed process leaves the file, but no lock.
+    """A lock for ``file``, until it is released or the process ends. The file of the lock stays: to remove it
+    would let two others have it.
 
     Raises:
         CheckpointError: another process, or another trainer of this one, has it.
     """
 
     def __init__(self, file: Path) -> None:
-        self._path = file.with_name(f"{file.name}.lock")
-        self._lock = FileLock(self._path)
+        path = file.with_name(f".{file.name}.lock")
+        self._lock = FileLock(path)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise CheckpointError(
-                f"Another run is training into '{file}'; allowed is to wait for its end, or to go on from the "
-                "file in another checkpoint_dir."
+                f"Another run is training into '{file}' (it holds '{path.name}'); allowed is to wait for its end."
             ) from None
         except (OSError, NotImplementedError) as error:  # file systems without locks
             getLogger().warning(
@@ -34,6 +34,4 @@ class Hold:
 
     def release(self) -> None:
         """Let others train into it."""
-        if self._lock.is_locked:
-            self._lock.release()
-            self._path.unlink(missing_ok=True)
+        self._lock.release()

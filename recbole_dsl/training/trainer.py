@@ -146,7 +146,7 @@ class SparseTrainerMixin:
         Raises:
             Interrupted: SIGINT or SIGTERM came; the run is saved if ``saved``.
             NumberError: a loss, a gradient or a weight is no finite number.
-            CheckpointError: a checkpoint cannot be written, or another run is training into those of this one.
+            CheckpointError: a checkpoint cannot be written.
         """
         identity = {"settings": self.config.at_start, "data": fingerprint(train_data)}
         keeper = self.keeper = Keeper(self, [train_data, valid_data], self.dsl.save_every, identity)
@@ -166,14 +166,16 @@ class SparseTrainerMixin:
         finally:
             if self._hold is not None:
                 self._hold.release()
+                self._hold = None
         return result
 
     def resume_checkpoint(self, resume_file: Any) -> None:
         """Let the next :meth:`fit` go on from a file ``…-last.dsl`` that an earlier one has saved.
 
         Raises:
-            CheckpointError: it cannot be read, or holds the best weights only.
+            CheckpointError: it cannot be read, holds the best weights only, or another run trains into it.
         """
+        self._hold_for_all(Path(resume_file))
         state = self._read(resume_file)
         if "run" not in state:
             raise CheckpointError(
@@ -187,19 +189,21 @@ class SparseTrainerMixin:
         refuse_changes(file, identity["settings"], keeper.identity["settings"])
         refuse_other_data(file, identity["data"], keeper.identity["data"])
         self._to_resume = None
-        writes_there = file.parent.resolve() == Path(self._name).parent.resolve()
-        if writes_there:
-            self._hold_for_all(file)
+        writes_there = self._writes_beside(file)
         keeper.resume(state, file, writes_there)
         self._owns_file = writes_there
         best = Path(self.saved_model_file)
         self._best_elsewhere = best if not writes_there and best.is_file() else None
         self.logger.info(set_color("Resuming", "blue") + f" {file} at {keeper.position}")
 
+    def _writes_beside(self, file: Path) -> bool:
+        """Whether a run that is taken up from a file saves into it again, not into another folder."""
+        return file.parent.resolve() == Path(self._name).parent.resolve()
+
     def _hold_for_all(self, file: Path) -> None:
-        """The first process of the run takes the lock; where it cannot, all raise."""
+        """The first process takes the lock of the file it will save into; where it cannot, all raise."""
         refusal: CheckpointError | None = None
-        if self.ranks.is_first:
+        if self.ranks.is_first and file.is_file() and self._writes_beside(file):
             try:
                 self._hold = Hold(file)
             except CheckpointError as error:
