@@ -25,7 +25,8 @@ class Hold:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise CheckpointError(
-                f"Another run is training into '{file}' (it holds '{path.name}'); allowed is to wait for its end."
+                f"Another run is training into '{file}' (it holds '{path.name}'); allowed is to wait for "
+                "its end."
             ) from None
         except (OSError, NotImplementedError) as error:  # file systems without locks
             getLogger().warning(
