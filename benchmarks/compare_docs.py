@@ -26,6 +26,7 @@ FOLDER = RESULTS / "compare/ml-100k"
 CITEULIKE = RESULTS / "compare/BPR-citeulike-t"
 CITEULIKE_SEEDS = RESULTS / "compare/BPR-citeulike-t-seeds"
 MULTIVAE = RESULTS / "compare/MultiVAE-ml-1m"
+MULTIVAE_SEEDS = RESULTS / "compare/MultiVAE-ml-1m-seeds"
 BPR_ML1M = RESULTS / "compare/BPR-ml-1m"
 LIGHTGCN = RESULTS / "compare/LightGCN-citeulike-t"
 LIGHTGCN_TUNING = RESULTS / "compare/LightGCN-citeulike-t-tuning"
@@ -204,6 +205,7 @@ SECTIONS = {
     "citeulike": functools.partial(accuracy, CITEULIKE),
     "citeulike_seeds": functools.partial(accuracy, CITEULIKE_SEEDS),
     "multivae": functools.partial(accuracy, MULTIVAE),
+    "multivae_seeds": functools.partial(accuracy, MULTIVAE_SEEDS),
     "bpr_movielens": functools.partial(accuracy, BPR_ML1M),
     "lightgcn": functools.partial(accuracy, LIGHTGCN),
     "lightgcn_trials": trials,

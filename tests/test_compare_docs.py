@@ -19,6 +19,7 @@ TABLES = (
         "citeulike",
         "citeulike_seeds",
         "multivae",
+        "multivae_seeds",
         "bpr_movielens",
         "lightgcn",
         "lightgcn_trials",
