@@ -68,8 +68,8 @@ def study(where: str) -> str:
     head = ["variant"]
     for part in ("validation", "test"):
         head += [f"{part} {metric}", "/ base", "p"]
-    rate, density = first.config["learning_rate"], first.config["dsl_density"]
-    told = f"{first.model} on {first.dataset}, density {density:g}, learning rate {rate:g}:"
+    rate = first.config["learning_rate"]
+    told = f"{first.model} on {first.dataset}, density {_density(first):g}, learning rate {rate:g}:"
     return f"{told}\n\n{table([*head, 'epochs', 'seeds'], rows)}"
 
 

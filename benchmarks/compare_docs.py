@@ -105,13 +105,13 @@ def overview() -> str:
     for one in grid.order():
         model, dataset = one["model"], one["dataset"]
         comparisons.append((model, dataset, rows(RESULTS / f"compare/{model}-{dataset}")))
-    lines = []
+    lines, costs = [], unrun.measured()
     for model, dataset, found in comparisons:
         if found:
             scores = {(r.method, r.density): r for r in found}
             lines += [[model, dataset, *_reached(density, scores)] for density in AIMS]
         else:
-            cost = unrun.measured().get(f"{model}/{dataset}")
+            cost = costs.get(f"{model}/{dataset}")
             told = (
                 f"not run: {speed_docs.figure(cost['run_seconds'] / 3600, 2)} h for dense"
                 if cost

@@ -143,17 +143,7 @@ def train_and_test(
 
 def _to_resume(config: RecBoleDSLConfig) -> Path | None:
     """The file to go on from, as the first process sees it; an error is one of all."""
-    ranks = Ranks(config)
-    told: Any = None
-    if ranks.is_first:
-        try:
-            told = resuming.find(config.dsl.resume, config.at_start)
-        except DSLError as error:
-            told = error
-    told = ranks.told_by_first(told)
-    if isinstance(told, DSLError):
-        raise told
-    file: Path | None = told
+    file: Path | None = Ranks(config).done_by_first(lambda: resuming.find(config.dsl.resume, config.at_start))
     return file
 
 

@@ -131,6 +131,7 @@ REFUSED = [
     ("dsl_init_norm", 0, "above 0"),
     ("dsl_init_power", 1.1, "from 0 to 1"),
     ("dsl_init_power", -0.1, "from 0 to 1"),
+    ("dsl_init_popularity", 1.1, "from -1 to 1"),
     ("dsl_init_popularity", -1.1, "from -1 to 1"),
     ("dsl_init_tables", "user", "both"),
     ("dsl_learning_rate_power", 1.5, "from 0 to 1"),

@@ -175,11 +175,8 @@ def test_scaled_factors_rank_as_the_matrix_does() -> None:
     w, h = scaled(users, items, torch.tensor([4.0, 16.0, 0.0]))
     torch.testing.assert_close(w, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
     torch.testing.assert_close(h, torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
-    lengths = {
-        -0.5: (4.0, 1.0),
-        0.0: (2.0, 1.0),
-        1.0: (1.0, 2.0),
-    }  # 1 and ½, times degree^popularity, in proportion
+    # 1 and ½, times degree^popularity, in proportion:
+    lengths = {-0.5: (4.0, 1.0), 0.0: (2.0, 1.0), 1.0: (1.0, 2.0)}
     for popularity, (first, second) in lengths.items():
         h = scaled(users, items, torch.tensor([4, 16, 0]), popularity)[1]
         mean = ((first**2 + second**2) / 2) ** 0.5

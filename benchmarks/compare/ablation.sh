@@ -55,7 +55,6 @@ variants=(
     width-128:--dsl_width=128
     width-256:--dsl_width=256
     width-512:--dsl_width=512
-    width-1024:--dsl_width=1024
 )
 for variant in "${variants[@]}"; do
     name=${variant%%:*}

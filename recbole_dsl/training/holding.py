@@ -28,7 +28,10 @@ class Hold:
                 f"Another run is training into '{file}' (it holds '{path.name}'); allowed is to wait for "
                 "its end."
             ) from None
-        except (OSError, NotImplementedError) as error:  # file systems without locks
+        except (
+            OSError,
+            NotImplementedError,
+        ) as error:  # no locks there, or no file may be made: no reason to stop
             getLogger().warning(
                 f"'{file}' cannot be locked ({error}): no other run must be resumed from it now."
             )

@@ -6,7 +6,7 @@ Where there is only one, every operation gives back what it was given.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -16,7 +16,7 @@ from recbole.trainer.trainer import AbstractTrainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import RanksError
+from ..errors import DSLError, RanksError
 
 PIECE: Final = 2**24
 """Elements of a tensor that are summed together, so that no second copy of it is needed."""
@@ -61,6 +61,23 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def done_by_first(self, do: Callable[[], Any]) -> Any:
+        """What ``do`` returns in the first process, which alone calls it (plain values and tensors).
+
+        Raises:
+            DSLError: in all processes, if it does so in the first.
+        """
+        told: Any = None
+        if self.is_first:
+            try:
+                told = do()
+            except DSLError as error:
+                told = error
+        told = self.told_by_first(told)
+        if isinstance(told, DSLError):
+            raise told
+        return told
 
     def of_all(self, value: Any) -> list[Any]:
         """What every process has given, in their order."""

@@ -175,7 +175,7 @@ class SparseTrainerMixin:
         Raises:
             CheckpointError: it cannot be read, holds the best weights only, or another run trains into it.
         """
-        self._hold_for_all(Path(resume_file))
+        self.ranks.done_by_first(functools.partial(self._hold_to_resume, Path(resume_file)))
         state = self._read(resume_file)
         if "run" not in state:
             raise CheckpointError(
@@ -200,17 +200,9 @@ class SparseTrainerMixin:
         """Whether a run that is taken up from a file saves into it again, not into another folder."""
         return file.parent.resolve() == Path(self._name).parent.resolve()
 
-    def _hold_for_all(self, file: Path) -> None:
-        """The first process takes the lock of the file it will save into; where it cannot, all raise."""
-        refusal: CheckpointError | None = None
-        if self.ranks.is_first and file.is_file() and self._writes_beside(file):
-            try:
-                self._hold = Hold(file)
-            except CheckpointError as error:
-                refusal = error
-        refusal = self.ranks.told_by_first(refusal)
-        if refusal is not None:
-            raise refusal
+    def _hold_to_resume(self, file: Path) -> None:
+        if file.is_file() and self._writes_beside(file):
+            self._hold = Hold(file)
 
     @property
     def last_epoch(self) -> int:
@@ -239,23 +231,19 @@ class SparseTrainerMixin:
             CheckpointError: the folder cannot be written to.
         """
         # RecBole names the file by the second: another run may have the same, another process another.
-        told: Any = None
-        if self.ranks.is_first:
-            try:
-                told = [str(path) for path in claim_pair(self._name, LAST)]
-                self._hold = Hold(Path(told[1]))
-                if self._best_elsewhere is not None:
-                    copy_whole(self._best_elsewhere, told[0])
-            except OSError as error:
-                told = unwritable(self._name, error)
-            except CheckpointError as error:
-                told = error
-        told = self.ranks.told_by_first(told)
-        if isinstance(told, CheckpointError):
-            raise told
-        best, last = told
+        best, last = self.ranks.done_by_first(self._claim)
         self.saved_model_file, self._owns_file = best, True
         return Path(last)
+
+    def _claim(self) -> list[str]:
+        try:
+            best, last = claim_pair(self._name, LAST)
+            self._hold = Hold(last)
+            if self._best_elsewhere is not None:
+                copy_whole(self._best_elsewhere, best)
+        except OSError as error:
+            raise unwritable(self._name, error) from None
+        return [str(best), str(last)]
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
         keeper = self.keeper
@@ -314,16 +302,7 @@ class SparseTrainerMixin:
 
     def _read(self, path: Any) -> dict[str, Any]:
         """A checkpoint, read by the first process, whose files the others may not see."""
-        told: Any = None
-        if self.ranks.is_first:
-            try:
-                told = read_checkpoint(path)
-            except CheckpointError as error:
-                told = error
-        told = self.ranks.told_by_first(told)
-        if isinstance(told, CheckpointError):
-            raise told
-        state: dict[str, Any] = told
+        state: dict[str, Any] = self.ranks.done_by_first(functools.partial(read_checkpoint, path))
         return state
 
     def _map_reduce(self, result: Any, _: int) -> Any:
