@@ -28,10 +28,8 @@ class Hold:
                 f"Another run is training into '{file}' (it holds '{path.name}'); allowed is to wait for "
                 "its end."
             ) from None
-        except (
-            OSError,
-            NotImplementedError,
-        ) as error:  # no locks there, or no file may be made: no reason to stop
+        except (OSError, NotImplementedError) as error:
+            # The file system has no locks, or no file may be made there: no reason not to train.
             getLogger().warning(
                 f"'{file}' cannot be locked ({error}): no other run must be resumed from it now."
             )
