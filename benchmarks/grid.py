@@ -1,4 +1,4 @@
-"""The comparisons of accuracy beyond ml-100k, in their order.
+"""The comparisons of accuracy beyond those of ``benchmarks/compare/run.sh``, in their order.
 
 ``python -m benchmarks.grid [MODEL/DATASET ...]`` prints model, dataset, file of the search space and number of
 its points, one comparison a line, as ``benchmarks/compare/accuracy.sh`` reads them.

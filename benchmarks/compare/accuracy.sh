@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The accuracy of sparse models beyond ml-100k: DATA=folder-of-datasets bash benchmarks/compare/accuracy.sh
+# The accuracy of sparse models beyond run.sh's: DATA=folder-of-datasets bash benchmarks/compare/accuracy.sh
 # Their order is order.yaml's, fixed before they were run; the schedule of a dataset is its YAML file's, the same for
 # every method. Each comparison is tuned at density 0.1 with the first seed, then run at all densities. Goes on where
 # it was stopped; results are in benchmarks/results/compare.
@@ -7,13 +7,13 @@
 #   DATA=folder PAIRS=BPR/citeulike-t DENSITIES=0.1 SEEDS=3 SUFFIX=-seeds bash benchmarks/compare/accuracy.sh
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-: "${DATA:?set it to the folder that holds the datasets}"
 read -ra wanted <<< "${PAIRS:-}"
 comparisons=$(python -m benchmarks.grid ${wanted[@]+"${wanted[@]}"})
 while read -r model dataset space trials <&3; do
     name=$model-$dataset
-    common=(--models="$model" --datasets="$dataset" --methods=dense,narrow,dsl,dsl_plus --data_path="$DATA"
+    common=(--models="$model" --datasets="$dataset" --methods=dense,narrow,dsl,dsl_plus
             --config_files="benchmarks/compare/$dataset.yaml" --results=benchmarks/results/compare --jobs="${JOBS:-2}")
+    [ "$dataset" = ml-100k ] || common+=(--data_path="${DATA:?set it to the folder that holds the datasets}")
     recbole-dsl tune "${common[@]}" --name="$name-tuning" --space="$space" --trials="$trials" --density=0.1
     recbole-dsl compare "${common[@]}" --name="$name${SUFFIX:-}" --densities="${DENSITIES:-0.1,0.05,0.2,0.5}" --seeds="${SEEDS:-1}" \
         --tuned="benchmarks/results/compare/$name-tuning/tuned.yaml"
