@@ -95,18 +95,37 @@ def _notes(found: Sequence[Row]) -> str:
     )
 
 
-def overview() -> str:
-    """Every cell of the grid: dense, ratios to it, and whether dsl_plus reaches its aim."""
+@functools.cache
+def comparisons() -> dict[tuple[str, str], list[Row]]:
+    """The rows of every comparison of the grid, by model and dataset; [] of those that are not run."""
     first = rows(FOLDER)
-    comparisons = [
-        (model, dataset, [r for r in first if (r.model, r.dataset) == (model, dataset)])
+    found = {
+        (model, dataset): [r for r in first if (r.model, r.dataset) == (model, dataset)]
         for model, dataset in dict.fromkeys((r.model, r.dataset) for r in first)
-    ]
+    }
     for one in grid.order():
         model, dataset = one["model"], one["dataset"]
-        comparisons.append((model, dataset, rows(RESULTS / f"compare/{model}-{dataset}")))
+        found[model, dataset] = rows(RESULTS / f"compare/{model}-{dataset}")
+    return found
+
+
+def ratios() -> str:
+    """dsl_plus to dense by density, narrow in parentheses: one row for each comparison that is run."""
+    lines = []
+    for (model, dataset), found in comparisons().items():
+        scores = {(r.method, r.density): r.mean for r in found}
+        if not found:
+            continue
+        dense = scores["dense", None]
+        told = (f"{scores['dsl_plus', d] / dense:.3f} ({scores['narrow', d] / dense:.3f})" for d in AIMS)
+        lines.append([model, dataset, str(len(found[0].scores)), f"{dense:.4f}", *told])
+    return table(["model", "dataset", "seeds", "dense", *(f"density {d:g}" for d in AIMS)], lines, words=2)
+
+
+def overview() -> str:
+    """Every cell of the grid: dense, ratios to it, and whether dsl_plus reaches its aim."""
     lines, costs = [], unrun.measured()
-    for model, dataset, found in comparisons:
+    for (model, dataset), found in comparisons().items():
         if found:
             scores = {(r.method, r.density): r for r in found}
             lines += [[model, dataset, *_reached(density, scores)] for density in AIMS]
@@ -201,6 +220,7 @@ def trials(folder: Path = LIGHTGCN_TUNING) -> str:
 
 SECTIONS = {
     "compare": accuracy,
+    "ratios": ratios,
     "grid": overview,
     "citeulike": functools.partial(accuracy, CITEULIKE),
     "citeulike_seeds": functools.partial(accuracy, CITEULIKE_SEEDS),

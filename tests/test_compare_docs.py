@@ -12,7 +12,7 @@ from benchmarks import compare_docs, speed_docs, unrun
 
 GRID = compare_docs.FOLDER / "grid.json"
 TABLES = (
-    ["compare"],
+    ["compare", "ratios"],
     [
         "compare",
         "grid",
@@ -82,6 +82,20 @@ def test_a_cell_of_the_overview_by_hand() -> None:
     told = [cell.strip() for cell in line.strip("|").split("|")]
     assert told[3] == f"{dense:.4f}" and told[8] == f"{ours / dense:.3f}" and narrow > ours > dense
     assert told[9:] == ["1", "no: below narrow"]
+
+
+def test_a_ratio_by_hand() -> None:
+    """LightGCN on citeulike-t at a tenth: dsl_plus to dense, and narrow to it."""
+    cells = speed_docs.RESULTS / "compare/LightGCN-citeulike-t/cells"
+    dense, narrow, ours = (
+        json.loads((cells / f"LightGCN-citeulike-t-{name}-2020.json").read_text(encoding="utf-8"))[
+            "test_result"
+        ]["ndcg@10"]
+        for name in ("dense", "narrow-0.1", "dsl_plus-0.1")
+    )
+    (line,) = [x for x in compare_docs.ratios().splitlines() if x.startswith("| LightGCN | citeulike-t ")]
+    told = [cell.strip() for cell in line.strip("|").split("|")]
+    assert told[2:4] == ["1", f"{dense:.4f}"] and told[6] == f"{ours / dense:.3f} ({narrow / dense:.3f})"
 
 
 def test_what_is_not_run_is_told() -> None:
