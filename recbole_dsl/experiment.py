@@ -103,7 +103,7 @@ def train_and_test(
     Args:
         config: all settings.
         saved: as for :func:`run_recbole_dsl`.
-        before: called with the trainer when everything is ready to train.
+        before: called with the trainer as it is at the start, before a run that is resumed takes its state.
 
     Raises:
         DSLError: as for :func:`run_recbole_dsl`.
@@ -128,10 +128,10 @@ def train_and_test(
     begin = time.perf_counter()
     trainer = sparse_trainer(config["MODEL_TYPE"], *config.lineage)(config, network, train_data)
     preparation += time.perf_counter() - begin
-    if resumed is not None:
-        trainer.resume_checkpoint(resumed)
     if before is not None:
         before(trainer)
+    if resumed is not None:
+        trainer.resume_checkpoint(resumed)
 
     _, best_valid = trainer.fit(train_data, valid_data, saved=saved, show_progress=config["show_progress"])
     test = trainer.evaluate(test_data, load_best_model=saved, show_progress=config["show_progress"])

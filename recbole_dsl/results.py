@@ -27,6 +27,7 @@ PRIVATE_SETTINGS = frozenset(
         "pre_model_path",
         "dsl_start_from",
         "dsl_result",
+        "dsl_resume",
     }
 )
 """Settings that say where things are on the machine that trained."""

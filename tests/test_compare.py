@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import importlib
 import itertools
 import json
@@ -17,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -75,6 +77,7 @@ def task(data: Path, folder: Path, method: str, density: float | None = None, **
         density=density,
         settings=settings_for(data),
         folder=folder / "own",
+        kept=folder / "kept",
         **values,
     )
 
@@ -187,6 +190,37 @@ def test_sparse_methods_keep_their_budget(method: str, data: Path, tmp_path: Pat
     mine = users["live"]["user_embedding.weight"]["after"]
     padding = 589 - np.dot(rows, live["after"]) - np.dot(users["rows"], mine)
     assert -1e-6 < padding <= 32 + 1e-6  # the two padding rows have the rest
+
+
+@pytest.mark.parametrize("method", ["dsl", "dsl_plus"])
+def test_a_stopped_cell_goes_on_to_the_same_result(
+    method: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in its fourth epoch, of which it saved the second: the result is that of a cell that was not."""
+    more = {"epochs": 6, "dsl_save_every": "2 epochs", "dsl_update_interval": "1 epochs"}
+    of = task(data, tmp_path / "stopped", method, 0.25)
+    of = replace(of, settings={**of.settings, **more})
+    whole = run(replace(of, kept=tmp_path / "whole"))
+    trainer = importlib.import_module("recbole.trainer").Trainer
+    validate, epochs = trainer._valid_epoch, itertools.count(1)
+
+    def stopped(*args: Any, **kwargs: Any) -> Any:
+        if next(epochs) == 4:
+            raise KeyboardInterrupt
+        return validate(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_valid_epoch", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(of)
+    gc.collect()  # the stopped trainer, which locks its file as long as it is there
+    validated = Mock(wraps=validate)
+    monkeypatch.setattr(trainer, "_valid_epoch", lambda *args, **more: validated(*args, **more))
+    resumed = run(of)
+    assert validated.call_count == 4  # the epochs after the second
+    for field in ("train_loss", "valid_results", "best_valid_result", "test_result", "sparsity", "analysis"):
+        assert getattr(resumed, field) == getattr(whole, field), field
+    assert resumed.epochs_run == 6 and resumed.config == whole.config
 
 
 def test_sparserec_scores_a_part_of_the_rows(data: Path, tmp_path: Path) -> None:
@@ -682,9 +716,9 @@ def working_in(folder: Path) -> list[int]:
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_an_interrupted_comparison_says_what_it_stopped(data: Path, tmp_path: Path) -> None:
-    """Ctrl-C: status 130, its cell is among the cancelled ones, and the next call runs it."""
+    """Ctrl-C: status 130, its cell is among the cancelled ones, and the next call goes on with it."""
     folder = tmp_path / "results" / "t"
-    flags = ["--methods=static", "--densities=0.25", "--epochs=100000"]
+    flags = ["--methods=static", "--densities=0.25", "--epochs=100", "--stopping_step=100"]
     flags = [flag for flag in command(data, *flags) if flag != "--epochs=2"]
     code = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
@@ -692,7 +726,7 @@ def test_an_interrupted_comparison_says_what_it_stopped(data: Path, tmp_path: Pa
     )
     process = subprocess.Popen([sys.executable, "-c", code, *flags[4:]], stderr=subprocess.PIPE, text=True)
     log = folder / "logs" / "BPR-tiny-static-0.25-2020.log"
-    wait_for(lambda: log.is_file() and "train loss" in log.read_text())
+    wait_for(lambda: log.is_file() and "epoch 2 training" in log.read_text())
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in error
@@ -701,6 +735,12 @@ def test_an_interrupted_comparison_says_what_it_stopped(data: Path, tmp_path: Pa
     assert not working_in(tmp_path) and not list((folder / "cells").iterdir())
     with FileLock(folder / ".lock", timeout=0):
         pass
+    assert list((folder / "runs" / "BPR-tiny-static-0.25-2020").glob("*-last.dsl"))
+    done = subprocess.run(flags, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 99 training" in log.read_text() and "epoch 0 training" not in log.read_text()
+    (result,) = summary.read_cells(folder).values()
+    assert result.epochs_run == 100 and not list((folder / "runs").iterdir())
 
 
 def test_failed_and_cancelled_cells_are_kept_apart(tmp_path: Path) -> None:

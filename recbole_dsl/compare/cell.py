@@ -36,6 +36,10 @@ def main(request: dict[str, Any]) -> int:
     except Exception as error:
         store.note("failed", cell, on_one_line(error), traceback=traceback.format_exc())
         return 1
+    except KeyboardInterrupt as stop:
+        print(stop)
+        return int(getattr(stop, "exit_status", 130))
+    store.forget_run(cell)
     return 0
 
 
@@ -57,6 +61,7 @@ def _run(cell: Cell, store: Store, request: dict[str, Any]) -> None:
             files=(store.folder / "settings.yaml",),
             settings=request["settings"],
             folder=Path(folder),
+            kept=store.run_folder(cell),
             dense=kept if method.after == "dense" or (method.name == "dense" and request["keep"]) else None,
         )
         if method.name == "dense" and cell.trial is None and kept.is_file() and figures.is_file():

@@ -36,7 +36,8 @@ class Task:
     """A cell and where its inputs are.
 
     ``density``: None for methods that have none; ``settings``: above those of ``files``; ``folder``: for
-    checkpoints; ``dense``: RecBole's checkpoint of the dense model, for methods that start from it.
+    checkpoints; ``kept``: for those that a stopped cell goes on from; ``dense``: RecBole's checkpoint of the
+    dense model, for methods that start from it.
     """
 
     model: str
@@ -47,6 +48,7 @@ class Task:
     files: tuple[Path, ...]
     settings: Mapping[str, Any]
     folder: Path
+    kept: Path
     dense: Path | None = None
 
     @property
@@ -118,7 +120,9 @@ def narrow(task: Task) -> RunResult:
 
 
 def sparse(task: Task) -> RunResult:
-    """Our training; from the dense model's weights if the method comes after it."""
+    """Our training; from the dense model's weights if the method comes after it, else it can be resumed."""
+    if task.dense is None:
+        task = replace(task, folder=task.kept, settings={**task.settings, "dsl_resume": True})
     result, _ = _sparse(task)
     return result
 

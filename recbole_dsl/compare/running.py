@@ -207,7 +207,7 @@ def refuse_unfinished(outcome: Outcome, store: Store, what: str) -> None:
     if outcome.failed or outcome.cancelled:
         raise ConfigError(
             f"{outcome.failed} {what} failed and {outcome.cancelled} were cancelled; '{store.folder}/failed' "
-            "and 'cancelled' say why; allowed is to call the command again, which runs them anew."
+            "and 'cancelled' say why; allowed is to call the command again, which goes on with them."
         )
 
 

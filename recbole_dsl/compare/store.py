@@ -9,11 +9,13 @@
     cancelled/KEY.json   a cell that was stopped, or never begun because its dense model failed
     dense/KEY.pth, .json RecBole's dense models that methods start from; can be deleted, and is made anew
     logs/KEY.log         what a cell has printed
+    runs/KEY/            checkpoints of a sparse cell that is trained, or was stopped and goes on from them
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,6 +75,14 @@ class Store:
     def path(self, state: str, cell: Cell, suffix: str = ".json") -> Path:
         """The file of a cell in one of the folders."""
         return self.folder / state / f"{cell.key}{suffix}"
+
+    def run_folder(self, cell: Cell) -> Path:
+        """Where a cell keeps the checkpoints of its training until it has ended."""
+        return self.path("runs", cell, "")
+
+    def forget_run(self, cell: Cell) -> None:
+        """Delete them."""
+        shutil.rmtree(self.run_folder(cell), ignore_errors=True)
 
     def is_finished(self, cell: Cell) -> bool:
         """Whether the cell has its result."""
