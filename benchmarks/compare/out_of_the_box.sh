@@ -10,7 +10,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 read -ra wanted <<< "${RUNS:-LightGCN/ml-1m BPR/ml-100k NGCF/ml-100k SGL/ml-100k SimpleX/ml-100k NeuMF/ml-100k MultiDAE/ml-100k
-    CDAE/ml-100k RecVAE/ml-100k DeepFM/ml-100k/ml-100k-clicks GRU4Rec/ml-100k/ml-100k-sequences}"
+    CDAE/ml-100k RecVAE/ml-100k DeepFM/ml-100k/ml-100k-clicks GRU4Rec/ml-100k/ml-100k-sequences
+    SASRec/ml-100k/ml-100k-sequences}"
 export results=benchmarks/results/out_of_the_box
 mkdir -p "$results" log
 
