@@ -28,6 +28,7 @@ CITEULIKE_SEEDS = RESULTS / "compare/BPR-citeulike-t-seeds"
 MULTIVAE = RESULTS / "compare/MultiVAE-ml-1m"
 MULTIVAE_SEEDS = RESULTS / "compare/MultiVAE-ml-1m-seeds"
 BPR_ML1M = RESULTS / "compare/BPR-ml-1m"
+FOURSQUARE = RESULTS / "compare/BPR-foursquare-fgcrec"
 LIGHTGCN = RESULTS / "compare/LightGCN-citeulike-t"
 LIGHTGCN_TUNING = RESULTS / "compare/LightGCN-citeulike-t-tuning"
 OUT_OF_THE_BOX = RESULTS / "out_of_the_box"
@@ -227,6 +228,7 @@ SECTIONS = {
     "multivae": functools.partial(accuracy, MULTIVAE),
     "multivae_seeds": functools.partial(accuracy, MULTIVAE_SEEDS),
     "bpr_movielens": functools.partial(accuracy, BPR_ML1M),
+    "foursquare": functools.partial(accuracy, FOURSQUARE),
     "lightgcn": functools.partial(accuracy, LIGHTGCN),
     "lightgcn_trials": trials,
     "out_of_the_box": out_of_the_box,

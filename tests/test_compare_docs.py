@@ -21,6 +21,7 @@ TABLES = (
         "multivae",
         "multivae_seeds",
         "bpr_movielens",
+        "foursquare",
         "lightgcn",
         "lightgcn_trials",
         "out_of_the_box",
