@@ -1,14 +1,15 @@
 """The comparisons of accuracy beyond those of ``benchmarks/compare/run.sh``, in their order.
 
-``python -m benchmarks.grid [MODEL/DATASET ...]`` prints model, dataset, file of the search space and number of
-its points, one comparison a line, as ``benchmarks/compare/accuracy.sh`` reads them.
+``python -m benchmarks.grid [MODEL/DATASET ...]`` prints model, dataset, file of the search space, number of
+its points and flags of this comparison alone, one a line, as ``benchmarks/compare/accuracy.sh`` reads them.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import yaml
 
@@ -18,10 +19,15 @@ from recbole_dsl.compare.space import read_space
 FOLDER = ROOT / "benchmarks/compare"
 
 
-def order() -> list[dict[str, str]]:
-    """The comparisons: model, dataset and name of the search space of each."""
-    listed: list[dict[str, str]] = yaml.safe_load((FOLDER / "order.yaml").read_text(encoding="utf-8"))
+def order() -> list[dict[str, Any]]:
+    """The comparisons: model, dataset, name of the search space, and settings of its own of each."""
+    listed: list[dict[str, Any]] = yaml.safe_load((FOLDER / "order.yaml").read_text(encoding="utf-8"))
     return listed
+
+
+def settings_of(one: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a comparison has above its dataset's schedule."""
+    return {key: value for key, value in one.items() if key not in ("model", "dataset", "space")}
 
 
 def commands(pairs: Sequence[str]) -> Iterator[str]:
@@ -36,7 +42,8 @@ def commands(pairs: Sequence[str]) -> Iterator[str]:
             raise SystemExit(f"{pair} is not in benchmarks/compare/order.yaml; allowed: {', '.join(listed)}")
         space = FOLDER / f"{listed[pair]['space']}.txt"
         points = math.prod(len(setting.values) for setting in read_space(space))
-        yield f"{listed[pair]['model']} {listed[pair]['dataset']} {space.relative_to(ROOT).as_posix()} {points}"
+        flags = (f"--{key}={value}" for key, value in settings_of(listed[pair]).items())
+        yield " ".join([*pair.split("/"), space.relative_to(ROOT).as_posix(), str(points), *flags])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 Without names: those without cells. CPU seconds of one thread (so a busy machine adds little): medians over
 batches of training and of validation by RecBole's own classes, with RecBole's default learning rate and the
-dataset's schedule, times how many there are. Each goes into benchmarks/results/unrun.json when it is measured.
+dataset's schedule and the comparison's own settings, times how many there are. Each goes into
+benchmarks/results/unrun.json when it is measured.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ BATCHES = 8
 
 def estimate(model: str, dataset: str, data_path: str) -> dict[str, Any]:
     """Seconds of an epoch's training, of a validation, and of a dense run that takes all planned epochs."""
-    settings = yaml.safe_load((grid.FOLDER / f"{dataset}.yaml").read_text(encoding="utf-8"))
+    schedule = yaml.safe_load((grid.FOLDER / f"{dataset}.yaml").read_text(encoding="utf-8"))
+    own = [grid.settings_of(one) for one in grid.order() if (one["model"], one["dataset"]) == (model, dataset)]
+    settings = {**schedule, **(own[0] if own else {})}
     trainer, train, valid, _ = recbole_trainer(
         model, dataset, {**settings, "data_path": data_path, "seed": 2020, "device": "cpu", "state": "ERROR"}
     )

@@ -9,10 +9,10 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 read -ra wanted <<< "${PAIRS:-}"
 comparisons=$(python -m benchmarks.grid ${wanted[@]+"${wanted[@]}"})
-while read -r model dataset space trials <&3; do
+while read -r model dataset space trials more <&3; do
     name=$model-$dataset
     common=(--models="$model" --datasets="$dataset" --methods=dense,narrow,dsl,dsl_plus
-            --config_files="benchmarks/compare/$dataset.yaml" --results=benchmarks/results/compare --jobs="${JOBS:-2}")
+            --config_files="benchmarks/compare/$dataset.yaml" --results=benchmarks/results/compare --jobs="${JOBS:-2}" $more)
     [ "$dataset" = ml-100k ] || common+=(--data_path="${DATA:?set it to the folder that holds the datasets}")
     recbole-dsl tune "${common[@]}" --name="$name-tuning" --space="$space" --trials="$trials" --density=0.1
     recbole-dsl compare "${common[@]}" --name="$name${SUFFIX:-}" --densities="${DENSITIES:-0.1,0.05,0.2,0.5}" --seeds="${SEEDS:-1}" \
