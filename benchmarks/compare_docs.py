@@ -30,6 +30,8 @@ MULTIVAE_SEEDS = RESULTS / "compare/MultiVAE-ml-1m-seeds"
 BPR_ML1M = RESULTS / "compare/BPR-ml-1m"
 FOURSQUARE = RESULTS / "compare/BPR-foursquare-fgcrec"
 LIGHTGCN = RESULTS / "compare/LightGCN-citeulike-t"
+LIGHTGCN_SEEDS = RESULTS / "compare/LightGCN-citeulike-t-seeds"
+FOURSQUARE_SEEDS = RESULTS / "compare/BPR-foursquare-fgcrec-seeds"
 LIGHTGCN_TUNING = RESULTS / "compare/LightGCN-citeulike-t-tuning"
 OUT_OF_THE_BOX = RESULTS / "out_of_the_box"
 AIMS = {0.5: 1.0, 0.2: 1.0, 0.1: 0.99, 0.05: 0.97}
@@ -229,7 +231,9 @@ SECTIONS = {
     "multivae_seeds": functools.partial(accuracy, MULTIVAE_SEEDS),
     "bpr_movielens": functools.partial(accuracy, BPR_ML1M),
     "foursquare": functools.partial(accuracy, FOURSQUARE),
+    "foursquare_seeds": functools.partial(accuracy, FOURSQUARE_SEEDS),
     "lightgcn": functools.partial(accuracy, LIGHTGCN),
+    "lightgcn_seeds": functools.partial(accuracy, LIGHTGCN_SEEDS),
     "lightgcn_trials": trials,
     "out_of_the_box": out_of_the_box,
 }
