@@ -122,7 +122,8 @@ def narrow(task: Task) -> RunResult:
 def sparse(task: Task) -> RunResult:
     """Our training; from the dense model's weights if the method comes after it, else it can be resumed."""
     if task.dense is None:
-        task = replace(task, folder=task.kept, settings={**task.settings, "dsl_resume": True})
+        settings = {**task.settings, "dsl_resume": task.kept.is_dir()}
+        task = replace(task, folder=task.kept, settings=settings)
     result, _ = _sparse(task)
     return result
 
