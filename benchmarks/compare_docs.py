@@ -28,6 +28,7 @@ CITEULIKE_SEEDS = RESULTS / "compare/BPR-citeulike-t-seeds"
 MULTIVAE = RESULTS / "compare/MultiVAE-ml-1m"
 MULTIVAE_SEEDS = RESULTS / "compare/MultiVAE-ml-1m-seeds"
 BPR_ML1M = RESULTS / "compare/BPR-ml-1m"
+NEUMF = RESULTS / "compare/NeuMF-ml-100k"
 FOURSQUARE = RESULTS / "compare/BPR-foursquare-fgcrec"
 LIGHTGCN = RESULTS / "compare/LightGCN-citeulike-t"
 LIGHTGCN_SEEDS = RESULTS / "compare/LightGCN-citeulike-t-seeds"
@@ -235,6 +236,7 @@ SECTIONS = {
     "lightgcn": functools.partial(accuracy, LIGHTGCN),
     "lightgcn_seeds": functools.partial(accuracy, LIGHTGCN_SEEDS),
     "lightgcn_trials": trials,
+    "neumf": functools.partial(accuracy, NEUMF),
     "out_of_the_box": out_of_the_box,
 }
 

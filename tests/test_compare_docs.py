@@ -26,6 +26,7 @@ TABLES = (
         "lightgcn",
         "lightgcn_seeds",
         "lightgcn_trials",
+        "neumf",
         "out_of_the_box",
     ],
 )
