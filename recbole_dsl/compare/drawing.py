@@ -104,7 +104,7 @@ def save_images(figure: Figure, styles: Styles, folder: Path, name: str) -> None
         axes.set_xscale("log")
     if figure.x_names is not None:
         axes.set_xticks(range(10), figure.x_names, rotation=30, ha="right", fontsize=8)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.03 * axes.get_ylim()[1])  # from zero on, with room for the marker at the top
     axes.set_xlabel(figure.x_label)
     axes.set_ylabel(figure.y_label)
     axes.set_title(figure.title, fontsize=10)
