@@ -30,9 +30,9 @@ MULTIVAE_SEEDS = RESULTS / "compare/MultiVAE-ml-1m-seeds"
 BPR_ML1M = RESULTS / "compare/BPR-ml-1m"
 NEUMF = RESULTS / "compare/NeuMF-ml-100k"
 FOURSQUARE = RESULTS / "compare/BPR-foursquare-fgcrec"
+FOURSQUARE_SEEDS = RESULTS / "compare/BPR-foursquare-fgcrec-seeds"
 LIGHTGCN = RESULTS / "compare/LightGCN-citeulike-t"
 LIGHTGCN_SEEDS = RESULTS / "compare/LightGCN-citeulike-t-seeds"
-FOURSQUARE_SEEDS = RESULTS / "compare/BPR-foursquare-fgcrec-seeds"
 LIGHTGCN_TUNING = RESULTS / "compare/LightGCN-citeulike-t-tuning"
 OUT_OF_THE_BOX = RESULTS / "out_of_the_box"
 AIMS = {0.5: 1.0, 0.2: 1.0, 0.1: 0.99, 0.05: 0.97}
@@ -117,9 +117,9 @@ def ratios() -> str:
     """dsl_plus to dense by density, narrow in parentheses: one row for each comparison that is run."""
     lines = []
     for (model, dataset), found in comparisons().items():
-        scores = {(r.method, r.density): r.mean for r in found}
         if not found:
             continue
+        scores = {(r.method, r.density): r.mean for r in found}
         dense = scores["dense", None]
         told = (f"{scores['dsl_plus', d] / dense:.3f} ({scores['narrow', d] / dense:.3f})" for d in AIMS)
         lines.append([model, dataset, str(len(found[0].scores)), f"{dense:.4f}", *told])

@@ -25,6 +25,11 @@ def order() -> list[dict[str, Any]]:
     return listed
 
 
+def by_name() -> dict[str, dict[str, Any]]:
+    """The same by MODEL/DATASET."""
+    return {f"{one['model']}/{one['dataset']}": one for one in order()}
+
+
 def settings_of(one: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a comparison has above its dataset's schedule."""
     return {key: value for key, value in one.items() if key not in ("model", "dataset", "space")}
@@ -36,7 +41,7 @@ def commands(pairs: Sequence[str]) -> Iterator[str]:
     Raises:
         SystemExit: one of them is not listed.
     """
-    listed = {f"{one['model']}/{one['dataset']}": one for one in order()}
+    listed = by_name()
     for pair in pairs or listed:
         if pair not in listed:
             raise SystemExit(f"{pair} is not in benchmarks/compare/order.yaml; allowed: {', '.join(listed)}")

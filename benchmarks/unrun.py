@@ -33,8 +33,7 @@ BATCHES = 8
 def estimate(model: str, dataset: str, data_path: str) -> dict[str, Any]:
     """Seconds of an epoch's training, of a validation, and of a dense run that takes all planned epochs."""
     schedule = yaml.safe_load((grid.FOLDER / f"{dataset}.yaml").read_text(encoding="utf-8"))
-    own = [grid.settings_of(one) for one in grid.order() if (one["model"], one["dataset"]) == (model, dataset)]
-    settings = {**schedule, **(own[0] if own else {})}
+    settings = {**schedule, **grid.settings_of(grid.by_name().get(f"{model}/{dataset}", {}))}
     trainer, train, valid, _ = recbole_trainer(
         model, dataset, {**settings, "data_path": data_path, "seed": 2020, "device": "cpu", "state": "ERROR"}
     )

@@ -718,7 +718,7 @@ def working_in(folder: Path) -> list[int]:
 def test_an_interrupted_comparison_says_what_it_stopped(data: Path, tmp_path: Path) -> None:
     """Ctrl-C: status 130, its cell is among the cancelled ones, and the next call goes on with it."""
     folder = tmp_path / "results" / "t"
-    flags = ["--methods=static", "--densities=0.25", "--epochs=100", "--stopping_step=100"]
+    flags = ["--methods=static", "--densities=0.25", "--epochs=200", "--stopping_step=200"]
     flags = [flag for flag in command(data, *flags) if flag != "--epochs=2"]
     code = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
@@ -738,9 +738,9 @@ def test_an_interrupted_comparison_says_what_it_stopped(data: Path, tmp_path: Pa
     assert list((folder / "runs" / "BPR-tiny-static-0.25-2020").glob("*-last.dsl"))
     done = subprocess.run(flags, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "epoch 99 training" in log.read_text() and "epoch 0 training" not in log.read_text()
+    assert "epoch 199 training" in log.read_text() and "epoch 0 training" not in log.read_text()
     (result,) = summary.read_cells(folder).values()
-    assert result.epochs_run == 100 and not list((folder / "runs").iterdir())
+    assert result.epochs_run == 200 and not list((folder / "runs").iterdir())
 
 
 def test_failed_and_cancelled_cells_are_kept_apart(tmp_path: Path) -> None:

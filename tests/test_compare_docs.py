@@ -73,15 +73,18 @@ def test_committed_results_name_no_folder_of_the_machine_that_trained() -> None:
     assert len(files) > 100 and named == []
 
 
+def scores_in(name: str, density: str) -> list[float]:
+    """Test NDCG@10 of dense, narrow and dsl_plus in the files of a comparison of one seed."""
+    cells = speed_docs.RESULTS / "compare" / name / "cells"
+    files = (
+        cells / f"{name}-{cell}-2020.json" for cell in ("dense", f"narrow-{density}", f"dsl_plus-{density}")
+    )
+    return [json.loads(file.read_text(encoding="utf-8"))["test_result"]["ndcg@10"] for file in files]
+
+
 def test_a_cell_of_the_overview_by_hand() -> None:
     """MultiVAE on ml-1m at a half: from its files, and missed."""
-    cells = speed_docs.RESULTS / "compare/MultiVAE-ml-1m/cells"
-    dense, narrow, ours = (
-        json.loads((cells / f"MultiVAE-ml-1m-{name}-2020.json").read_text(encoding="utf-8"))["test_result"][
-            "ndcg@10"
-        ]
-        for name in ("dense", "narrow-0.5", "dsl_plus-0.5")
-    )
+    dense, narrow, ours = scores_in("MultiVAE-ml-1m", "0.5")
     (line,) = [x for x in compare_docs.overview().splitlines() if x.startswith("| MultiVAE | ml-1m | 0.5 ")]
     told = [cell.strip() for cell in line.strip("|").split("|")]
     assert told[3] == f"{dense:.4f}" and told[8] == f"{ours / dense:.3f}" and narrow > ours > dense
@@ -90,13 +93,7 @@ def test_a_cell_of_the_overview_by_hand() -> None:
 
 def test_a_ratio_by_hand() -> None:
     """LightGCN on citeulike-t at a tenth: dsl_plus to dense, and narrow to it."""
-    cells = speed_docs.RESULTS / "compare/LightGCN-citeulike-t/cells"
-    dense, narrow, ours = (
-        json.loads((cells / f"LightGCN-citeulike-t-{name}-2020.json").read_text(encoding="utf-8"))[
-            "test_result"
-        ]["ndcg@10"]
-        for name in ("dense", "narrow-0.1", "dsl_plus-0.1")
-    )
+    dense, narrow, ours = scores_in("LightGCN-citeulike-t", "0.1")
     (line,) = [x for x in compare_docs.ratios().splitlines() if x.startswith("| LightGCN | citeulike-t ")]
     told = [cell.strip() for cell in line.strip("|").split("|")]
     assert told[2:4] == ["1", f"{dense:.4f}"] and told[6] == f"{ours / dense:.3f} ({narrow / dense:.3f})"
