@@ -273,6 +273,7 @@ def insert(
         grow_window=config.grow_window,
         grow_momentum=config.grow_momentum,
         grow_row_power=config.grow_row_power,
+        grow_column_power=config.grow_column_power,
         growth_memory=config.growth_memory,
         growth_rows=config.growth_rows,
         record=config.exploration_record,

@@ -331,6 +331,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "grow_window": _optional(whole_setting(1), "the whole update interval"),
     "grow_momentum": number_setting(lambda x: 0 <= x < 1, "a number of at least 0 and below 1"),
     "grow_row_power": _SHARE,
+    "grow_column_power": _SHARE,
     "growth_memory": _optional(_memory(), "no bound"),
     "growth_rows": number_setting(lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
     "init": _word(TOPOLOGY_NAMES),
@@ -450,6 +451,7 @@ class DSLConfig:
     grow_window: int | None
     grow_momentum: float
     grow_row_power: float
+    grow_column_power: float
     growth_memory: int | None
     growth_rows: float
     init: str

@@ -138,6 +138,7 @@ REFUSED = [
     ("dsl_learning_rate_power", "half", "from 0 to 1"),
     ("dsl_grow_row_power", 1.5, "from 0 to 1"),
     ("dsl_grow_row_power", -0.1, "from 0 to 1"),
+    ("dsl_grow_column_power", 1.5, "from 0 to 1"),
     ("dsl_growth_memory", 0, "bytes"),
     ("dsl_growth_memory", "256", None),  # a number as text is a number of bytes
     ("dsl_growth_memory", "256 MX", "bytes"),

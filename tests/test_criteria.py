@@ -16,6 +16,7 @@ from recbole_dsl.sparsity.criteria import (
     GROWTH_CRITERIA,
     DropContext,
     GrowthContext,
+    relative_to_columns,
     relative_to_rows,
 )
 from recbole_dsl.sparsity.names import DROP_NAMES, GROWTH_NAMES
@@ -120,6 +121,20 @@ def test_growth_scores_relative_to_rows(power: float, expected: list[float]) -> 
 def test_rows_without_scores_stay_without() -> None:
     """Nothing to divide by."""
     assert relative_to_rows(torch.zeros(4), 2, 0.5).tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("power", "expected"),
+    [(0.0, [3, 0, 4, 2]), (0.5, [3 / 5**0.5, 0, 4 / 5**0.5, 2**0.5]), (1.0, [0.6, 0, 0.8, 1])],
+)
+def test_growth_scores_relative_to_columns(power: float, expected: list[float]) -> None:
+    """Two rows, whose columns have the norms 5 and 2."""
+    scores = relative_to_columns(torch.tensor([3.0, 0.0, 4.0, 2.0]), torch.tensor([5.0, 2.0]), power)
+    assert scores.tolist() == pytest.approx(expected)
+
+
+def test_a_column_without_gradients_stays_at_zero() -> None:
+    assert relative_to_columns(torch.zeros(4), torch.zeros(2), 0.5).tolist() == [0, 0, 0, 0]
 
 
 def test_threshold_drops_only_what_is_below_and_at_most_k() -> None:

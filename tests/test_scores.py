@@ -91,6 +91,17 @@ def test_gradients_count_once_the_step_is_made() -> None:
     assert scores.sums.tolist() == [6.0, 8.0, 2.0, 2.0]
 
 
+def test_columns_have_their_norms_over_the_scored_rows() -> None:
+    """Of every tensor of a group, whatever its width; rows that are not scored count nothing."""
+    scores = GrowthScores(
+        PositionMap([(2, 2), (2, 1)], [torch.tensor([0, 1]), torch.tensor([1])]), torch.float32, CPU
+    )
+    scores.add_dense(0, torch.tensor([[3.0, 0.0], [-4.0, 2.0]]))
+    scores.add_dense(1, torch.tensor([[7.0], [-1.0]]))
+    scores.commit()
+    assert [norms.tolist() for norms in scores.column_norms()] == [[5.0, 2.0], [1.0]]
+
+
 def test_kernels_add_the_same_rows_in_the_same_order() -> None:
     """To the last bit, repeated rows and gradients that are no whole memory included."""
     draw = torch.Generator().manual_seed(0)

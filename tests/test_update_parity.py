@@ -55,7 +55,9 @@ class NaiveExplorer:
     seed: int = 0
     births: dict[str, float] = field(default_factory=dict)
     rows: list[list[int]] = field(default_factory=list)
+    columns: list[list[int]] = field(default_factory=list)
     row_power: float = 0.0
+    column_power: float = 0.0
     ever_live: set[int] = field(default_factory=set)
     step: int = 0
 
@@ -137,20 +139,23 @@ class NaiveExplorer:
 
     def growth_score(self) -> list[float]:
         if not self.grow.startswith("random"):
-            return self.relative_to_rows([abs(s) for s in self.scores])
+            score = relative([abs(s) for s in self.scores], self.columns, self.column_power)
+            return relative(score, self.rows, self.row_power)
         draws = torch.rand(self.positions, generator=self.draws, dtype=torch.float64)
         score = (1 - draws).tolist()
         if self.grow == "random_never_live":
             score = [s + (p not in self.ever_live) for p, s in enumerate(score)]
         return score
 
-    def relative_to_rows(self, score: list[float]) -> list[float]:
-        result = list(score)
-        for row in self.rows:
-            norm = math.sqrt(sum(score[p] ** 2 for p in row))
-            for p in row:
-                result[p] /= norm**self.row_power or 1.0
-        return result
+
+def relative(score: list[float], lines: list[list[int]], power: float) -> list[float]:
+    """Each score divided by the norm of its row or column to the power."""
+    result = list(score)
+    for line in lines:
+        norm = math.sqrt(sum(score[p] ** 2 for p in line))
+        for p in line:
+            result[p] /= norm**power or 1.0
+    return result
 
 
 # --- the real thing -------------------------------------------------------------------------------
@@ -238,6 +243,7 @@ def check_run(
     end: int | None = None,
     ratio_min: float = 0.005,
     row_power: float = 0.0,
+    column_power: float = 0.0,
 ) -> tuple[Explorer, list[Snapshot]]:
     """Train on the given gradients and compare every update with the reference."""
     make, births = OPTIMIZERS[optimizer]
@@ -250,6 +256,7 @@ def check_run(
         ExplorationSettings(
             update_interval=interval, end=end, update_ratio=ratio, update_ratio_min=ratio_min,
             drop=drop, drop_threshold=THRESHOLD, grow=grow, grow_window=window, grow_row_power=row_power,
+            grow_column_power=column_power,
         ),
     )  # fmt: skip
     optim = make(model.parameters())
@@ -258,10 +265,11 @@ def check_run(
     explorer.attach(optim)
     positions = sum(t.numel() for t in tables)
     numbers = torch.arange(positions).split([t.numel() for t in tables])
-    rows = [row for t, flat in zip(tables, numbers, strict=True) for row in flat.view(t.shape).tolist()]
+    shaped = [flat.view(t.shape) for t, flat in zip(tables, numbers, strict=True)]
     naive = NaiveExplorer(
         positions, interval, end, ratio, drop, grow, window, ratio_min,
-        births=births, rows=rows, row_power=row_power,
+        births=births, rows=[row for t in shaped for row in t.tolist()], row_power=row_power,
+        columns=[column for t in shaped for column in t.T.tolist()], column_power=column_power,
     )  # fmt: skip
     naive.ever_live |= set(live)
     after = []
@@ -318,13 +326,14 @@ def test_every_pair_of_criteria_follows_the_reference(storage, grow, drop, run, 
 
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("grow", ["accumulated_gradient", "momentum", "random"])
+@pytest.mark.parametrize("line", ["row_power", "column_power"])
 @settings(max_examples=25, deadline=None)
 @given(run=runs(), block=st.sampled_from([2, 5, 100]), power=st.sampled_from([0.5, 1.0]))
-def test_scores_relative_to_rows_follow_the_reference(storage, grow, run, block, power) -> None:
-    """Gradients, and sums kept over windows, are divided by their row's norm; random draws are not."""
+def test_relative_scores_follow_the_reference(storage, grow, line, run, block, power) -> None:
+    """Gradients, and sums kept over windows, are divided by a norm; random draws are not."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(update, "SLOTS_PER_BLOCK", block)
-        check_run(**run, storage=storage, drop="row_magnitude", grow=grow, row_power=power)
+        check_run(**run, storage=storage, drop="row_magnitude", grow=grow, **{line: power})
 
 
 @pytest.mark.parametrize("storage", STORAGES)

@@ -43,6 +43,7 @@ variants=(
     drop-by-taylor:--dsl_drop=taylor
     gradients-as-they-are:--dsl_grow_row_power=0
     rows-equal:--dsl_grow_row_power=1
+    columns-as-they-are:--dsl_grow_column_power=0
     last-gradient:--dsl_grow=last_gradient
     momentum:--dsl_grow=momentum
     ratio-0.5:--dsl_update_ratio=0.5

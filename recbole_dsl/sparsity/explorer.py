@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError, DSLError
-from .criteria import DROP_CRITERIA, GROWTH_CRITERIA, DropContext, GrowthContext, relative_to_rows
+from .criteria import (
+    DROP_CRITERIA,
+    GROWTH_CRITERIA,
+    DropContext,
+    GrowthContext,
+    relative_to_columns,
+    relative_to_rows,
+)
 from .learning_rate import scale_learning_rate
 from .randomness import generator_for
 from .record import ExplorationRecord
@@ -27,7 +34,8 @@ class ExplorationSettings:
 
     ``update_interval`` ≥ 1 (ΔT); ``end`` ≥ 0 (T_end, no update after it); ``update_ratio``,
     ``update_ratio_min`` in [0, 1]; ``grow_window`` ≥ 1 or None for ``update_interval``;
-    ``grow_row_power`` in [0, 1], see :func:`relative_to_rows`; ``growth_memory`` bytes for growth scores
+    ``grow_row_power`` and ``grow_column_power`` in [0, 1], see :func:`relative_to_rows` and
+    :func:`relative_to_columns`, which goes first; ``growth_memory`` bytes for growth scores
     or None for no bound; ``growth_rows`` in (0, 1], the share of each tensor's rows that is scored at
     most; ``seed`` of our own generators;
     ``record``: keep one bit per position that says whether it was live before.
@@ -44,6 +52,7 @@ class ExplorationSettings:
     grow_window: int | None = None
     grow_momentum: float = 0.9
     grow_row_power: float = 0.0
+    grow_column_power: float = 0.0
     growth_memory: int | None = None
     growth_rows: float = 1.0
     record: bool = True
@@ -374,7 +383,8 @@ class Explorer:
         group, record = progress.group, progress.record
         sums = group.growth_scores
         where = sums.where if sums is not None else self._sample(progress)
-        state, power = progress.generator.get_state(), self.settings.grow_row_power
+        state, settings = progress.generator.get_state(), self.settings
+        norms = sums.column_norms() if sums is not None and settings.grow_column_power else None
 
         def score(first: int, last: int) -> Tensor:
             if first == 0:  # every pass over the scores sees the same draws
@@ -390,9 +400,11 @@ class Explorer:
                 generator=progress.generator,
             )
             scores = self.criterion.score(context).to(group.device)
-            if sums is None or power == 0.0:
-                return scores
-            return relative_to_rows(scores, where.columns(first), power)
+            if norms is not None:
+                relative_to_columns(scores, norms[where.tensor(first)], settings.grow_column_power)
+            if sums is not None and settings.grow_row_power:
+                relative_to_rows(scores, where.columns(first), settings.grow_row_power)
+            return scores
 
         return where, score
 

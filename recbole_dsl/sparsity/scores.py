@@ -95,9 +95,13 @@ class PositionMap:
             parts.append(self.position_starts[t] + row * cols + local % cols)
         return torch.cat(parts)
 
+    def tensor(self, slot: int) -> int:
+        """Number of the tensor that a slot is of."""
+        return bisect_right(self.slot_starts, slot, hi=len(self.shapes)) - 1
+
     def columns(self, slot: int) -> int:
         """Columns of the tensor that a slot is of."""
-        return self.shapes[bisect_right(self.slot_starts, slot, hi=len(self.shapes)) - 1][1]
+        return self.shapes[self.tensor(slot)][1]
 
     @property
     def bytes(self) -> int:
@@ -225,6 +229,10 @@ class GrowthScores:
             stays = (old >= 0).nonzero().flatten()
             result._table(tensor)[stays] = self._table(tensor)[old[stays]]
         return result
+
+    def column_norms(self) -> list[Tensor]:
+        """Of each tensor the norms of its columns, over the scored rows."""
+        return [torch.linalg.vector_norm(self._table(t), dim=0) for t in range(len(self.where.shapes))]
 
     @property
     def bytes(self) -> int:
