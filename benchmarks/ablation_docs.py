@@ -22,6 +22,8 @@ STUDIES = {
     "lightgcn": "ablation/LightGCN-ml-100k",
     "bpr_citeulike": "ablation/BPR-citeulike-t",
     "multivae": "ablation/MultiVAE-ml-1m",
+    "multivae_small": "ablation/MultiVAE-ml-100k",
+    "recvae": "ablation/RecVAE-ml-100k",
     "multidae": "ablation/MultiDAE-ml-100k",
     "bpr_movielens": "ablation/BPR-ml-1m",
     "lightgcn_popularity": "ablation-popularity/LightGCN-ml-100k",
@@ -32,7 +34,17 @@ STUDIES = {
 }
 """Folder and beginning of the names of its folders, by the name in the marker."""
 
-TODAY = ("bpr", "lightgcn", "bpr_citeulike", "multivae", "multidae", "bpr_movielens", "lightgcn_popularity")
+TODAY = (
+    "bpr",
+    "lightgcn",
+    "bpr_citeulike",
+    "multivae",
+    "multivae_small",
+    "recvae",
+    "multidae",
+    "bpr_movielens",
+    "lightgcn_popularity",
+)
 """The studies of the method as it is now."""
 
 TENTHS = (1, 2, 3, 5)

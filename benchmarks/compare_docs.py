@@ -29,6 +29,7 @@ MULTIVAE = RESULTS / "compare/MultiVAE-ml-1m"
 MULTIVAE_SEEDS = RESULTS / "compare/MultiVAE-ml-1m-seeds"
 BPR_ML1M = RESULTS / "compare/BPR-ml-1m"
 NEUMF = RESULTS / "compare/NeuMF-ml-100k"
+MULTIVAE_SMALL = RESULTS / "compare/MultiVAE-ml-100k"
 FOURSQUARE = RESULTS / "compare/BPR-foursquare-fgcrec"
 FOURSQUARE_SEEDS = RESULTS / "compare/BPR-foursquare-fgcrec-seeds"
 LIGHTGCN = RESULTS / "compare/LightGCN-citeulike-t"
@@ -237,6 +238,7 @@ SECTIONS = {
     "lightgcn_seeds": functools.partial(accuracy, LIGHTGCN_SEEDS),
     "lightgcn_trials": trials,
     "neumf": functools.partial(accuracy, NEUMF),
+    "multivae_small": functools.partial(accuracy, MULTIVAE_SMALL),
     "out_of_the_box": out_of_the_box,
 }
 

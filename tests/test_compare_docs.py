@@ -27,6 +27,7 @@ TABLES = (
         "lightgcn_seeds",
         "lightgcn_trials",
         "neumf",
+        "multivae_small",
         "out_of_the_box",
     ],
 )

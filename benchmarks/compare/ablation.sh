@@ -5,7 +5,9 @@
 #   DATA=folder bash benchmarks/compare/ablation.sh BPR citeulike-t 0.001 base width-64 width-256 width-512 no-updates
 #   DENSITY=0.05 DATA=folder bash benchmarks/compare/ablation.sh BPR ml-1m 0.001 base until-10-percent width-128
 #   DENSITY=0.05 DATA=folder bash benchmarks/compare/ablation.sh MultiVAE ml-1m 0.005 \
-#       base rate-power-0 budgets-by-size values-of-the-model
+#       base rate-power-0 budgets-by-size values-of-the-model columns-as-they-are
+#   bash benchmarks/compare/ablation.sh MultiVAE ml-100k 0.002 base columns-as-they-are no-updates
+#   bash benchmarks/compare/ablation.sh RecVAE ml-100k 0.001 base columns-as-they-are
 #   STUDY=ablation-popularity bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.001 base popularity-0.3
 #   STUDY=ablation-popularity DENSITY=0.5,0.1 DATA=folder bash benchmarks/compare/ablation.sh BPR ml-1m 0.0005 \
 #       base popularity--0.25 popularity--0.25-norm-0.3
