@@ -173,8 +173,8 @@ def relative_to_columns(scores: Tensor, norms: Tensor, power: float) -> Tensor:
     """``scores`` of whole rows (rows × columns,), divided by ``norms`` (columns,) to the ``power``.
 
     ``norms`` are those of the columns over all scored rows. The columns of a Linear's weight are its inputs,
-    and where those are items, an item's gradient grows with its interactions: at power 0 popular items take
-    what others have, at 1 all inputs count the same. Columns without any score keep their zeros. Overwrites
+    and where those are items, an item's gradient grows with its interactions: at power 0 popular items grow
+    most, at 1 all inputs count the same. Columns without any score keep their zeros. Overwrites
     ``scores``.
     """
     columns = scores.view(-1, norms.numel())
