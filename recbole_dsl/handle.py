@@ -18,7 +18,7 @@ from .errors import ConfigError, DSLError, TargetError
 from .packed.group import PackedGroup
 from .packed.index import table_shape
 from .packed.masked import MaskedGroup
-from .packed.surgery import check_uniform, mask, pack, unpack, values_at
+from .packed.surgery import check_names, check_uniform, mask, pack, unpack, values_at
 from .quantities import Budget
 from .settings import AUTO, DSLConfig, values_for
 from .sparsity.budget import (
@@ -237,6 +237,7 @@ def insert(
     plans = _plan_groups(selection, config, "groups" in lenient)
     for name, tensors, _ in plans:
         check_uniform(name, tensors)
+    check_names(module, plans)
     _check_meta(module, plans, config)
     _check_interactions(selection, config, interactions)
     dense = dense_size or (lambda tensor: tensor.parameter.numel())

@@ -231,6 +231,96 @@ def test_same_seed_same_topology_and_global_generators_untouched(storage: str, g
     assert not torch.equal(live[0], live[2])
 
 
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("grow", ["accumulated_gradient", "last_gradient", "random"])
+def test_a_frozen_group_keeps_weights_and_topology_and_then_goes_on(storage: str, grow: str) -> None:
+    """Steps that it sits out are none of its own: the run is that in which they had never been."""
+
+    def run(frozen: bool) -> SparseHandle:
+        model = two_tables()
+        handle = sparsify(
+            model, 0.2, groups={"u": ["user.*"], "i": ["item.*"]}, include=["*"], storage=storage,
+            update_interval=2, grow=grow,
+        )  # fmt: skip
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        handle.attach(optimizer)
+        for step in range(8):
+            if frozen and step in (3, 6):
+                before = [(g.live_positions(), g.live_values().clone()) for g in handle.groups]
+                model.requires_grad_(False)
+                bias = nn.Parameter(torch.zeros(()))
+                for _ in range(3):
+                    optimizer.zero_grad()
+                    (lookup_loss(model, step) + bias).backward()
+                    optimizer.step()
+                model.requires_grad_(True)
+                for group, (live, values) in zip(handle.groups, before, strict=True):
+                    assert torch.equal(group.live_positions(), live) and torch.equal(
+                        group.live_values(), values
+                    )
+            optimizer.zero_grad()
+            lookup_loss(model, step).backward()
+            assert all(p.grad is not None for group in handle.groups for p in group.trained_parameters())
+            optimizer.step()
+        assert handle.explorer.updates == 4
+        assert_exact(handle)
+        return handle
+
+    for one, other in zip(run(True).groups, run(False).groups, strict=True):
+        assert torch.equal(one.live_positions(), other.live_positions())
+        assert torch.equal(one.live_values(), other.live_values())
+
+
+def test_random_growth_collects_no_gradients() -> None:
+    """Layers need not make a dense gradient for it; nor for anybody once exploring has stopped."""
+    for grow, collects in (("random", False), ("random_never_live", False), ("accumulated_gradient", True)):
+        model = two_tables()
+        handle = sparsify(model, 0.2, include=["*"], update_interval=4, grow=grow)
+        handle.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+        assert [group.collects for group in handle.groups] == [collects] * 2
+        handle.explorer.detach()
+        assert not any(group.collects for group in handle.groups)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("unscales", [False, True])
+def test_scores_are_those_of_the_loss_without_its_scale(storage: str, fused: bool, unscales: bool) -> None:
+    """Whoever scales the loss tells by how much, whatever the optimizer is told of it."""
+    sums = []
+    for scale in (1.0, 1024.0):
+        model = two_tables()
+        handle = sparsify(model, 0.2, groups="joint", include=["*"], storage=storage, update_interval=9)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.05, fused=fused)
+        handle.attach(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        for step in range(2):
+            optimizer.zero_grad()
+            handle.explorer.loss_scale = scaler.get_scale()
+            scaler.scale(lookup_loss(model, step)).backward()
+            if unscales:
+                scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+        sums.append(handle.groups[0].growth_scores.sums)
+    assert sums[0].any()
+    torch.testing.assert_close(*sums)
+
+
+def test_masked_scores_are_not_changed_through_other_parameters_gradients() -> None:
+    """Autograd may give one tensor to two parameters; clipping one is not to change the scores of the other."""
+    table = nn.Embedding(6, 4)
+    handle = sparsify(table, 0.5, include=["*"], storage="masked", update_interval=9)
+    shift = nn.Parameter(torch.zeros(6, 4))
+    optimizer = torch.optim.SGD([*table.parameters(), shift], lr=0.1)
+    handle.attach(optimizer)
+    factors = torch.arange(24.0).view(6, 4)
+    ((table.weight + shift) * factors).sum().backward()
+    torch.nn.utils.clip_grad_norm_([shift], 1e-3)
+    optimizer.step()
+    assert torch.equal(handle.groups[0].growth_scores.sums, factors.flatten())
+
+
 def scaled_run(factors: list[float], storage: str, fused: bool, **options) -> tuple[SparseHandle, list[int]]:
     """Steps under a gradient scaler, of losses times ``factors``; also the updates after each step."""
     model = two_tables()

@@ -19,6 +19,7 @@ from recbole_dsl.errors import SecondOrderError, StaleGraphError
 from recbole_dsl.packed.group import PackedGroup
 from recbole_dsl.packed.surgery import pack, unpack
 from recbole_dsl.sparsity.randomness import generator_for
+from recbole_dsl.sparsity.scores import GrowthScores, PositionMap
 from recbole_dsl.sparsity.targets import list_tensors
 from recbole_dsl.sparsity.topology import random_subset
 
@@ -565,6 +566,38 @@ def test_state_dict_of_another_budget_is_refused() -> None:
         other.load_state_dict(packed.state_dict())
 
 
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda s: s.update(other_budget()),
+        lambda s: s.pop("packed_joint.column_ids"),
+        lambda s: s.pop("packed_joint.row_pointers"),
+        lambda s: s.pop("packed_joint.weight"),
+    ],
+    ids=["other budget", "no columns", "no rows", "no values"],
+)
+def test_half_of_a_state_is_not_loaded(spoil, strict: bool) -> None:
+    """Whoever goes on after the error has the model that he had, whose index is that of its values."""
+    model = Mixed()
+    group = pack_some(model)
+    before = {k: v.clone() for k, v in group.state_dict().items()}
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    state["packed_joint.weight"] += 1
+    spoil(state)
+    with pytest.raises(RuntimeError, match=r"size mismatch for packed_joint\."):
+        model.load_state_dict(state, strict=strict)
+    assert all(torch.equal(group.state_dict()[k], v) for k, v in before.items())
+    model(USERS, ITEMS)
+
+
+def other_budget() -> dict[str, Tensor]:
+    """The sparse part of a state with fewer live weights."""
+    model = Mixed()
+    pack_some(model, share=0.3)
+    return {k: v for k, v in model.state_dict().items() if "packed" in k}
+
+
 def through_pickle(model: nn.Module) -> nn.Module:
     """Pickle and back."""
     return pickle.loads(pickle.dumps(model))
@@ -789,6 +822,75 @@ def test_pack_and_unpack_are_inverse(shapes: list[list[int]], data) -> None:
     unpack(holder, [group])
     assert [list(p.shape) for p in model] == shapes
     assert torch.equal(torch.cat([p.detach().reshape(-1) for p in model]), wanted)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [lambda m: m.user(USERS), lambda m: m.layers(torch.ones(3, 6)), lambda m: m.user.weight * m.raw.sum()],
+)
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_group_that_was_frozen_gets_gradients_again(read, steps: int) -> None:
+    """What was read while it was frozen knows of no gradient, and is not used afterwards."""
+    model = Mixed()
+    group = pack_some(model)
+    group.weight.requires_grad_(False)
+    for _ in range(steps):
+        read(model)
+    group.weight.requires_grad_(True)
+    read(model).sum().backward()
+    assert group.weight.grad is not None and group.weight.grad.any()
+
+
+def matrix_1024() -> tuple[nn.Linear, PackedGroup]:
+    """A Linear whose products go through its live weights."""
+    torch.manual_seed(0)
+    layer = nn.Linear(1024, 1024, bias=False)
+    return layer, pack_some(layer, share=0.01)
+
+
+def test_a_gradient_after_the_weights_have_changed_is_refused() -> None:
+    """As in torch: the product's gradient is that of the weights it was made with."""
+    layer, group = matrix_1024()
+    inputs = torch.randn(32, 1024, requires_grad=True)
+    out = layer(inputs)
+    with torch.no_grad():
+        group.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_a_gradient_of_the_inputs_alone_is_no_growth_score(zeros: bool) -> None:
+    """``torch.autograd.grad`` with respect to inputs trains no weights; the pass that does, counts once."""
+    layer, group = matrix_1024()
+    handle_scores = GrowthScores(PositionMap(group.table_shapes), torch.float32, torch.device("cpu"))
+    group.growth_scores, group.collects = handle_scores, True
+    inputs = torch.randn(32, 1024)
+    if zeros:
+        inputs[:, 3:] = 0
+    else:
+        inputs.requires_grad_()
+    out = layer(inputs)
+    if inputs.requires_grad:
+        torch.autograd.grad(out.square().sum(), inputs, retain_graph=True)
+    out.square().sum().backward()
+    handle_scores.commit()
+    dense = group.masks()["weight"] * layer.weight.detach()
+    expected = 2 * (inputs.detach() @ dense.t()).t() @ inputs.detach()
+    torch.testing.assert_close(handle_scores.sums.view(1024, 1024), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_ids_with_strides_are_read_as_others() -> None:
+    """A column of a batch: rows and gradients are those of its copy, bit for bit, by the same loops."""
+    packed, _ = twins()
+    batch = torch.tensor([[0, 5], [3, 1], [3, 2]])
+    group, found = group_of(packed), []
+    for ids in (batch[:, 0], batch[:, 0].clone()):
+        group.weight.grad = None
+        rows = packed.user(ids)
+        rows.sin().sum().backward()
+        found.append((rows.detach(), group.weight.grad.clone()))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_a_masked_layer_that_was_frozen_for_a_step_trains_masked_again() -> None:

@@ -91,6 +91,21 @@ def test_gradients_count_once_the_step_is_made() -> None:
     assert scores.sums.tolist() == [6.0, 8.0, 2.0, 2.0]
 
 
+def test_passes_before_a_step_are_held_as_one_sum() -> None:
+    """Of eight passes one sum is held for each tensor and columns, and nobody's gradient is written to."""
+    scores = GrowthScores(PositionMap([(4, 2), (4, 2)]), torch.bfloat16, CPU)
+    first = torch.full((4, 2), 256.0, dtype=torch.bfloat16)
+    scores.add_dense(0, first)
+    for _ in range(7):
+        scores.add_dense(0, torch.ones(4, 2, dtype=torch.bfloat16))  # which bfloat16 would not add to 256
+        scores.add_columns(1, 0, torch.ones(4, 1))
+        scores.add_columns(1, 1, torch.full((4, 1), 2.0))
+    assert len(scores._pending) == 3
+    assert torch.equal(first, torch.full_like(first, 256.0))
+    scores.commit()
+    assert scores.sums.tolist() == [263.0] * 8 + [7.0, 14.0] * 4
+
+
 def test_columns_have_their_norms_over_the_scored_rows() -> None:
     """Of every tensor of a group, whatever its width; rows that are not scored count nothing."""
     scores = GrowthScores(

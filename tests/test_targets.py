@@ -187,9 +187,33 @@ def test_group_names_that_are_taken_are_refused() -> None:
     """The group is a child module, so its name must be free."""
     model = Model()
     model.packed_joint = nn.ReLU()
-    with pytest.raises(TargetError, match="already has an attribute 'packed_joint'"):
+    with pytest.raises(TargetError, match="'joint' would be 'packed_joint' in Model, which another has there"):
         sparsify(model, 0.25, groups="joint")
     assert type(model.user_embedding) is nn.Embedding
+
+
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+def test_group_names_that_come_to_the_same_are_refused(storage: str) -> None:
+    """Before any of them is stored, so nothing is changed."""
+    model = nn.ParameterDict({"p": nn.Parameter(torch.ones(4, 4)), "q": nn.Parameter(torch.ones(4, 4))})
+    groups = {"a.b": ["p"], "a_b": ["q"]}
+    with pytest.raises(TargetError, match=f"'a_b' would be '{storage}_a_b' in ParameterDict"):
+        sparsify(model, 0.25, include=["*"], groups=groups, storage=storage)
+    assert [name for name, _ in model.named_parameters()] == ["p", "q"]
+
+
+@pytest.mark.parametrize("name", ["a.weight", "b.weight"])
+def test_a_module_that_is_registered_twice_has_both_names(name: str) -> None:
+    """Either selects it, once, and it is one sparse table afterwards, and one dense one again."""
+    model = nn.ModuleDict({"a": nn.Embedding(8, 4)})
+    model["b"] = model["a"]
+    before = model["a"].weight.detach().clone()
+    handle = sparsify(model, 0.25, include=[name])
+    assert handle.live == 8 and model["a"] is model["b"]
+    assert int((model["b"].weight != 0).sum()) == 8
+    kept = handle.masks()["a.weight"]
+    handle.unpack()
+    assert torch.equal(model["b"].weight, before * kept)
 
 
 # --- masked only ----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ backward pass through the same matrix where it is symmetric, through a cached tr
 
 A matrix is converted at its first product, or at its second if its entries have to be sorted for it, and
 is kept as long as the model keeps the tensor. The result is that of the model's own product but for the
-order of summation. Matrices that take part in a gradient, half precision and autocast are left to torch.
+order of summation. Matrices that take part in a gradient and half precision are left to torch.
 RecBole's models then take the mean over their layers, which needs no stack of them (:mod:`.layers`).
 """
 

@@ -105,6 +105,7 @@ class StepGradient:
         self.task = -1
         self._spans: list[Tensor] | None = []  # where lookups have written, None for anywhere
         self._rows: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the width of their gradients
+        self._scored: list[tuple[int, Tensor]] = []
 
     def connect(self) -> Tensor:
         """An empty tensor that lookups take as input to be connected with the values."""
@@ -137,7 +138,7 @@ class StepGradient:
         task = backward_pass()
         # Another task means the last pass broke off before it reached the values.
         if self.buffer is None or self.task != task:
-            self.buffer, self._rows, self._spans = None, {}, []
+            self.buffer, self._rows, self._scored, self._spans = None, {}, [], []
             self.buffer, self.task = self.group.gradient_memory.lend(self.group.weight), task
         return self.buffer
 
@@ -149,12 +150,22 @@ class StepGradient:
         gradient = gradient.to(self.add_to().dtype)
         self._rows.setdefault(gradient.shape[1], []).append((lines, gradient))
 
+    def collect_dense(self, tensor: int, gradient: Tensor) -> None:
+        """Hand the gradient of a whole tensor to the growth scores if the pass ends at the values.
+
+        A pass that asks for the gradient of a Linear's input alone gets here, too, and is not to count.
+        """
+        self._scored.append((tensor, gradient))
+
     def take(self) -> Tensor | None:
         """The finished gradient of the values; None if no lookup was reached."""
         if self.task != backward_pass():  # of a pass that broke off
-            self.buffer, self._rows = None, {}
+            self.buffer, self._rows, self._scored = None, {}, []
         buffer, self.buffer = self.buffer, None
         later, self._rows = self._rows, {}
+        scored, self._scored = self._scored, []
+        for tensor, gradient in scored:
+            self.group.collect_dense(tensor, gradient)
         for looked_up in later.values():
             assert buffer is not None
             index = self.group.row_pointers, self.group.column_ids

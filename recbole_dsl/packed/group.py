@@ -166,7 +166,8 @@ class PackedGroup(nn.Module):
         cached = None if torch.is_grad_enabled() else self._cached(tensor)
         if cached is not None:  # with a gradient, the backward pass would fill a whole table
             return nn.functional.embedding(ids, cached)
-        out = RowLookup.apply(self._token(), self, tensor, ids.reshape(-1), padding_idx)
+        flat = ids.reshape(-1).contiguous()  # a column of a batch stays strided when it is reshaped
+        out = RowLookup.apply(self._token(), self, tensor, flat, padding_idx)
         return out.view(*ids.shape, self.slices[tensor].cols)
 
     def dense(self, tensor: int) -> Tensor:
@@ -231,11 +232,11 @@ class PackedGroup(nn.Module):
         return super()._apply(fn, recurse)
 
     def _key(self) -> tuple:
-        """Changes with the grad mode and whenever values or topology are written or replaced."""
+        """Changes with the grad mode, when the group is frozen, and when values or topology are written."""
         weight = self.weight
         counters = (-1, -1) if weight.is_inference() else (weight._version, self.column_ids._version)
         modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
-        return (*counters, weight.data_ptr(), *modes)
+        return (*counters, weight.data_ptr(), weight.requires_grad, *modes)
 
     def _dense_key(self) -> tuple:
         """In evaluation mode, where dense copies live long, also writes through ``.data`` change it.
@@ -323,22 +324,28 @@ class PackedGroup(nn.Module):
         return sum(t.numel() * t.element_size() for t in (self.row_pointers, self.column_ids))
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Refuse an index that is none; torch itself looks at shapes only."""
-        pointers: Any = state_dict.get(f"{prefix}row_pointers")
-        columns: Any = state_dict.get(f"{prefix}column_ids")
+        """Take over values and index together or, with an error, nothing; torch itself looks at shapes only.
+
+        Half of an index, or one of another budget, would send the loops, which check no bounds, to memory that
+        is not the group's.
+        """
         errors: list[str] = args[-1] if args else kwargs["error_msgs"]
-        fits = (
-            isinstance(pointers, Tensor)
-            and isinstance(columns, Tensor)
-            and pointers.shape == self.row_pointers.shape
-            and columns.shape == self.column_ids.shape
-        )
-        if fits and not is_index(pointers, columns, self.slices):
-            errors.append(
-                f"{prefix}row_pointers and {prefix}column_ids are no index of "
-                f"{columns.numel()} weights in {pointers.numel() - 1} rows."
-            )
-            return
+        own = {"weight": self.weight, "row_pointers": self.row_pointers, "column_ids": self.column_ids}
+        found: dict[str, Any] = {name: state_dict.get(prefix + name) for name in own}
+        if found["row_pointers"] is not None or found["column_ids"] is not None:
+            for name, mine in own.items():
+                if not isinstance(found[name], Tensor) or found[name].shape != mine.shape:
+                    there = list(found[name].shape) if isinstance(found[name], Tensor) else "missing"
+                    errors.append(
+                        f"size mismatch for {prefix}{name}: {there}, in the model {list(mine.shape)}."
+                    )
+                    return
+            if not is_index(found["row_pointers"], found["column_ids"], self.slices):
+                errors.append(
+                    f"{prefix}row_pointers and {prefix}column_ids are no index of {self.budget} weights in "
+                    f"{self.row_pointers.numel() - 1} rows."
+                )
+                return
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.clear_caches()
 

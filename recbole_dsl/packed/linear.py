@@ -118,20 +118,20 @@ class PackedLinear(torch.autograd.Function):
     def forward(ctx: Any, token: Tensor, input: Tensor, group: PackedGroup, tensor: int) -> Tensor:
         ctx.group, ctx.tensor = group, tensor
         ctx.step = group.step_gradient
-        ctx.save_for_backward(input)
+        ctx.save_for_backward(input, group.weight)  # which torch refuses if it is written to meanwhile
         return multiply(group, tensor, input)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, None, None]:
-        (input,) = ctx.saved_tensors
         group, tensor, grad = ctx.group, ctx.tensor, grad.contiguous()
         total = ctx.step.add_to()
+        input, _ = ctx.saved_tensors
         blocks = None
         if group.collects or not _is_faster(group, tensor, "weights"):
             of_weight = grad.t() @ input
             add_table(group, tensor, of_weight, total)
-            group.collect_dense(tensor, of_weight)
+            ctx.step.collect_dense(tensor, of_weight)
         else:
             blocks = in_blocks(grad)
             add_outer(group, tensor, in_blocks(input), blocks, total)

@@ -23,20 +23,6 @@ if TYPE_CHECKING:
     from .index import TensorSlice
 
 
-def locate(group: PackedGroup, tensor: int, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """For all live weights of the rows ``ids`` (n,): their index among the group's values, and
-    their flat position in an n × columns matrix. Both int64."""
-    # index_select and scatter_ are several times faster on a CPU than indexing with brackets.
-    part = group.slices[tensor]
-    of_group = ids + part.first_row
-    starts = group.row_pointers.index_select(0, of_group).long()
-    lengths = group.row_pointers.index_select(0, of_group + 1).long() - starts
-    out_rows = torch.repeat_interleave(lengths)
-    index = (starts - lengths.cumsum(0) + lengths).index_select(0, out_rows)
-    index += torch.arange(index.numel(), device=ids.device)
-    return index, out_rows.mul_(part.cols).add_(group.column_ids.index_select(0, index))
-
-
 def _whole(group: PackedGroup, tensor: int, flat: Tensor) -> Tensor | None:
     """The part of ``flat`` (live weights) that belongs to a tensor as rows × columns, if none is dead."""
     if not group.is_full:
@@ -89,7 +75,7 @@ def _read_by_loops(group: PackedGroup, tensor: int, ids: Tensor) -> Tensor:
     part, values = group.slices[tensor], group.weight.detach()
     if not group.compiled(ids):
         _check_ids(ids, part.rows)
-        index, target = locate(group, tensor, ids)
+        index, target = group.live_rows().of(tensor, ids)
         out = values.new_zeros(ids.numel() * part.cols)
         return out.scatter_(0, target, values.index_select(0, index)).view(-1, part.cols)
     out = values.new_empty(ids.numel(), part.cols)
@@ -124,7 +110,7 @@ def add_rows(
         return spans
     if padding_idx is not None:
         ids, gradient = without_row(ids, gradient, padding_idx)
-    index, target = locate(group, tensor, ids)
+    index, target = group.live_rows().of(tensor, ids)
     total.scatter_add_(0, index, gradient.reshape(-1).index_select(0, target).to(total.dtype))
     return None
 

@@ -220,5 +220,5 @@ class _MaskGradient:
         if self.group.collects and scores is not None:
             if self.group.trained_parameters()[self.tensor].grad is None:
                 scores.discard(self.tensor)  # of a pass whose gradients were thrown away
-            scores.add_dense(self.tensor, gradient)
+            scores.add_dense(self.tensor, gradient.clone())  # others may own it, and clip it
         return gradient.masked_fill(~getattr(self.group, f"mask_{self.tensor}"), 0.0)

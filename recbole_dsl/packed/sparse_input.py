@@ -67,5 +67,5 @@ class LinearOfNonzeros(torch.autograd.Function):
         in_parallel(add, input.shape[1], transposed.numel())
         of_weight = transposed.t().contiguous()
         add_table(group, ctx.tensor, of_weight, total)
-        group.collect_dense(ctx.tensor, of_weight)
+        ctx.step.collect_dense(ctx.tensor, of_weight)
         return None, None, None, None

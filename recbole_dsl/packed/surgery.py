@@ -42,7 +42,7 @@ def pack(
             device have none, so they need them; the group is where the values are.
 
     Raises:
-        TargetError: a tensor cannot be packed, or the tensors differ in type or device.
+        TargetError: a tensor cannot be packed, the tensors differ in type or device, or the name is taken.
     """
     for tensor in tensors:
         if not tensor.packable:
@@ -50,6 +50,7 @@ def pack(
                 f"{tensor.name} ({tensor.kind}) cannot be packed; allowed is dsl_storage='masked'."
             )
     check_uniform(name, tensors)
+    check_names(root, [(name, tensors, "packed")])
     if values is None:
         values = values_at(tensors, live)
     group = PackedGroup(name, [t.name for t in tensors], [t.shape for t in tensors], live, values)
@@ -57,7 +58,7 @@ def pack(
         group.to(tensors[0].parameter.device)
     group.train(root.training)
     others = [module for module in root.modules() if isinstance(module, PackedGroup)]
-    _register(root, f"packed_{_identifier(name)}", group, tensors)
+    nn.Module.add_module(_home(root, tensors), f"packed_{_identifier(name)}", group)
     for number, tensor in enumerate(tensors):
         for module, attribute in tensor.places:
             _replace(module, attribute, group, number)
@@ -70,9 +71,10 @@ def pack(
 def mask(root: nn.Module, name: str, tensors: Sequence[TensorInfo], live: Tensor) -> MaskedGroup:
     """Keep ``tensors`` dense under one mask; the fallback of :func:`pack`."""
     check_uniform(name, tensors)
+    check_names(root, [(name, tensors, "masked")])
     group = MaskedGroup(name, tensors, live.to(tensors[0].parameter.device))
     group.train(root.training)
-    _register(root, f"masked_{_identifier(name)}", group, tensors)
+    nn.Module.add_module(_home(root, tensors), f"masked_{_identifier(name)}", group)
     return group
 
 
@@ -130,14 +132,21 @@ def _identifier(name: str) -> str:
     return re.sub(r"\W", "_", name)
 
 
-def _register(root: nn.Module, child: str, group: nn.Module, tensors: Sequence[TensorInfo]) -> None:
-    home = _innermost(root, [module for t in tensors for module, _ in t.places])
-    if child in home._modules or hasattr(home, child):
-        raise TargetError(
-            f"{type(home).__name__} already has an attribute {child!r}; allowed is a group name "
-            "that is not taken (set dsl_groups)."
-        )
-    nn.Module.add_module(home, child, group)
+def check_names(root: nn.Module, groups: Sequence[tuple[str, Sequence[TensorInfo], str]]) -> None:
+    """Raise TargetError unless groups (name, tensors, storage) can be registered, all of them."""
+    taken: set[tuple[int, str]] = set()
+    for name, tensors, storage in groups:
+        home, child = _home(root, tensors), f"{storage}_{_identifier(name)}"
+        if (id(home), child) in taken or hasattr(home, child):
+            raise TargetError(
+                f"sparse group {name!r} would be {child!r} in {type(home).__name__}, which another has there; "
+                "allowed is a group name that is not taken (set dsl_groups)."
+            )
+        taken.add((id(home), child))
+
+
+def _home(root: nn.Module, tensors: Sequence[TensorInfo]) -> nn.Module:
+    return _innermost(root, [module for t in tensors for module, _ in t.places])
 
 
 def _innermost(root: nn.Module, wanted: Sequence[nn.Module]) -> nn.Module:

@@ -138,6 +138,9 @@ class Explorer:
         self.add_up: Callable[[Tensor], None] | None = None
         """With several processes: replaces growth scores by their sum over all."""
         self.processes = 1
+        self.loss_scale: float | None = None
+        """What the loss of the running step is multiplied by. To be set by who scales it; if None, what a fused
+        optimizer knows is taken, which nothing tells those of other kinds or after ``GradScaler.unscale_``."""
         self.progress = [
             GroupProgress(
                 group=group,
@@ -206,6 +209,7 @@ class Explorer:
                 progress.hook.remove()
             progress.hook = progress.optimizer = None
             progress.group.growth_scores = None
+            progress.group.collects = False
 
     @property
     def updates(self) -> int:
@@ -281,12 +285,12 @@ class Explorer:
 
     def _after_step(self, progress: GroupProgress, optimizer: torch.optim.Optimizer) -> None:
         scores = progress.group.growth_scores
-        if _was_skipped(optimizer):
+        if _was_skipped(optimizer) or _is_frozen(progress.group):
             if scores is not None:
                 scores.discard()
             return
         if scores is not None:
-            scores.commit(getattr(optimizer, "grad_scale", None))
+            scores.commit(self.loss_scale or getattr(optimizer, "grad_scale", None))
         progress.group.after_step()
         progress.step += 1
         interval, end = progress.settings.update_interval, progress.settings.end
@@ -312,7 +316,8 @@ class Explorer:
         if group.growth_scores is not None:
             progress.score_bytes = max(progress.score_bytes, group.growth_scores.bytes)
         # Momentum decays over windows, so between windows it keeps its sums but takes none in.
-        group.collects = due is not None and progress.step >= due - settings.window
+        in_window = due is not None and progress.step >= due - settings.window
+        group.collects = in_window and group.growth_scores is not None
 
     def _sample_again(self, progress: GroupProgress, scores: GrowthScores) -> None:
         """Other rows for a new window of a criterion that keeps its scores."""
@@ -476,6 +481,11 @@ def _was_skipped(optimizer: torch.optim.Optimizer) -> bool:
     """
     found = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found)
+
+
+def _is_frozen(group: SparseGroup) -> bool:
+    """Whether the optimizer leaves a group alone, so that its steps are none of the group's."""
+    return not any(parameter.requires_grad for parameter in group.trained_parameters())
 
 
 def _weights(group: SparseGroup) -> int:

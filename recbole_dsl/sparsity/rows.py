@@ -48,11 +48,12 @@ class LiveRows:
         return list(accumulate((rows for rows, _ in self.shapes), initial=0))
 
     def of(self, tensor: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The live weights of some ``rows`` (int64, ascending) of a tensor.
+        """The live weights of some ``rows`` (n,) int64 of a tensor.
 
-        Returns their indices among all live weights and their places in the matrix of these rows,
-        entry by entry; both int64, ascending.
+        Returns their indices among all live weights and their places in the matrix of these rows
+        (n × columns), entry by entry; both int64, ascending where ``rows`` are.
         """
+        # index_select is several times faster on a CPU than indexing with brackets.
         rows = rows + self.first_rows[tensor]
         starts = self.row_pointers.index_select(0, rows).long()
         lengths = self.row_pointers.index_select(0, rows + 1).long() - starts

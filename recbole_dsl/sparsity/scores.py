@@ -185,13 +185,23 @@ class GrowthScores:
         gradient = gradient.detach().reshape(self.where.shapes[tensor])
         if self.where.rows is not None:
             gradient = gradient[self.where.rows[tensor]]
-        self._pending.append(_Contribution(tensor, gradient, None))
+        self._hand_in(tensor, gradient, 0)
 
     def add_columns(self, tensor: int, first: int, gradient: Tensor) -> None:
         """Hand in the gradient of some columns of a tensor (rows × some), from ``first`` on."""
         gradient = gradient.detach()
         if self.where.rows is not None:
             gradient = gradient[self.where.rows[tensor]]
+        self._hand_in(tensor, gradient, first)
+
+    def _hand_in(self, tensor: int, gradient: Tensor, first: int) -> None:
+        """Of several passes before a step one sum is held, not one gradient of each."""
+        for place, part in enumerate(self._pending):
+            same = (part.tensor, part.first, part.gradient.shape) == (tensor, first, gradient.shape)
+            if part.slots is None and same:
+                total = part.gradient.to(self.sums.dtype) + gradient
+                self._pending[place] = _Contribution(tensor, total, None, first)
+                return
         self._pending.append(_Contribution(tensor, gradient, None, first))
 
     def add_rows(self, tensor: int, ids: Tensor, gradient: Tensor) -> None:
@@ -203,7 +213,7 @@ class GrowthScores:
             ids, gradient = ids[scored], gradient[scored]
         self._pending.append(_Contribution(tensor, gradient, ids))
 
-    def commit(self, scale: Tensor | None = None) -> None:
+    def commit(self, scale: Tensor | float | None = None) -> None:
         """Add what was handed in for the step that was made; ``scale``: of its loss, None for 1."""
         for part in self._pending:
             gradient = part.gradient.to(self.sums.dtype)

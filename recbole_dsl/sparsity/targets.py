@@ -61,7 +61,7 @@ class Selection:
 def list_tensors(root: nn.Module) -> list[TensorInfo]:
     """All dense parameters of ``root``, shared ones once, in the order of ``named_parameters()``."""
     found: dict[int, dict] = {}
-    for prefix, module in root.named_modules():
+    for prefix, module in root.named_modules(remove_duplicate=False):
         if getattr(module, "is_sparse_group", False):
             continue
         for attribute, parameter in module._parameters.items():
@@ -69,7 +69,8 @@ def list_tensors(root: nn.Module) -> list[TensorInfo]:
                 continue
             entry = found.setdefault(id(parameter), {"parameter": parameter, "names": [], "places": []})
             entry["names"].append(f"{prefix}.{attribute}" if prefix else attribute)
-            entry["places"].append((module, attribute))
+            if not any(place is module and name == attribute for place, name in entry["places"]):
+                entry["places"].append((module, attribute))  # a module may be registered twice
     return [_describe(**entry) for entry in found.values()]
 
 

@@ -80,10 +80,10 @@ def _without_regrown(chosen: Tensor, live: LiveRows, dropped: Tensor, where: Pos
 
     Those that were had been dropped: their marks are cleared.
     """
-    blocks = list(where.blocks(_block_size(chosen.device)))
-    ends = torch.tensor([block.last for block in blocks], device=chosen.device)
+    size = _block_size(chosen.device)
+    ends = torch.tensor([block.last for block in where.blocks(size)], device=chosen.device)
     start, count = 0, 0
-    for block, end in zip(blocks, torch.searchsorted(chosen, ends).tolist(), strict=True):
+    for block, end in zip(where.blocks(size), torch.searchsorted(chosen, ends).tolist(), strict=True):
         places, start = chosen[start:end] - block.first, end
         new = where.positions(live.separate(block.tensor, block.rows, places, dropped).add_(block.first))
         chosen[count : count + new.numel()] = new  # never ahead of what is still to be read

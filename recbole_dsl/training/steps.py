@@ -86,6 +86,7 @@ class StepwiseTrainer(trainers.Trainer):
         parts = losses if isinstance(losses, tuple) else (losses,)
         loss: Any = sum(parts) if isinstance(losses, tuple) else losses
         told = tuple(part.item() for part in parts)
+        self.sparse.explorer.loss_scale = scaler.get_scale() if scaler.is_enabled() else None
         self._look_at_gradients()
         if not math.isfinite(sum(told)) and self.config["single_spec"]:  # else all see the gradient
             self._refuse_numbers("loss", loss.item())
