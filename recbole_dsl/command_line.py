@@ -107,7 +107,7 @@ def warn_unknown_flags(keys: Collection[str], known: Collection[str]) -> None:
             logging.getLogger(__name__).warning(
                 "--%s is known neither to RecBole nor to the model's settings%s; it is kept.",
                 key,
-                nearest(key, known),
+                nearest(key, sorted(known)),
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .command_line import Parser
+from .command_line import Parser, warn_unknown_flags
 from .compare.grid import Cell
 from .compare.methods import method_names
 from .compare.options import Request, add_options, numbers, seeds, settings_of
@@ -63,17 +63,19 @@ def _check(
     cells: Sequence[Cell], request: Request, each: Mapping[Cell, Mapping[str, Any]], metric: str | None
 ) -> str:
     """Refuse what no cell could be run with, before any is; returns the metric of the table."""
-    found = metric or ""
+    found, all_known = metric or "", set(request.files)
     for cell in {(c.model, c.dataset, c.method): c for c in cells}.values():
         _, method = request.methods[cell.method]
         sparse = {"dsl_density": cell.density} if method.procedure == "sparse" else {}
         own = {**request.files, **each[cell], **sparse, "dsl_method": method.trains_as or "static"}
         with no_flags():
             config = RecBoleDSLConfig(cell.model, cell.dataset, None, own)
+        all_known |= config.known_keys
         known = config.metric_names()
         found = found or str(config["valid_metric"]).lower()
         if found not in known:
             raise ConfigError(
                 f"--metric={metric} is none of the metrics that are computed: {', '.join(known)}."
             )
+    warn_unknown_flags(request.settings, all_known)
     return found

@@ -331,8 +331,32 @@ def _load_dense(f: Any, *args: Any, **kwargs: Any) -> Any:
     return {**state, "state_dict": dense_state_dict(state["state_dict"], state["layout"])}
 
 
+class _Name:
+    """In the place of a class that a file names, which pickle could call with whatever else the file holds."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+
+@functools.cache
+def _stored_config() -> type:
+    """RecBole's settings as they were stored; its own class runs texts that it is called with."""
+    from recbole.config import Config
+
+    class StoredConfig(Config):
+        """Attributes alone."""
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            self.final_config_dict: dict[str, Any] = {}
+
+    return StoredConfig
+
+
 class _CheckpointUnpickler(pickle.Unpickler):
-    """Builds only what a RecBole checkpoint consists of: tensors, settings, names of models."""
+    """Builds only what a RecBole checkpoint consists of: tensors, settings, names of models.
+
+    A pickle may call whatever this finds, so what does more than to hold what it is given is not found.
+    """
 
     _plain = frozenset(
         {
@@ -346,21 +370,25 @@ class _CheckpointUnpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_sparse_tensor"),
             ("torch.serialization", "_get_layout"),
             ("torch._utils", "_rebuild_tensor_v2"),
-            # The loader class of RecBole's Config, stored by name.
-            ("yaml.loader", "FullLoader"),
         }
     )
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self._plain:
             return super().find_class(module, name)
+        if (module, name) == ("yaml.loader", "FullLoader"):  # that of RecBole's Config
+            return _Name(name)
         if module.startswith("recbole."):
             from recbole.config import Config
             from recbole.model.abstract_recommender import AbstractRecommender
 
             found = super().find_class(module, name)
-            if isinstance(found, type) and issubclass(found, (Config, enum.Enum, AbstractRecommender)):
+            if found is Config:
+                return _stored_config()
+            if isinstance(found, type) and issubclass(found, enum.Enum) and len(found) > 0:
                 return found
+            if isinstance(found, type) and issubclass(found, AbstractRecommender):
+                return _Name(name)
         raise pickle.UnpicklingError(
             f"it was not written by this process and holds {module}.{name}, "
             "which does not belong into a file of weights"

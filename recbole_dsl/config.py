@@ -56,9 +56,14 @@ _TRAINING_KEYS = {
     "eval_batch_size": whole_setting(1),
     "embedding_size": whole_setting(1),
     "stopping_step": whole_setting(0),
-    "seed": whole_setting(0),
-    "clip_grad_norm": mapping_setting("a mapping of torch's options, such as {'max_norm': 1.0}"),
+    "seed": whole_setting(0, 2**32 - 1),
+    "clip_grad_norm": mapping_setting(
+        "a mapping with max_norm and other options of torch's clip_grad_norm_, such as {'max_norm': 1.0}",
+        needed={"max_norm"},
+        known={"max_norm", "norm_type", "error_if_nonfinite", "foreach"},
+    ),
     "eval_step": whole_setting(0),
+    "metric_decimal_place": whole_setting(0),
 }
 
 _TEXT_KEYS = frozenset(PREFIX + name for name, setting in SETTINGS.items() if setting.text)
@@ -134,6 +139,11 @@ class RecBoleDSLConfig(Config):
         if "local_rank" not in settings:
             super()._init_device()
             return
+        if "offset" not in settings:
+            raise ConfigError(
+                f"local_rank={settings['local_rank']!r} is refused, because whoever starts a process sets it; "
+                "allowed are --nproc and torchrun."
+            )
         import torch
         import torch.distributed as dist
 
@@ -332,12 +342,13 @@ class RecBoleDSLConfig(Config):
         if "dsl_include" in user:
             layers["dsl_exclude"] = []  # a file's exceptions are from its own scope
         self.internal_config_dict.update(layers)
-        self._warn_unknown_flags()
+        warn_unknown_flags(self.cmd_config_dict, self.known_keys)
 
-    def _warn_unknown_flags(self) -> None:
+    @property
+    def known_keys(self) -> frozenset[str]:
+        """Every setting that RecBole, the model's files or we know."""
         known = {key for keys in self.parameters.values() for key in keys}
-        known |= self.internal_config_dict.keys() | self.entry_options | KEYS
-        warn_unknown_flags(self.cmd_config_dict, sorted(known))
+        return frozenset(known | self.internal_config_dict.keys() | self.entry_options | KEYS)
 
     def _get_final_config_dict(self) -> Settings:
         settings: Settings = super()._get_final_config_dict()
@@ -381,9 +392,11 @@ class RecBoleDSLConfig(Config):
             if value is None:
                 continue
             try:
-                setting.parse(value)
+                self.final_config_dict[key] = setting.parse(value)
             except Refused:
                 raise ConfigError(f"{key}={value!r} is refused: allowed is {setting.allowed}.") from None
+        if self.final_config_dict["log_wandb"] and importlib.util.find_spec("wandb") is None:
+            raise ConfigError("log_wandb=True needs wandb, which is not installed; allowed is False.")
         known = self.metric_names()
         valid_metric = str(self.final_config_dict["valid_metric"])
         if self.final_config_dict["eval_step"] and valid_metric.lower() not in known:

@@ -29,6 +29,7 @@ from recbole.data import create_dataset, data_preparation  # noqa: E402
 from recbole.data.dataloader import FullSortEvalDataLoader  # noqa: E402
 from recbole.data.transform import construct_transform  # noqa: E402
 from recbole.utils import (  # noqa: E402
+    EvaluatorType,
     KGDataLoaderState,
     get_environment,
     get_flops,
@@ -165,6 +166,8 @@ def load_data(config: RecBoleDSLConfig) -> tuple[Any, Any, Any, Any]:
         data = create_dataset(config)
         logger.info(data)
         loaders = data_preparation(config, data)
+        _give_back_generators(loaders, config["seed"])
+    _check_topk(config, data)
     if config.dsl.data_path == "fast":
         for loader in loaders:
             accelerate(loader)
@@ -173,6 +176,22 @@ def load_data(config: RecBoleDSLConfig) -> tuple[Any, Any, Any, Any]:
             share_out(loader)
     init_seed(config["seed"], config["reproducibility"])
     return data, *loaders
+
+
+def _check_topk(config: RecBoleDSLConfig, data: Any) -> None:
+    if config["eval_type"] == EvaluatorType.RANKING and max(config["topk"]) >= data.item_num:
+        raise ConfigError(
+            f"topk={config['topk']} is refused: allowed are at most the {data.item_num - 1} items of "
+            f"{config['dataset']}."
+        )
+
+
+def _give_back_generators(loaders: Sequence[Any], seed: int) -> None:
+    """RecBole takes away the generators of loaders that it saves, but gives them to those that it reads."""
+    for loader in loaders:
+        if getattr(loader, "generator", loader) is None:
+            loader.generator = torch.Generator().manual_seed(seed)
+            loader.sampler.generator = loader.generator
 
 
 @contextlib.contextmanager

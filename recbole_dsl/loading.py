@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
-from . import recbole_names
+from . import property_files, recbole_names
 from .config import RecBoleDSLConfig, no_flags
 from .errors import CheckpointError
 from .experiment import build_model, load_data
+from .settings import KEYS
 from .sparsity.names import TOPOLOGIES_OF_SHAPES
 from .training.checkpoint import load_weights, read_checkpoint
 from .training.trainer import sparse_trainer
@@ -16,7 +20,8 @@ from .training.trainer import sparse_trainer
 LEFT_OUT: Final = (
     *("dsl_resume", "dsl_result", "dsl_save_every", "dsl_start_from", "config_files"),
     *("log_wandb", "wandb_project", "save_dataset", "save_dataloaders"),
-    *("dataset_save_path", "dataloaders_save_path"),  # pickles
+    *("dataset_save_path", "dataloaders_save_path", "checkpoint_dir"),  # pickles
+    *recbole_names.OF_A_PROCESS,
 )
 """Settings that have no meaning for a trained run, or would open files that could run code."""
 
@@ -44,13 +49,26 @@ def load_data_and_model(
     """
     state = read_checkpoint(model_file)
     config = _config_of(state, model_file, model_class, settings)
-    dataset, train_data, valid_data, test_data = load_data(config)
-    model = build_model(config, train_data)
-    # The trainer makes the model sparse; its optimizer has no state before the first step.
-    sparse_trainer(config["MODEL_TYPE"], *config.lineage)(config, model, train_data)
+    with _no_saved_data(config):
+        dataset, train_data, valid_data, test_data = load_data(config)
+        model = build_model(config, train_data)
+        # The trainer makes the model sparse; its optimizer has no state before the first step.
+        sparse_trainer(config["MODEL_TYPE"], *config.lineage)(config, model, train_data)
     load_weights(model, state)
     model.eval()
     return config, model, dataset, train_data, valid_data, test_data
+
+
+@contextmanager
+def _no_saved_data(config: RecBoleDSLConfig) -> Iterator[None]:
+    """An empty folder for checkpoints: RecBole opens pickles of data that lie there, whoever put them."""
+    folder = config["checkpoint_dir"]
+    with tempfile.TemporaryDirectory() as empty:
+        config["checkpoint_dir"] = empty
+        try:
+            yield
+        finally:
+            config["checkpoint_dir"] = folder
 
 
 def _config_of(
@@ -64,6 +82,11 @@ def _config_of(
             "class as model_class."
         )
     given["dsl_method"] = kept["dsl_method"]  # which may have been the default of its day
+    if kept["dsl_method"] not in property_files.method_names():  # a file of one's own, whose settings are here
+        of_file = {key: kept[key] for key in KEYS.difference(LEFT_OUT) if kept.get(key) is not None}
+        if "dsl_budget" in of_file:
+            of_file.pop("dsl_density", None)
+        given = {**of_file, **given, "dsl_method": "static"}
     if not {"dsl_density", "dsl_budget"} & {*given, *settings}:
         key = "dsl_density" if kept["dsl_budget"] is None else "dsl_budget"
         given[key] = kept[key]

@@ -15,6 +15,9 @@ import recbole
 from recbole_dsl import property_files
 from recbole_dsl.errors import ConfigError, nearest, on_one_line
 
+OF_A_PROCESS = ("nproc", "world_size", "ip", "port", "offset", "local_rank", "single_spec", "gpu_id")
+"""Settings of a machine and of a process, of no meaning elsewhere; by ``local_rank`` it connects to others."""
+
 EXTERNAL_LIBRARY_FOLDER = "exlib_recommender"
 
 

@@ -13,7 +13,7 @@ import math
 import numbers
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -87,11 +87,11 @@ def _as_number(value: object) -> Any:
     return number
 
 
-def _as_whole(value: object, least: int) -> int:
-    """A whole number from ``least`` to 2**63-1 (``1e3`` counts as one), or :class:`Refused`."""
+def _as_whole(value: object, least: int, most: int = LARGEST) -> int:
+    """A whole number from ``least`` to ``most`` (``1e3`` counts as one), or :class:`Refused`."""
     number = _as_number(value)
     whole = int(number)
-    if number != whole or not least <= whole <= LARGEST:
+    if number != whole or not least <= whole <= most:
         raise Refused
     return whole
 
@@ -130,16 +130,19 @@ def number_setting(accepts: Callable[[float], bool], allowed: str) -> Setting:
     return Setting(parse, allowed)
 
 
-def whole_setting(least: int) -> Setting:
-    """A whole number, at least ``least``."""
-    return Setting(lambda value: _as_whole(value, least), f"a whole number of at least {least}")
+def whole_setting(least: int, most: int = LARGEST) -> Setting:
+    """A whole number, at least ``least`` and at most ``most``."""
+    allowed = f"a whole number of at least {least}"
+    if most < LARGEST:
+        allowed = f"a whole number from {least} to {most}"
+    return Setting(lambda value: _as_whole(value, least, most), allowed)
 
 
-def mapping_setting(allowed: str) -> Setting:
-    """A mapping of words to values."""
+def mapping_setting(allowed: str, needed: Set[str], known: Set[str]) -> Setting:
+    """A mapping of ``known`` words, the ``needed`` ones among them, to values."""
 
     def parse(value: object) -> dict[str, Any]:
-        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        if not isinstance(value, Mapping) or not needed <= value.keys() <= known:
             raise Refused
         return dict(value)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from .command_line import Parser
+from .command_line import Parser, warn_unknown_flags
 from .compare.grid import FIRST_SEED, Cell
 from .compare.options import Request, add_options, number, refuse_own, settings_of, whole
 from .compare.running import Runner, jobs_of, refuse_unfinished
@@ -68,7 +68,8 @@ def run(argv: Sequence[str]) -> None:
     points = points_of(space, whole(options.trials, "trials"), seed)
     cells = request.cells([density], [seed])
     common = {**request.files, **request.settings}
-    metrics = {model: _check(model, request.datasets, common, points) for model in request.models}
+    flags = request.settings.keys() - request.files.keys()
+    metrics = {model: _check(model, request.datasets, common, points, flags) for model in request.models}
     how = {
         "space": {d.name: [d.kind, *d.values] for d in space},
         "trials": len(points),
@@ -150,12 +151,20 @@ def _as_csv(
 
 
 def _check(
-    model: str, datasets: Sequence[str], settings: Mapping[str, Any], points: Sequence[Mapping[str, Any]]
+    model: str,
+    datasets: Sequence[str],
+    settings: Mapping[str, Any],
+    points: Sequence[Mapping[str, Any]],
+    flags: Collection[str],
 ) -> tuple[str, bool]:
-    """Refuse points that RecBole would refuse; returns the metric of validation and whether more is better."""
+    """Refuse points that RecBole would refuse; returns the metric of validation and whether more is better.
+
+    Warns of ``flags`` and tuned settings that do nothing to the model.
+    """
     for dataset in datasets:
         for point in points:
             with no_flags():
                 own = {**settings, **point, "dsl_method": "static"}
                 config = RecBoleDSLConfig(model, dataset, None, own)
+    warn_unknown_flags([*flags, *points[0]], config.known_keys)
     return str(config["valid_metric"]).lower(), bool(config["valid_metric_bigger"])

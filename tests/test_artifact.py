@@ -233,6 +233,15 @@ def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c", "empty"]
 
 
+def test_a_link_to_an_artifact_stays_one(tmp_path: Path) -> None:
+    """What it names is replaced."""
+    write_some(tmp_path / "v1")
+    (tmp_path / "current").symlink_to("v1")
+    write_some(tmp_path / "current", "int8", replace=True)
+    assert (tmp_path / "current").is_symlink() and not (tmp_path / "v1").is_symlink()
+    assert read_manifest(tmp_path / "v1").values == "int8"
+
+
 @pytest.mark.parametrize("fails_at", range(1, 9))
 def test_a_write_that_breaks_off(fails_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever call of the system fails, the old artifact is there, whole, and nothing else."""

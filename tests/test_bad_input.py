@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from recbole_dsl.cli import main
+from recbole_dsl.config import RecBoleDSLConfig, no_flags
 from tests.recbole_runs import command_line
 
 CASES = {
@@ -40,6 +41,12 @@ CASES = {
     "model of a file": (["--config_files=model.yaml"], ["LightGNC", "LightGCN"]),
     "no process": (["--nproc=0"], ["nproc", "at least one process"]),
     "growth memory too small": (["--dsl_growth_memory=100B"], ["dsl_growth_memory"]),
+    "seed beyond numpy's": (["--seed=5000000000"], ["seed=5000000000", "4294967295"]),
+    "option of clipping": (["--clip_grad_norm={'maxnorm':1}"], ["clip_grad_norm", "max_norm"]),
+    "places of metrics": (["--metric_decimal_place=abc"], ["metric_decimal_place='abc'"]),
+    "more than all items": (["--topk=5000", "--valid_metric=MRR@5000"], ["topk=[5000]", "1682 items"]),
+    "a process nobody started": (["--local_rank=0"], ["local_rank=0", "torchrun"]),
+    "no wandb": (["--log_wandb=True"], ["log_wandb", "not installed"]),
 }
 
 
@@ -73,6 +80,47 @@ def test_one_sentence_and_no_training(
     assert "allowed" in last
     for word in words:
         assert word in last
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "meant"),
+    [
+        ("epochs", "1", 1),
+        ("epochs", 1.0, 1),
+        ("learning_rate", "0.01", 0.01),
+        ("train_batch_size", "1e3", 1000),
+    ],
+)
+def test_numbers_are_what_they_say(key: str, given: object, meant: object) -> None:
+    """As text or with a decimal point, in files and from Python; RecBole would fail on them later."""
+    with no_flags():
+        value = RecBoleDSLConfig("BPR", "ml-100k", None, {key: given})[key]
+    assert value == meant and type(value) is type(meant)
+
+
+def test_settings_of_a_comparison_that_nobody_knows_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slip in a flag or in a search space would run the whole grid with defaults."""
+    monkeypatch.setattr("sys.argv", ["recbole-dsl"])
+    (tmp_path / "space").write_text("learning_rte choice [0.1]\n")
+    for module in ("compare_command", "tune_command"):
+        monkeypatch.setattr(f"recbole_dsl.{module}.Store", _NoStore)
+    with pytest.raises(_NoStore.Reached):
+        main(["compare", "--methods=static", "--learning_rat=0.5", "--epochs=1"])
+    with pytest.raises(_NoStore.Reached):
+        main(["tune", "--methods=static", "--space=space", "--epoch=1"])
+    told = [record.getMessage() for record in caplog.records if "known neither" in record.getMessage()]
+    assert [line.split()[0] for line in told] == ["--learning_rat", "--epoch", "--learning_rte"]
+    assert "'learning_rate'" in told[0] and "'epochs'" in told[1] and "'learning_rate'" in told[2]
+
+
+class _NoStore:
+    class Reached(BaseException):
+        """All checks are made."""
+
+    def __init__(self, *_: object) -> None:
+        raise self.Reached
 
 
 def test_the_process_exits_with_an_error_and_no_traceback(tmp_path: Path) -> None:

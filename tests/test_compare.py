@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gc
 import importlib
 import itertools
@@ -877,6 +878,25 @@ def test_rows_by_hand(tmp_path: Path) -> None:
     text = summary.as_markdown(rows)
     assert "| a-b | M | dense |  | 0.5000 ± 0.1414 | 1.000 |  |  | 10 |" in text
     assert "| 1.50·10^8 |" in text
+
+
+@pytest.mark.parametrize(
+    ("metric", "places"), [("ndcg@10", [2, 1]), ("logloss", [1, 2]), ("giniindex@10", [1, 2])]
+)
+def test_places_of_metrics_of_which_less_is_better(metric: str, places: list[int]) -> None:
+    """0.3 and 0.6: the larger nDCG is first, the smaller loss."""
+    cells = {}
+    for method, score in (("dsl", 0.3), ("narrow", 0.6)):
+        result = dataclasses.replace(result_with(method, 1, score), test_result={metric: score})
+        cells[Cell("M", "a-b", method, 0.1, 1).key] = result
+    rows = summary.rows_of(cells, ["dsl", "narrow"], metric)
+    assert [row.place for row in rows] == places
+
+
+def test_recbole_knows_the_same_metrics_of_which_less_is_better() -> None:
+    from recbole.evaluator.register import smaller_metrics
+
+    assert {name.lower() for name in smaller_metrics} == summary.SMALLER_IS_BETTER
 
 
 def result_with(method: str, seed: int, score: float) -> RunResult:

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import torch
+import yaml
 
 from recbole_dsl import compat
 from recbole_dsl.errors import DSLError
@@ -381,6 +382,36 @@ def test_foreign_code_is_refused(tmp_path: Path, zipped: bool) -> None:
     with pytest.raises(DSLError, match="mkdir"):
         recbole_trainer.torch.load(path)
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_settings_in_a_file_are_not_run(tmp_path: Path, zipped: bool) -> None:
+    """RecBole's Config would evaluate texts that it is called with; stored ones are attributes alone."""
+    harm = f"__import__('os').mkdir({str(tmp_path / 'harm')!r})"
+
+    class Harm:
+        def __reduce__(self) -> Any:
+            return Config, ("BPR", "ml-100k", None, {"x": harm})
+
+    path = tmp_path / "foreign.pth"
+    torch.save({"state_dict": {}, "config": Harm()}, path, _use_new_zipfile_serialization=zipped)
+    assert compat.read_dense_checkpoint(path)["state_dict"] == {}
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("called", [BPR, yaml.FullLoader])
+def test_classes_in_a_file_are_names_that_cannot_be_called(tmp_path: Path, called: Any) -> None:
+    """A model's constructor would open files, for instance."""
+
+    class Harm:
+        def __reduce__(self) -> Any:
+            return called, ("text",)
+
+    torch.save({"state_dict": Harm()}, tmp_path / "foreign.pth")
+    with pytest.raises(DSLError, match="Cannot read the checkpoint"):
+        compat.read_dense_checkpoint(tmp_path / "foreign.pth")
+    torch.save({"state_dict": {}, "class": called}, tmp_path / "named.pth")
+    assert compat.read_dense_checkpoint(tmp_path / "named.pth")["class"].__name__ == called.__name__
 
 
 def test_changed_file_is_no_longer_our_own(tmp_path: Path) -> None:

@@ -707,7 +707,7 @@ REFUSED_RUNS = [
     ({"train_batch_size": 0}, "a whole number of at least 1"),
     ({"eval_batch_size": 1.5}, "a whole number of at least 1"),
     ({"embedding_size": 0}, "a whole number of at least 1"),
-    ({"seed": "abc"}, "a whole number of at least 0"),
+    ({"seed": "abc"}, "a whole number from 0 to 4294967295"),
     ({"clip_grad_norm": 5}, "'max_norm': 1.0"),
     ({"checkpoint_dir": "/dev/null/saved"}, "cannot be written"),
     ({"valid_metric": "NDGC@10"}, "did you mean 'ndcg@10'"),

@@ -26,6 +26,7 @@ from recbole_dsl.training.evaluation import FastCollector, UserScores, generator
 from recbole_dsl.training.loading import SCORES_AT_ONCE, Positions, Table, accelerate
 from recbole_dsl.training.sampling import Pairs, vectorise
 from recbole_dsl.training.trainer import sparse_trainer
+from tests.model_runs import no_flags, settings_of
 from tests.recbole_runs import QUIET
 from tests.tiny_data import NAME
 
@@ -340,6 +341,22 @@ def test_a_user_without_history(data: Path) -> None:
     (_, (_, slow, _)), (_, (_, fast, _)) = (loaders("BPR", data, path, **keys) for path in ("recbole", "fast"))
     assert_same_batches(slow, fast)
     assert sum(len(users) - len(history[0].unique()) for users, history, _, _ in fast) > 10
+
+
+@pytest.mark.parametrize("shares", [[0.9, 0.1, 0.0], [0.9, 0.0, 0.1]])
+def test_a_part_without_users(shares: list[float], data: Path, tmp_path: Path) -> None:
+    """Nobody is validated, or nobody tested: the run is RecBole's."""
+    given = {
+        **settings_of("BPR", data), "checkpoint_dir": str(tmp_path), "dsl_method": "static", "epochs": 1,
+        "eval_args": {"split": {"RS": shares}, "order": "RO", "group_by": None, "mode": "full"},
+    }  # fmt: skip
+    with no_flags():
+        slow, fast = (
+            run_recbole_dsl("BPR", NAME, config_dict={**given, "dsl_data_path": path})
+            for path in ("recbole", "fast")
+        )
+    assert slow.train_loss == fast.train_loss
+    assert slow.best_valid_result == fast.best_valid_result and slow.test_result == fast.test_result
 
 
 def test_dynamic_negatives(data: Path) -> None:

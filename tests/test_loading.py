@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from recbole_dsl.errors import CheckpointError, ConfigError, DSLError
 from recbole_dsl.experiment import run_recbole_dsl
 from recbole_dsl.packed.group import PackedGroup
 from recbole_dsl.packed.layout import dense_state_dict
+from recbole_dsl.serving import by_recbole
 from recbole_dsl.training.checkpoint import read_checkpoint, write_checkpoint
 from tests.model_runs import no_flags, settings_of, sparse_run
 from tests.recbole_runs import QUIET
@@ -143,6 +145,74 @@ def test_settings_of_a_file_run_nothing(trained: Any, tmp_path: Path) -> None:
         CheckpointError, match=r"'os:path', which is not RecBole's own; allowed is to give its class"
     ):
         load_data_and_model(tmp_path / "evil.dsl")
+
+
+class Harm:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.folder,)
+
+
+def test_pickles_of_data_that_lie_beside_a_checkpoint_are_not_opened(trained: Any, tmp_path: Path) -> None:
+    """RecBole looks for them in the folder of checkpoints, which the file names, and in 'saved'."""
+    _, file = trained("BPR")
+    state = read_checkpoint(file)
+    places = [tmp_path / "theirs", tmp_path / "saved"]
+    for place in places:
+        place.mkdir(exist_ok=True)
+        for name in (f"{NAME}-Dataset.pth", f"{NAME}-for-BPR-dataloader.pth"):
+            (place / name).write_bytes(pickle.dumps(Harm(tmp_path / "harm")))
+    state["given"]["checkpoint_dir"] = str(places[0])
+    write_checkpoint(tmp_path / "evil.dsl", state)
+    config, *_ = load_data_and_model(tmp_path / "evil.dsl")
+    assert not (tmp_path / "harm").exists()
+    assert config["checkpoint_dir"] == "saved"
+
+
+def test_a_checkpoint_of_several_processes_is_loaded_by_one(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which connects to nobody, whatever address the file names."""
+    _, file = trained("BPR")
+    state = read_checkpoint(file)
+    state["given"] |= {
+        "nproc": 2, "world_size": 2, "ip": "192.0.2.1", "port": 5791, "offset": 0, "local_rank": 1,
+        "single_spec": False, "gpu_id": [0, 1],
+    }  # fmt: skip
+    write_checkpoint(tmp_path / "two.dsl", state)
+
+    def connects(*_: Any, **__: Any) -> None:
+        raise AssertionError("connects")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", connects)
+    config, *_ = load_data_and_model(tmp_path / "two.dsl")
+    assert config["single_spec"]
+    served = by_recbole._config({"model": "BPR", "dataset": NAME, "given": state["given"]})
+    assert served["single_spec"]
+
+
+@pytest.mark.parametrize("amount", ["dsl_density: 0.3", "dsl_budget: 100"])
+def test_a_method_file_may_be_gone(amount: str, data: Path, tmp_path: Path) -> None:
+    """What it said is in the checkpoint: which tensors are sparse, in which groups and storage."""
+    lines = ["dsl_include: [item_embedding.weight]", "dsl_groups: per_tensor", "dsl_update_interval: 2 epochs"]
+    (tmp_path / "mine.yaml").write_text("\n".join([amount, *lines]))
+    with no_flags():
+        own = {"dsl_method": "mine.yaml", "checkpoint_dir": str(tmp_path / "saved")}
+        run_recbole_dsl("BPR", NAME, config_dict={**settings_of("BPR", data), **own})
+    (tmp_path / "mine.yaml").unlink()
+    (file,) = [p for p in (tmp_path / "saved").glob("*.dsl") if not p.stem.endswith("-last")]
+    _, model, *_ = load_data_and_model(file)
+    (group,) = [m for m in model.modules() if isinstance(m, PackedGroup)]
+    assert [part.name for part in group.slices] == ["item_embedding.weight"]
+    assert torch.equal(group.weight, read_checkpoint(file)["state_dict"][f"{_name_of(model, group)}.weight"])
+
+
+def _name_of(model: Any, group: PackedGroup) -> str:
+    return next(name for name, module in model.named_modules() if module is group)
 
 
 @pytest.mark.parametrize("name", ["BPR", "LightGCN", "MultiVAE", "SASRec", "KGAT", "DeepFM", "RecVAE"])

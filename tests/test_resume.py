@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from recbole_dsl import support
+from recbole_dsl.errors import CheckpointError
+from recbole_dsl.training.checkpoint import read_checkpoint, write_checkpoint
 from recbole_dsl.training.keeper import Keeper
 from recbole_dsl.training.signals import Interrupted, Signals
 from tests.model_runs import dense_weights, settings_of, sparse_trainer_of
@@ -178,3 +180,49 @@ def test_the_state_of_every_optimizer_and_storage_is_kept(
 ) -> None:
     """Per-weight state goes with its weight through the file."""
     check_resume("LightGCN", settings("LightGCN", data, tmp_path, learner=learner), at_step(5), storage=storage)
+
+
+def test_a_run_without_its_best_epoch_is_not_taken_up(data: Path, tmp_path: Path) -> None:
+    """Before anything is trained: at the end there might be nothing to test."""
+    second = lambda keeper, event: event == "after_step" and keeper.position.epoch == 1  # noqa: E731
+    given = settings("BPR", data, tmp_path)
+    file = stopped(*sparse_trainer_of("BPR", given, **DSL), second)
+    (best,) = [p for p in file.parent.glob("*.dsl") if p != file]
+    best.unlink()
+    trainer, loaders = sparse_trainer_of("BPR", given, **DSL)
+    trainer.resume_checkpoint(file)
+    with pytest.raises(CheckpointError, match=r"best epoch so far, but .* is not there; allowed"):
+        trainer.fit(loaders[0], loaders[1], show_progress=False)
+    assert list(trainer.train_loss_dict) == [0]
+
+
+def test_seconds_before_a_stop_count(data: Path, tmp_path: Path) -> None:
+    """The epoch that was interrupted took as long as both parts of it; one that was whole, what it took."""
+    second = lambda keeper, event: event == "after_step" and keeper.position.epoch == 1  # noqa: E731
+    given = settings("BPR", data, tmp_path, epochs=3)
+    file = stopped(*sparse_trainer_of("BPR", given, **DSL), second)
+    state = read_checkpoint(file)
+    told = state["run"]["trainer"]
+    assert len(told["epoch_seconds"]) == 1 and told["seconds_in_epoch"] > 0
+    told["seconds_in_epoch"] = 1000.0
+    write_checkpoint(file, state)
+    trainer, loaders = sparse_trainer_of("BPR", given, **DSL)
+    trainer.resume_checkpoint(file)
+    trainer.fit(loaders[0], loaders[1], show_progress=False)
+    first, interrupted, last = trainer.epoch_seconds
+    assert first < 500 and 1000 < interrupted < 1500 and last < 500
+
+
+@pytest.mark.parametrize("path", ["fast", "recbole"])
+def test_a_run_that_saves_its_loaders_is_the_same_and_resumes(path: str, data: Path, tmp_path: Path) -> None:
+    """RecBole takes their generators away when it saves them, but not when it reads them."""
+    plain = settings("BPR", data, tmp_path / "plain", dsl_data_path=path)
+    expected = finish(*sparse_trainer_of("BPR", plain, **DSL))
+    given = settings("BPR", data, tmp_path / "saves", dsl_data_path=path, save_dataloaders=True)
+    file = stopped(*sparse_trainer_of("BPR", given, **DSL), at_step(3))
+    assert list((tmp_path / "saves" / "saved").glob("*-dataloader.pth"))
+    trainer, loaders = sparse_trainer_of("BPR", given, **DSL)
+    trainer.resume_checkpoint(file)
+    found = finish(trainer, loaders)
+    for part in expected:
+        assert found[part] == expected[part], part

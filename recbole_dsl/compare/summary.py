@@ -22,6 +22,9 @@ COLUMNS: Final[dict[str, Callable[[RunResult], float | None]]] = {
     "live weights": lambda r: r.sparsity["live"],
     "weight + index bytes": lambda r: r.costs["weight_bytes"] + r.costs["index_bytes"],
     "training state bytes": lambda r: r.costs["training_state_bytes"],
+    "exploration bytes": lambda r: (
+        (r.costs.get("growth_bytes") or 0) + (r.costs.get("exploration_record_bytes") or 0)
+    ),
     "training MACs": lambda r: r.costs["training_macs"],
     "MACs per user": lambda r: r.costs["macs_per_recommended_user"],
     "training seconds": lambda r: r.costs["training_seconds"] + (r.costs.get("preparation_seconds") or 0.0),
@@ -29,6 +32,10 @@ COLUMNS: Final[dict[str, Callable[[RunResult], float | None]]] = {
     "epochs": lambda r: r.epochs_run,
 }
 """What is told of a row besides the metric: means over its seeds."""
+
+
+SMALLER_IS_BETTER: Final = frozenset({"averagepopularity", "giniindex", "logloss", "mae", "rmse"})
+"""RecBole's metrics of which less is better."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,8 @@ def _compared(row: Row, rows: Sequence[Row]) -> Row:
         if other.method == "dense" or (other.method == "narrow" and other.density == row.density)
     }
     against.pop(row.method, None)
-    rivals = sorted((other.mean for other in same if other.density == row.density), reverse=True)
+    larger = row.metric.partition("@")[0] not in SMALLER_IS_BETTER
+    rivals = sorted((other.mean for other in same if other.density == row.density), reverse=larger)
     place = rivals.index(row.mean) + 1 if row.density is not None and len(rivals) > 1 else None
     return replace(row, p_dense=against.get("dense"), p_narrow=against.get("narrow"), place=place)
 

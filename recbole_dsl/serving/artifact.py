@@ -215,7 +215,7 @@ def write_artifact(
     Raises:
         ArtifactError: something is there, or cannot be written.
     """
-    target = Path(folder)
+    target = Path(folder).resolve()  # a link stays, and what it names is replaced
     refuse_occupied(target, replace)
     temporary: str | None = None
     try:

@@ -25,6 +25,7 @@ from ..config import RecBoleDSLConfig, no_flags  # noqa: E402
 from ..costs import undisturbed  # noqa: E402
 from ..errors import DSLError, RequestError, on_one_line  # noqa: E402
 from ..packed.surgery import pack  # noqa: E402
+from ..recbole_names import OF_A_PROCESS  # noqa: E402
 from ..sparsity.targets import list_tensors  # noqa: E402
 from .artifact import Artifact, refusal  # noqa: E402
 from .encoders import Graph  # noqa: E402
@@ -37,6 +38,8 @@ _KEPT_OUT = (
     *("train_stage", "train_method", "use_pretrain", "warm_up"),  # the weights are in the artifact
     *("pre_model_path", "pretrain_path", "mf_pretrain_path", "mlp_pretrain_path", "dsl_start_from"),
     *("preload_weight", "additional_feat_suffix", "benchmark_filename", "dsl_width"),
+    *("dataset_save_path", "dataloaders_save_path", "checkpoint_dir", "log_wandb"),
+    *OF_A_PROCESS,
 )
 """Settings that have no meaning for a model that is only asked, or name files."""
 

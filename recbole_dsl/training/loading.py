@@ -171,7 +171,7 @@ class Lists:
         counts = torch.tensor([len(numbers) for numbers in lists])
         self.ends = counts.cumsum(0)
         self.counts = counts
-        self.numbers = torch.cat(lists)
+        self.numbers = torch.cat(lists) if lists else torch.zeros(0, dtype=torch.int64)
 
     def of(self, users: Tensor) -> tuple[Tensor, Tensor]:
         """(Row in ``users``, number) for every number of users (n,), row by row."""

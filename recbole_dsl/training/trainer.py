@@ -74,6 +74,8 @@ class SparseTrainerMixin:
         self.ranks = Ranks(config)
         self.graph = GraphProducts(self.dsl.kernels) if self.dsl.graph == "csr" else None
         self.epoch_seconds: list[float] = []
+        self.epoch_started: float | None = None
+        self.seconds_before = 0.0  # that the epoch had been trained for when the run was stopped
         self.valid_results: dict[int, dict[str, float]] = {}
         self.updates_made: list[dict[str, Any]] = []
         self.plans: dict[tuple[str, ...], Plan] = {}
@@ -193,6 +195,11 @@ class SparseTrainerMixin:
         keeper.resume(state, file, writes_there)
         self._owns_file = writes_there
         best = Path(self.saved_model_file)
+        if self.best_valid_result is not None and self.writes_files and not best.is_file():
+            raise CheckpointError(
+                f"'{file}' goes with the weights of its best epoch so far, but '{best}' is not there; allowed "
+                "is to put both files into one folder."
+            )
         self._best_elsewhere = best if not writes_there and best.is_file() else None
         self.logger.info(set_color("Resuming", "blue") + f" {file} at {keeper.position}")
 
@@ -203,6 +210,11 @@ class SparseTrainerMixin:
     def _hold_to_resume(self, file: Path) -> None:
         if file.is_file() and self._writes_beside(file):
             self._hold = Hold(file)
+
+    @property
+    def seconds_in_epoch(self) -> float:
+        """How long the running epoch has been trained so far, by those before a stop, too."""
+        return self.seconds_before if self.epoch_started is None else perf_counter() - self.epoch_started
 
     @property
     def last_epoch(self) -> int:
@@ -249,10 +261,12 @@ class SparseTrainerMixin:
         keeper = self.keeper
         if (loss := keeper.begin_epoch(epoch_idx)) is not None:
             return loss
-        started = perf_counter()
+        self.epoch_started = perf_counter() - self.seconds_before
+        self.seconds_before = 0.0
         with compat.described_progress(self._progress_text), self._graph_products():
             loss = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)  # type: ignore[misc]
-        self.epoch_seconds.append(perf_counter() - started)
+        self.epoch_seconds.append(self.seconds_in_epoch)
+        self.epoch_started = None
         if len(self.epoch_seconds) == 1:
             self._warn_untrained()
         keeper.end_epoch(loss)
