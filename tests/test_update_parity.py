@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from recbole_dsl.packed.surgery import mask, pack
-from recbole_dsl.sparsity import update
+from recbole_dsl.sparsity import rows, selection, update
 from recbole_dsl.sparsity.explorer import ExplorationSettings, Explorer
 from recbole_dsl.sparsity.names import DROP_NAMES, GROWTH_NAMES
 from recbole_dsl.sparsity.randomness import generator_for
@@ -59,6 +59,7 @@ class NaiveExplorer:
     row_power: float = 0.0
     column_power: float = 0.0
     ever_live: set[int] = field(default_factory=set)
+    scored: set[int] | None = None
     step: int = 0
 
     def __post_init__(self) -> None:
@@ -78,21 +79,22 @@ class NaiveExplorer:
 
     def update(self, now: Snapshot) -> Snapshot:
         """The snapshot after the update that is due."""
-        live = now.live
-        self.ever_live |= set(live)
-        dead = [p for p in range(self.positions) if p not in live]
+        self.ever_live |= set(now.live)
+        scored = [p for p in range(self.positions) if self.scored is None or p in self.scored]
+        live = [p for p in scored if p in now.live]
+        dead = [p for p in scored if p not in now.live]
         cosine = (1 + math.cos(math.pi * self.step / self.end)) / 2
         ratio = self.ratio_min + (self.ratio - self.ratio_min) * cosine
         k = min(math.floor(ratio * len(live)), len(dead))
         after = now
         if k > 0:
-            after = self.exchange(now, dead, k)
+            after = self.exchange(now, live, dead, k)
         keep = self.momentum if self.grow == "momentum" else 0.0
         self.scores = [s * keep for s in self.scores]
         self.ever_live |= set(after.live)
         return after
 
-    def exchange(self, now: Snapshot, dead: list[int], k: int) -> Snapshot:
+    def exchange(self, now: Snapshot, live: list[int], dead: list[int], k: int) -> Snapshot:
         strength = {p: abs(now.values[p]) for p in now.live}
         if self.drop == "taylor":
             strength = {p: abs(now.values[p] * now.gradients[p]) for p in now.live}
@@ -102,7 +104,7 @@ class NaiveExplorer:
                 squares = sum(now.values[p] ** 2 for p in living)
                 for p in living:
                     strength[p] /= math.sqrt(squares / len(living)) or 1.0
-        drop = self.dropped(now, strength, k)
+        drop = self.dropped(now, live, strength, k)
         score = self.growth_score()
         pool = sorted(dead + drop)
         grow = sorted((p for p in pool if score[p] > 0), key=lambda p: (-score[p], p))[: len(drop)]
@@ -123,23 +125,26 @@ class NaiveExplorer:
             },
         )
 
-    def dropped(self, now: Snapshot, strength: dict[int, float], k: int) -> list[int]:
+    def dropped(self, now: Snapshot, live: list[int], strength: dict[int, float], k: int) -> list[int]:
         def weakest(positions: list[int], count: int) -> list[int]:
             return sorted(positions, key=lambda p: (strength[p], p))[:count]
 
         if self.drop == "threshold":
-            return weakest([p for p in now.live if strength[p] < THRESHOLD], k)
+            return weakest([p for p in live if strength[p] < THRESHOLD], k)
         if self.drop == "set":
-            negative = [p for p in now.live if now.values[p] < 0]
-            positive = [p for p in now.live if now.values[p] >= 0]
+            negative = [p for p in live if now.values[p] < 0]
+            positive = [p for p in live if now.values[p] >= 0]
             n_negative = min(k // 2, len(negative))
             n_positive = min(k - n_negative, len(positive))
             return weakest(positive, n_positive) + weakest(negative, k - n_positive)
-        return weakest(now.live, k)
+        return weakest(live, k)
 
     def growth_score(self) -> list[float]:
         if not self.grow.startswith("random"):
-            score = relative([abs(s) for s in self.scores], self.columns, self.column_power)
+            columns = [
+                [p for p in column if self.scored is None or p in self.scored] for column in self.columns
+            ]
+            score = relative([abs(s) for s in self.scores], columns, self.column_power)
             return relative(score, self.rows, self.row_power)
         draws = torch.rand(self.positions, generator=self.draws, dtype=torch.float64)
         score = (1 - draws).tolist()
@@ -244,6 +249,7 @@ def check_run(
     ratio_min: float = 0.005,
     row_power: float = 0.0,
     column_power: float = 0.0,
+    growth_rows: float = 1.0,
 ) -> tuple[Explorer, list[Snapshot]]:
     """Train on the given gradients and compare every update with the reference."""
     make, births = OPTIMIZERS[optimizer]
@@ -256,7 +262,7 @@ def check_run(
         ExplorationSettings(
             update_interval=interval, end=end, update_ratio=ratio, update_ratio_min=ratio_min,
             drop=drop, drop_threshold=THRESHOLD, grow=grow, grow_window=window, grow_row_power=row_power,
-            grow_column_power=column_power,
+            grow_column_power=column_power, growth_rows=growth_rows,
         ),
     )  # fmt: skip
     optim = make(model.parameters())
@@ -276,6 +282,9 @@ def check_run(
     for gradient in gradients:
         optim.zero_grad()
         model.loss(gradient).backward()
+        if group.growth_scores is not None and group.growth_scores.where.rows is not None:
+            scored = zip(shaped, group.growth_scores.where.rows, strict=True)
+            naive.scored = {p for table, rows in scored for p in table[rows].flatten().tolist()}
         optim.step()
         naive.observe(gradient.tolist())
         expected = naive.update(before[-1]) if naive.is_due() else before[-1]
@@ -334,6 +343,27 @@ def test_relative_scores_follow_the_reference(storage, grow, line, run, block, p
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(update, "SLOTS_PER_BLOCK", block)
         check_run(**run, storage=storage, drop="row_magnitude", grow=grow, **{line: power})
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("grow", ["accumulated_gradient", "last_gradient"])
+@pytest.mark.parametrize("drop", DROP_NAMES)
+@settings(max_examples=15, deadline=None)
+@given(
+    run=runs(),
+    block=st.sampled_from([2, 5, 100]),
+    share=st.sampled_from([0.3, 0.6]),
+    powers=st.sampled_from([(0.0, 0.0), (0.5, 1.0)]),
+)
+def test_some_rows_are_exchanged_among_themselves(storage, grow, drop, run, block, share, powers) -> None:
+    """The sampled rows lose as many weights as they gain, by their own live weights; all others stay."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((rows, "POSITIONS_PER_BLOCK"), (selection, "SCORES_PER_BLOCK")):
+            patch.setattr(module, name, block)
+        patch.setattr(update, "SLOTS_PER_BLOCK", block)
+        row_power, column_power = powers
+        given_powers = {"row_power": row_power, "column_power": column_power}
+        check_run(**run, storage=storage, grow=grow, drop=drop, growth_rows=share, **given_powers)
 
 
 @pytest.mark.parametrize("storage", STORAGES)

@@ -11,6 +11,8 @@
 #   STUDY=ablation-popularity bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.001 base popularity-0.3
 #   STUDY=ablation-popularity DENSITY=0.5,0.1 DATA=folder bash benchmarks/compare/ablation.sh BPR ml-1m 0.0005 \
 #       base popularity--0.25 popularity--0.25-norm-0.3
+#   STUDY=ablation-scored bash benchmarks/compare/ablation.sh BPR ml-100k 0.001 base scored-0.25 scored-0.125
+#       (and LightGCN ml-100k 0.002, MultiVAE ml-100k 0.002, BPR citeulike-t 0.001)
 # budgets-by-size is for models that start by Erdős–Rényi, random-positions of those that start from factors.
 # Arguments: model, dataset (with a YAML file beside this one; DATA is the folder of those that RecBole does not
 # bring along), learning rate: that which the comparison's tuning chose for dsl_plus; the names of variants, if not
@@ -53,6 +55,8 @@ variants=(
     until-10-percent:--dsl_end=10%
     until-30-percent:--dsl_end=30%
     until-60-percent:--dsl_end=60%
+    scored-0.25:--dsl_growth_rows=0.25
+    scored-0.125:--dsl_growth_rows=0.125
     width-32:--dsl_width=32
     width-64:--dsl_width=64
     width-128:--dsl_width=128

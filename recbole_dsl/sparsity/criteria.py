@@ -21,7 +21,8 @@ class DropContext:
     ``values`` and ``gradients`` have one entry per live weight (``gradients`` may be None when no
     backward pass reached the group); ``k`` is the number to drop, ``threshold`` a magnitude > 0,
     ``kernels`` the setting ``dsl_kernels``. ``row_pointers`` (rows of all tensors + 1,): where each row's
-    live weights start, the last one their number.
+    live weights start, the last one their number. ``candidates``: bool, which may be dropped (None: all); they
+    are overwritten.
     """
 
     values: Tensor
@@ -30,6 +31,11 @@ class DropContext:
     row_pointers: Tensor
     threshold: float | None = None
     kernels: str = "auto"
+    candidates: Tensor | None = None
+
+    def marks(self) -> Tensor:
+        """Bool, one per live weight: those that may be dropped."""
+        return torch.ones_like(self.values, dtype=torch.bool) if self.candidates is None else self.candidates
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ def _magnitude(values: Tensor) -> BlockScore:
 
 
 def _lowest(context: DropContext, strength: BlockScore, k: int) -> Drop:
-    marks = torch.ones_like(context.values, dtype=torch.bool)
+    marks = context.marks()
     keep_lowest(marks, strength, k, context.kernels)
     return Drop(marks, strength)
 
@@ -96,8 +102,9 @@ def drop_set(context: DropContext) -> Drop:
     side gives one more; when a side runs out, the other gives the rest.
     """
     k, strength = context.k, _magnitude(context.values)
-    negative = context.values < 0
-    positive = ~negative
+    positive = context.marks()
+    negative = (context.values < 0).logical_and_(positive)
+    positive.logical_xor_(negative)
     from_negative = min(k // 2, int(negative.count_nonzero()))
     from_positive = min(k - from_negative, int(positive.count_nonzero()))
     keep_lowest(negative, strength, k - from_positive, context.kernels)
@@ -120,12 +127,13 @@ def drop_taylor(context: DropContext) -> Drop:
 def drop_threshold(context: DropContext) -> Drop:
     """The live weights with |w| below the threshold, the smallest first, at most k."""
     assert context.threshold is not None
-    strength, n = _magnitude(context.values), context.values.numel()
-    below = sum(
-        int((strength(first, first + SCORES_PER_BLOCK) < context.threshold).count_nonzero())
-        for first in range(0, n, SCORES_PER_BLOCK)
-    )
-    return _lowest(context, strength, min(context.k, below))
+    strength, marks = _magnitude(context.values), context.marks()
+    for first in range(0, marks.numel(), SCORES_PER_BLOCK):
+        last = min(first + SCORES_PER_BLOCK, marks.numel())
+        marks[first:last] &= strength(first, last) < context.threshold
+    k = min(context.k, int(marks.count_nonzero()))
+    keep_lowest(marks, strength, k, context.kernels)
+    return Drop(marks, strength)
 
 
 DROP_CRITERIA: dict[str, Callable[[DropContext], Drop]] = {

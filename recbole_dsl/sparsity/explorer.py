@@ -341,11 +341,15 @@ class Explorer:
     @torch.no_grad()
     def _update(self, progress: GroupProgress) -> None:
         group, step, record = progress.group, progress.step, progress.record
-        k = self._most_exchanged(progress, step)
+        live, sums = group.live_rows(), group.growth_scores
+        where = sums.where if sums is not None else self._sample(progress)
+        # Rows that are not scored cannot grow, so nor do they lose weights.
+        candidates = live.in_rows(where.rows) if where.rows is not None else None
+        budget = group.budget if candidates is None else int(candidates.count_nonzero())
+        k = min(int(self._ratio(progress, step) * budget), where.count - budget)
         if k == 0:  # nothing happens
             self._reset_scores(group)
             return
-        live = group.live_rows()
         if record is not None:
             record.add_live(live)  # a topology that was loaded lived as well
         context = DropContext(
@@ -355,13 +359,13 @@ class Explorer:
             live.row_pointers,
             self.settings.drop_threshold,
             live.kernels,
+            candidates,
         )
         drop = DROP_CRITERIA[self.settings.drop](context)
-        if self.add_up is not None and group.growth_scores is not None:
-            self.add_up(group.growth_scores.sums)
-        where, score = self._growth_scores(progress)
-        plan = plan_update(live, drop, score, where)
-        del live, context, drop
+        if self.add_up is not None and sums is not None:
+            self.add_up(sums.sums)
+        plan = plan_update(live, drop, self._growth_score(progress, where), where)
+        del live, context, candidates, drop
         assert progress.optimizer is not None
         group.apply_update(plan, progress.optimizer)
         if record is not None:
@@ -384,10 +388,9 @@ class Explorer:
                 )
             )
 
-    def _growth_scores(self, progress: GroupProgress) -> tuple[PositionMap, BlockScore]:
-        group, record = progress.group, progress.record
-        sums = group.growth_scores
-        where = sums.where if sums is not None else self._sample(progress)
+    def _growth_score(self, progress: GroupProgress, where: PositionMap) -> BlockScore:
+        """The score of slots ``first`` … ``last`` - 1 of those that ``where`` numbers."""
+        sums, record = progress.group.growth_scores, progress.record
         state, settings = progress.generator.get_state(), self.settings
         norms = sums.column_norms() if sums is not None and settings.grow_column_power else None
 
@@ -396,7 +399,7 @@ class Explorer:
                 progress.generator.set_state(state)
             ever = None
             if self.criterion.needs_record and record is not None:
-                slots = torch.arange(first, last, device=group.device)
+                slots = torch.arange(first, last, device=progress.group.device)
                 ever = record.contains(where.positions(slots))
             context = GrowthContext(
                 gradients=sums.sums[first:last] if sums is not None else None,
@@ -404,14 +407,14 @@ class Explorer:
                 ever_live=ever,
                 generator=progress.generator,
             )
-            scores = self.criterion.score(context).to(group.device)
+            scores = self.criterion.score(context).to(progress.group.device)
             if norms is not None:
                 relative_to_columns(scores, norms[where.tensor(first)], settings.grow_column_power)
             if sums is not None and settings.grow_row_power:
                 relative_to_rows(scores, where.columns(first), settings.grow_row_power)
             return scores
 
-        return where, score
+        return score
 
     def _reset_scores(self, group: SparseGroup) -> None:
         scores = group.growth_scores

@@ -62,6 +62,14 @@ class LiveRows:
         index += torch.arange(index.numel(), device=index.device)
         return index, row.mul_(self.shapes[tensor][1]).add_(self.column_ids.index_select(0, index))
 
+    def in_rows(self, chosen: Sequence[Tensor]) -> Tensor:
+        """Bool, one per live weight: whether its row is among the ``chosen`` of its tensor (each int64)."""
+        marks = torch.zeros_like(self.column_ids, dtype=torch.bool)
+        for tensor, rows in enumerate(chosen):
+            for some in rows.split(max(1, POSITIONS_PER_BLOCK // max(1, self.shapes[tensor][1]))):
+                marks[self.of(tensor, some)[0]] = True
+        return marks
+
     def copy_marks(self, tensor: int, rows: Tensor, marks: Tensor, out: Tensor) -> None:
         """Write ``marks`` (bool, per live weight) of some ``rows`` to their places in ``out``.
 
