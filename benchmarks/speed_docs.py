@@ -375,6 +375,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "update_points": lambda: scaling(update_points),
     "graph_product": lambda: other("graph_product.json"),
     "wide_tables": lambda: other("wide_tables.json"),
+    "busy_machine": lambda: other("busy_machine.json"),
     "data_path": lambda: other("data_path.json"),
     "big_table": lambda: other("big_table.json"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -30,11 +31,21 @@ Modules are imported when they are asked for: what serves needs neither torch no
 """
 
 
+SPINS: Final = "1000"
+"""Rounds that a thread spins while it waits for others before it sleeps (``GOMP_SPINCOUNT``).
+
+That is what GNU OpenMP takes where it knows of more threads than cores. It knows nothing of other processes, beside
+which its 300,000 make every step wait for a core (``benchmarks/busy_machine.py``).
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0, 2 after one sentence about what was wrong, or 130."""
     if not sys.warnoptions:
         # RecBole's code uses what torch and pandas have deprecated; its users can do nothing about it.
         warnings.filterwarnings("ignore", module=r"recbole\.")
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPINS  # read when torch is loaded, which the commands do
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "train"
     try:

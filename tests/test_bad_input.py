@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -164,6 +166,28 @@ def test_resume_is_a_key_of_its_own(
     assert seen == [["--dsl_resume=True"], ["--dsl_resume=True", "--epochs=3"], ["--dsl_resume=a b.dsl"]]
     assert main(["--resume", "a.dsl"]) == 2
     assert "allowed is --resume=a.dsl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_threads_that_wait_sleep_soon(
+    given: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a command loads torch; what the user has set is left as it is."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    seen = []
+
+    def module(_: str) -> object:
+        seen.append(os.environ.get("GOMP_SPINCOUNT"))
+        return types.SimpleNamespace(run=lambda _: None)
+
+    monkeypatch.setattr("recbole_dsl.cli._module", module)
+    assert main(["models"]) == 0 and seen == [spins]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
