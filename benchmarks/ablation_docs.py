@@ -27,6 +27,10 @@ STUDIES = {
     "multidae": "ablation/MultiDAE-ml-100k",
     "bpr_movielens": "ablation/BPR-ml-1m",
     "lightgcn_popularity": "ablation-popularity/LightGCN-ml-100k",
+    "bpr_scored": "ablation-scored/BPR-ml-100k",
+    "lightgcn_scored": "ablation-scored/LightGCN-ml-100k",
+    "multivae_scored": "ablation-scored/MultiVAE-ml-100k",
+    "citeulike_scored": "ablation-scored/BPR-citeulike-t",
     "bpr_nmf": "ablation-nmf/BPR-ml-100k",
     "lightgcn_nmf": "ablation-nmf/LightGCN-ml-100k",
     "bpr_before": "ablation-before/BPR-ml-100k",
@@ -44,6 +48,10 @@ TODAY = (
     "multidae",
     "bpr_movielens",
     "lightgcn_popularity",
+    "bpr_scored",
+    "lightgcn_scored",
+    "multivae_scored",
+    "citeulike_scored",
 )
 """The studies of the method as it is now."""
 

@@ -100,40 +100,58 @@ def _notes(found: Sequence[Row]) -> str:
     )
 
 
+Cells = dict[str, Row]
+"""Rows of one density by method, dense among them."""
+
+
 @functools.cache
-def comparisons() -> dict[tuple[str, str], list[Row]]:
-    """The rows of every comparison of the grid, by model and dataset; [] of those that are not run."""
+def comparisons() -> dict[tuple[str, str], dict[float, Cells]]:
+    """What is known of every comparison of the grid by density, by model and dataset; {} if it is not run.
+
+    Where more seeds of a density were run in a folder of their own, they are what is known.
+    """
     first = rows(FOLDER)
-    found = {
-        (model, dataset): [r for r in first if (r.model, r.dataset) == (model, dataset)]
-        for model, dataset in dict.fromkeys((r.model, r.dataset) for r in first)
-    }
-    for one in grid.order():
-        model, dataset = one["model"], one["dataset"]
-        found[model, dataset] = rows(RESULTS / f"compare/{model}-{dataset}")
+    pairs = [(r.model, r.dataset) for r in first] + [(one["model"], one["dataset"]) for one in grid.order()]
+    found = {}
+    for model, dataset in dict.fromkeys(pairs):
+        own = rows(RESULTS / f"compare/{model}-{dataset}")
+        mine = own or [r for r in first if (r.model, r.dataset) == (model, dataset)]
+        seeds = rows(RESULTS / f"compare/{model}-{dataset}-seeds")
+        found[model, dataset] = {**_by_density(mine), **_by_density(seeds)}
     return found
+
+
+def _by_density(found: Sequence[Row]) -> dict[float, Cells]:
+    result: dict[float, Cells] = {}
+    for row in found:
+        if row.density is not None:
+            result.setdefault(row.density, {})[row.method] = row
+    for cells in result.values():
+        cells.update({row.method: row for row in found if row.density is None})
+    return result
 
 
 def ratios() -> str:
     """dsl_plus to dense by density, narrow in parentheses: one row for each comparison that is run."""
     lines = []
-    for (model, dataset), found in comparisons().items():
-        if not found:
-            continue
-        scores = {(r.method, r.density): r.mean for r in found}
-        dense = scores["dense", None]
-        told = (f"{scores['dsl_plus', d] / dense:.3f} ({scores['narrow', d] / dense:.3f})" for d in AIMS)
-        lines.append([model, dataset, str(len(found[0].scores)), f"{dense:.4f}", *told])
-    return table(["model", "dataset", "seeds", "dense", *(f"density {d:g}" for d in AIMS)], lines, words=2)
+    for (model, dataset), known in comparisons().items():
+        if known:
+            lines.append([model, dataset, *(_ratio(known[d]) for d in AIMS)])
+    return table(["model", "dataset", *(f"density {d:g}" for d in AIMS)], lines, words=2)
+
+
+def _ratio(cells: Cells) -> str:
+    dense = cells["dense"].mean
+    several = " ³" if len(cells["dsl_plus"].scores) == 3 else ""
+    return f"{cells['dsl_plus'].mean / dense:.3f} ({cells['narrow'].mean / dense:.3f}){several}"
 
 
 def overview() -> str:
     """Every cell of the grid: dense, ratios to it, and whether dsl_plus reaches its aim."""
     lines, costs = [], unrun.measured()
-    for (model, dataset), found in comparisons().items():
-        if found:
-            scores = {(r.method, r.density): r for r in found}
-            lines += [[model, dataset, *_reached(density, scores)] for density in AIMS]
+    for (model, dataset), known in comparisons().items():
+        if known:
+            lines += [[model, dataset, *_reached(density, known[density])] for density in AIMS]
         else:
             cost = costs.get(f"{model}/{dataset}")
             told = (
@@ -141,19 +159,51 @@ def overview() -> str:
                 if cost
                 else "not run"
             )
-            lines.append([model, dataset, "all", "–", *("–" for _ in METHODS), "", told])
-    return table(["model", "dataset", "density", "dense", *METHODS, "aim", "reached"], lines, words=2)
+            lines.append([model, dataset, "all", "–", "–", *("–" for _ in METHODS), "", told])
+    head = ["model", "dataset", "density", "seeds", "dense", *METHODS, "aim", "reached"]
+    return table(head, lines, words=2)
 
 
-def _reached(density: float, scores: Mapping[tuple[str, float | None], Row]) -> list[str]:
+def _reached(density: float, cells: Cells) -> list[str]:
     """The cells of a row of the overview from its density on."""
-    aim, dense = AIMS[density], scores["dense", None].mean
-    of = {method: scores[method, density].mean / dense for method in METHODS if (method, density) in scores}
+    aim, dense = AIMS[density], cells["dense"].mean
+    of = {method: cells[method].mean / dense for method in METHODS if method in cells}
     missed = [f"below {aim:g}"] if of["dsl_plus"] < aim else []
     missed += [f"below {other}" for other in ("narrow", "dsl") if of["dsl_plus"] <= of[other]]
     ratios = (f"{of[method]:.3f}" if method in of else "–" for method in METHODS)
     reached = f"no: {', '.join(missed)}" if missed else "yes"
-    return [f"{density:g}", f"{dense:.4f}", *ratios, f"{aim:g}", reached]
+    return [f"{density:g}", str(len(cells["dsl_plus"].scores)), f"{dense:.4f}", *ratios, f"{aim:g}", reached]
+
+
+def costs(density: float = 0.1) -> str:
+    """What dsl_plus ranks and takes at a density, all as shares of dense's: one row for each comparison."""
+    lines = []
+    for (model, dataset), known in comparisons().items():
+        if not known:
+            continue
+        ours, dense = known[density]["dsl_plus"], known[density]["dense"]
+        accuracy = f"{ours.mean / dense.mean:.3f}"
+        shares = _shares(ours.figures, dense.figures)
+        lines.append([model, dataset, str(len(ours.scores)), accuracy, *shares])
+    head = ["model", "dataset", "seeds", "accuracy", *COSTS]
+    return table(head, lines, words=2)
+
+
+COSTS = {
+    "model": ("weight + index bytes",),
+    "training state": ("training state bytes",),
+    "with scores and record": ("training state bytes", "exploration bytes"),
+    "seconds of training": ("training seconds",),
+    "peak of the process": ("peak bytes",),
+}
+"""Columns of the table of costs: the figures of a row that are added up."""
+
+
+def _shares(ours: Mapping[str, float | None], dense: Mapping[str, float | None]) -> list[str]:
+    return [
+        f"{sum(ours[name] or 0 for name in names) / sum(dense[name] or 0 for name in names):.2f}"
+        for names in COSTS.values()
+    ]
 
 
 def out_of_the_box(folder: Path = OUT_OF_THE_BOX) -> str:
@@ -227,6 +277,7 @@ SECTIONS = {
     "compare": accuracy,
     "ratios": ratios,
     "grid": overview,
+    "costs": costs,
     "citeulike": functools.partial(accuracy, CITEULIKE),
     "citeulike_seeds": functools.partial(accuracy, CITEULIKE_SEEDS),
     "multivae": functools.partial(accuracy, MULTIVAE),

@@ -34,8 +34,8 @@ Modules are imported when they are asked for: what serves needs neither torch no
 SPINS: Final = "1000"
 """Rounds that a thread spins while it waits for others before it sleeps (``GOMP_SPINCOUNT``).
 
-That is what GNU OpenMP takes where it knows of more threads than cores. It knows nothing of other processes, beside
-which its 300,000 make every step wait for a core (``benchmarks/busy_machine.py``).
+That is what GNU OpenMP takes where it knows of more threads than cores. It knows nothing of other processes,
+beside which its 300,000 make every step wait for a core (``benchmarks/busy_machine.py``).
 """
 
 

@@ -33,7 +33,7 @@ def test_the_summary_has_every_variant_of_today_once() -> None:
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     folders = [
         folder.name
-        for study in ("ablation", "ablation-popularity")
+        for study in ("ablation", "ablation-popularity", "ablation-scored")
         for folder in (speed_docs.RESULTS / study).iterdir()
         if not folder.name.endswith("-base")
         and not folder.name.startswith("BPR-ml-1m-popularity")  # the tail's
