@@ -98,6 +98,11 @@ def at_step(number: int) -> Callable[[Keeper, str], bool]:
     return lambda keeper, event: event == "after_step" and keeper.position.steps == number
 
 
+def in_epoch(number: int) -> Callable[[Keeper, str], bool]:
+    """After a step of that epoch, the first of which is 0."""
+    return lambda keeper, event: event == "after_step" and keeper.position.epoch == number
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in IN_MAKE_TEST else pytest.mark.slow) for n in TRAINED]
 )
@@ -184,9 +189,8 @@ def test_the_state_of_every_optimizer_and_storage_is_kept(
 
 def test_a_run_without_its_best_epoch_is_not_taken_up(data: Path, tmp_path: Path) -> None:
     """Before anything is trained: at the end there might be nothing to test."""
-    second = lambda keeper, event: event == "after_step" and keeper.position.epoch == 1  # noqa: E731
     given = settings("BPR", data, tmp_path)
-    file = stopped(*sparse_trainer_of("BPR", given, **DSL), second)
+    file = stopped(*sparse_trainer_of("BPR", given, **DSL), in_epoch(1))
     (best,) = [p for p in file.parent.glob("*.dsl") if p != file]
     best.unlink()
     trainer, loaders = sparse_trainer_of("BPR", given, **DSL)
@@ -198,9 +202,8 @@ def test_a_run_without_its_best_epoch_is_not_taken_up(data: Path, tmp_path: Path
 
 def test_seconds_before_a_stop_count(data: Path, tmp_path: Path) -> None:
     """The epoch that was interrupted took as long as both parts of it; one that was whole, what it took."""
-    second = lambda keeper, event: event == "after_step" and keeper.position.epoch == 1  # noqa: E731
     given = settings("BPR", data, tmp_path, epochs=3)
-    file = stopped(*sparse_trainer_of("BPR", given, **DSL), second)
+    file = stopped(*sparse_trainer_of("BPR", given, **DSL), in_epoch(1))
     state = read_checkpoint(file)
     told = state["run"]["trainer"]
     assert len(told["epoch_seconds"]) == 1 and told["seconds_in_epoch"] > 0

@@ -50,7 +50,7 @@ def pack(
                 f"{tensor.name} ({tensor.kind}) cannot be packed; allowed is dsl_storage='masked'."
             )
     check_uniform(name, tensors)
-    check_names(root, [(name, tensors, "packed")])
+    home, child = _place(root, name, tensors, "packed")
     if values is None:
         values = values_at(tensors, live)
     group = PackedGroup(name, [t.name for t in tensors], [t.shape for t in tensors], live, values)
@@ -58,7 +58,7 @@ def pack(
         group.to(tensors[0].parameter.device)
     group.train(root.training)
     others = [module for module in root.modules() if isinstance(module, PackedGroup)]
-    nn.Module.add_module(_home(root, tensors), f"packed_{_identifier(name)}", group)
+    nn.Module.add_module(home, child, group)
     for number, tensor in enumerate(tensors):
         for module, attribute in tensor.places:
             _replace(module, attribute, group, number)
@@ -71,10 +71,10 @@ def pack(
 def mask(root: nn.Module, name: str, tensors: Sequence[TensorInfo], live: Tensor) -> MaskedGroup:
     """Keep ``tensors`` dense under one mask; the fallback of :func:`pack`."""
     check_uniform(name, tensors)
-    check_names(root, [(name, tensors, "masked")])
+    home, child = _place(root, name, tensors, "masked")
     group = MaskedGroup(name, tensors, live.to(tensors[0].parameter.device))
     group.train(root.training)
-    nn.Module.add_module(_home(root, tensors), f"masked_{_identifier(name)}", group)
+    nn.Module.add_module(home, child, group)
     return group
 
 
@@ -134,19 +134,27 @@ def _identifier(name: str) -> str:
 
 def check_names(root: nn.Module, groups: Sequence[tuple[str, Sequence[TensorInfo], str]]) -> None:
     """Raise TargetError unless groups (name, tensors, storage) can be registered, all of them."""
-    taken: set[tuple[int, str]] = set()
+    taken: list[tuple[nn.Module, str]] = []
     for name, tensors, storage in groups:
-        home, child = _home(root, tensors), f"{storage}_{_identifier(name)}"
-        if (id(home), child) in taken or hasattr(home, child):
-            raise TargetError(
-                f"sparse group {name!r} would be {child!r} in {type(home).__name__}, which another has there; "
-                "allowed is a group name that is not taken (set dsl_groups)."
-            )
-        taken.add((id(home), child))
+        taken.append(_place(root, name, tensors, storage, taken))
 
 
-def _home(root: nn.Module, tensors: Sequence[TensorInfo]) -> nn.Module:
-    return _innermost(root, [module for t in tensors for module, _ in t.places])
+def _place(
+    root: nn.Module,
+    name: str,
+    tensors: Sequence[TensorInfo],
+    storage: str,
+    taken: Sequence[tuple[nn.Module, str]] = (),
+) -> tuple[nn.Module, str]:
+    """The module that a group becomes a child of, and its name there, which must be free."""
+    home = _innermost(root, [module for t in tensors for module, _ in t.places])
+    child = f"{storage}_{_identifier(name)}"
+    if (home, child) in taken or hasattr(home, child):
+        raise TargetError(
+            f"sparse group {name!r} would be {child!r} in {type(home).__name__}, which another has there; "
+            "allowed is a group name that is not taken (set dsl_groups)."
+        )
+    return home, child
 
 
 def _innermost(root: nn.Module, wanted: Sequence[nn.Module]) -> nn.Module:

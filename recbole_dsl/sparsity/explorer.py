@@ -270,10 +270,9 @@ class Explorer:
         s = progress.settings
         return update_ratio(s.schedule, step, s.end, s.update_ratio, s.update_ratio_min)
 
-    def _most_exchanged(self, progress: GroupProgress, step: int) -> int:
-        """k: how many live weights an update at ``step`` may replace."""
-        group = progress.group
-        return min(int(self._ratio(progress, step) * group.budget), _weights(group) - group.budget)
+    def _most_exchanged(self, progress: GroupProgress, step: int, live: int, positions: int) -> int:
+        """k: how many of the ``live`` weights at some ``positions`` an update at ``step`` may replace."""
+        return min(int(self._ratio(progress, step) * live), positions - live)
 
     def _next_update(self, progress: GroupProgress) -> int | None:
         """The step of the group's next update, None if exploration is over."""
@@ -302,7 +301,7 @@ class Explorer:
         """Open, keep or close the growth window for the step that follows."""
         group, settings = progress.group, progress.settings
         due = self._next_update(progress)
-        if due is not None and self._most_exchanged(progress, due) == 0:
+        if due is not None and self._most_exchanged(progress, due, group.budget, _weights(group)) == 0:
             due = None  # nor will any later update exchange a weight, as no schedule rises
         if due is None or not self.criterion.needs_gradient:
             group.growth_scores = None
@@ -345,8 +344,8 @@ class Explorer:
         where = sums.where if sums is not None else self._sample(progress)
         # Rows that are not scored cannot grow, so nor do they lose weights.
         candidates = live.in_rows(where.rows) if where.rows is not None else None
-        budget = group.budget if candidates is None else int(candidates.count_nonzero())
-        k = min(int(self._ratio(progress, step) * budget), where.count - budget)
+        exchanging = group.budget if candidates is None else int(candidates.count_nonzero())
+        k = self._most_exchanged(progress, step, exchanging, where.count)
         if k == 0:  # nothing happens
             self._reset_scores(group)
             return

@@ -182,20 +182,16 @@ class GrowthScores:
 
     def add_dense(self, tensor: int, gradient: Tensor) -> None:
         """Hand in the gradient of a whole tensor, any shape with its number of elements."""
-        gradient = gradient.detach().reshape(self.where.shapes[tensor])
-        if self.where.rows is not None:
-            gradient = gradient[self.where.rows[tensor]]
-        self._hand_in(tensor, gradient, 0)
+        self.add_columns(tensor, 0, gradient.reshape(self.where.shapes[tensor]))
 
     def add_columns(self, tensor: int, first: int, gradient: Tensor) -> None:
-        """Hand in the gradient of some columns of a tensor (rows × some), from ``first`` on."""
+        """Hand in the gradient of some columns of a tensor (rows × some), from ``first`` on.
+
+        Of several passes before a step one sum is held, not one gradient of each.
+        """
         gradient = gradient.detach()
         if self.where.rows is not None:
             gradient = gradient[self.where.rows[tensor]]
-        self._hand_in(tensor, gradient, first)
-
-    def _hand_in(self, tensor: int, gradient: Tensor, first: int) -> None:
-        """Of several passes before a step one sum is held, not one gradient of each."""
         for place, part in enumerate(self._pending):
             same = (part.tensor, part.first, part.gradient.shape) == (tensor, first, gradient.shape)
             if part.slots is None and same:

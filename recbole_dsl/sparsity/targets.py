@@ -69,7 +69,7 @@ def list_tensors(root: nn.Module) -> list[TensorInfo]:
                 continue
             entry = found.setdefault(id(parameter), {"parameter": parameter, "names": [], "places": []})
             entry["names"].append(f"{prefix}.{attribute}" if prefix else attribute)
-            if not any(place is module and name == attribute for place, name in entry["places"]):
+            if (module, attribute) not in entry["places"]:
                 entry["places"].append((module, attribute))  # a module may be registered twice
     return [_describe(**entry) for entry in found.values()]
 
