@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from recbole_dsl.errors import NumberError
+from recbole_dsl.errors import DataError, NumberError
 from recbole_dsl.training.steps import StepwiseTrainer
 from tests.model_runs import (
     Run,
@@ -92,6 +92,21 @@ def test_a_step_that_the_scaler_leaves_out_does_not_count(data: Path, monkeypatc
     trainer.enable_scaler = True
     trainer.fit(loaders[0], loaders[1], show_progress=False)
     assert seen[:3] == [(1, False), (1, True), (2, False)]
+
+
+def test_a_field_that_no_batch_has_is_named(data: Path) -> None:
+    """A pairwise model without negatives: RecBole's own end is a bare KeyError."""
+    trainer, loaders = sparse_trainer_of("BPR", {**settings("BPR", data), "train_neg_sample_args": None}, **DSL)
+    match = r"model='BPR' reads 'neg_item_id' of a training batch, which has user_id, item_id.*only; allowed "
+    with pytest.raises(DataError, match=match):
+        trainer.fit(loaders[0], loaders[1], show_progress=False)
+
+
+def test_other_missing_keys_are_not_taken_for_fields(data: Path) -> None:
+    trainer, loaders = sparse_trainer_of("BPR", settings("BPR", data), **DSL)
+    trainer.model.calculate_loss = lambda batch: {}["neg_item_id"]
+    with pytest.raises(KeyError, match="neg_item_id"):
+        trainer.fit(loaders[0], loaders[1], show_progress=False)
 
 
 def bad_run(data: Path, change: Any) -> Run:

@@ -18,7 +18,7 @@ from recbole.trainer import trainer as trainer_module
 from recbole.utils import get_gpu_usage, set_color
 from torch.nn.utils import clip_grad_norm_
 
-from ..errors import NumberError
+from ..errors import DataError, NumberError
 from .keeper import Keeper
 from .ranks import RankedTrainer
 
@@ -81,7 +81,8 @@ class StepwiseTrainer(trainers.Trainer):
         if not self.config["single_spec"]:
             self.set_reduce_hook()
             sync_loss = self.sync_grad_loss()
-        with torch.autocast(device_type=self.device.type, enabled=self.enable_amp):
+        autocast = torch.autocast(device_type=self.device.type, enabled=self.enable_amp)
+        with autocast, self._field_errors(batch):
             losses = loss_func(batch)
         parts = losses if isinstance(losses, tuple) else (losses,)
         loss: Any = sum(parts) if isinstance(losses, tuple) else losses
@@ -99,6 +100,20 @@ class StepwiseTrainer(trainers.Trainer):
         scaler.step(self.optimizer)
         scaler.update()
         return told if isinstance(losses, tuple) else told[0]
+
+    @contextmanager
+    def _field_errors(self, batch: Interaction) -> Iterator[None]:
+        """Which fields a model reads shows at its first batch only, before any weight has changed."""
+        try:
+            yield
+        except KeyError as error:
+            if not _is_of(Interaction.__getitem__, error):
+                raise
+            raise DataError(
+                f"model={self.config['model']!r} reads {error.args[0]!r} of a training batch, which has "
+                f"{', '.join(batch.columns)} only; allowed are settings that give it: train_neg_sample_args "
+                "draws negative items or labels, load_col names the columns of the data."
+            ) from error
 
     def _check_gradients(self) -> None:
         """Refuse a gradient that would spoil the weights."""
@@ -134,6 +149,14 @@ def _largest(gradients: list[torch.Tensor]) -> torch.Tensor:
     if len(gradients) == 1:
         return torch.linalg.vector_norm(gradients[0], math.inf)
     return torch.nn.utils.get_total_norm(gradients, math.inf)
+
+
+def _is_of(function: Any, error: BaseException) -> bool:
+    """Whether a function itself has raised an error, not one that it called or that called it."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is not None and last.tb_frame.f_code is function.__code__
 
 
 def _added(total: Total, losses: Total) -> Total:
