@@ -15,6 +15,7 @@ from recbole_dsl.compare.summary import (
     Row,
     mean_and_deviation,
     metric_of,
+    paired_p,
     read_cells,
     read_grid,
     rows_of,
@@ -36,6 +37,7 @@ LIGHTGCN = RESULTS / "compare/LightGCN-citeulike-t"
 LIGHTGCN_SEEDS = RESULTS / "compare/LightGCN-citeulike-t-seeds"
 LIGHTGCN_TUNING = RESULTS / "compare/LightGCN-citeulike-t-tuning"
 OUT_OF_THE_BOX = RESULTS / "out_of_the_box"
+FROM_FACTORS = RESULTS / "from_factors"
 AIMS = {0.5: 1.0, 0.2: 1.0, 0.1: 0.99, 0.05: 0.97}
 """The share of dense's test metric that dsl_plus is to reach, by density."""
 METHODS = ("static", "magnitude", "narrow", "dsl", "dsl_plus")
@@ -189,6 +191,21 @@ def costs(density: float = 0.1) -> str:
     return table(head, lines, words=2)
 
 
+def start(density: float = 0.1) -> str:
+    """What dense and narrow models gain from the start of dsl_plus, beside dsl_plus at a density."""
+    lines = []
+    for (model, dataset), known in comparisons().items():
+        whole, thin = (rows(FROM_FACTORS / f"{model}-{dataset}-{width}") for width in (64, 9))
+        if whole and thin:
+            cells, from_factors = known[density], thin[0].scores
+            means = (whole[0].mean, cells["narrow"].mean, thin[0].mean, cells["dsl_plus"].mean)
+            p = speed_docs.figure(paired_p(cells["dsl_plus"].scores, from_factors), 2)
+            told = (f"{mean / cells['dense'].mean:.3f}" for mean in means)
+            lines.append([model, dataset, str(len(from_factors)), *told, p])
+    head = ["model", "dataset", "seeds", "dense from factors", "narrow", "narrow from factors", "dsl_plus", "p"]
+    return table(head, lines, words=2) if lines else MISSING
+
+
 COSTS = {
     "model": ("weight + index bytes",),
     "training state": ("training state bytes",),
@@ -278,6 +295,7 @@ SECTIONS = {
     "ratios": ratios,
     "grid": overview,
     "costs": costs,
+    "start": start,
     "citeulike": functools.partial(accuracy, CITEULIKE),
     "citeulike_seeds": functools.partial(accuracy, CITEULIKE_SEEDS),
     "multivae": functools.partial(accuracy, MULTIVAE),

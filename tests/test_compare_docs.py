@@ -16,6 +16,7 @@ TABLES = (
     [
         "compare",
         "grid",
+        "start",
         "citeulike",
         "citeulike_seeds",
         "multivae",
@@ -112,6 +113,29 @@ def test_a_ratio_by_hand() -> None:
     for place, folder, density, ending in ((3, "", "0.2", ""), (4, "-seeds", "0.1", " ³")):
         dense, narrow, ours = scores_in(f"LightGCN-citeulike-t{folder}", density)
         assert told[place] == f"{ours / dense:.3f} ({narrow / dense:.3f}){ending}"
+
+
+def test_the_same_start_by_hand() -> None:
+    """LightGCN on ml-100k: models of 64 and of 9 columns from factors beside the comparison's."""
+
+    def mean(folder: str, cell: str) -> float:
+        files = speed_docs.RESULTS.glob(f"{folder}/cells/LightGCN-ml-100k-{cell}-20??.json")
+        return statistics.fmean(json.loads(f.read_text("utf-8"))["test_result"]["ndcg@10"] for f in files)
+
+    scores = (
+        mean("from_factors/LightGCN-ml-100k-64", "dsl_plus-0.999"),
+        mean("compare/ml-100k", "narrow-0.1"),
+        mean("from_factors/LightGCN-ml-100k-9", "dsl_plus-0.1405"),
+        mean("compare/ml-100k", "dsl_plus-0.1"),
+    )
+    dense = mean("compare/ml-100k", "dense")
+    (line,) = [x for x in compare_docs.start().splitlines() if x.startswith("| LightGCN | ml-100k ")]
+    told = [cell.strip() for cell in line.strip("|").split("|")]
+    assert told[2:7] == ["3", *(f"{score / dense:.3f}" for score in scores)]
+    cells = speed_docs.RESULTS / "from_factors/LightGCN-ml-100k-64/cells"
+    run = json.loads((cells / "LightGCN-ml-100k-dsl_plus-0.999-2020.json").read_text("utf-8"))
+    assert run["sparsity"]["live"] == 167960 and run["config"]["dsl_width"] == 64  # of 168128
+    assert sum(update["dropped"] for update in run["updates"]) == 0
 
 
 def test_costs_by_hand() -> None:
