@@ -36,6 +36,7 @@ FOURSQUARE_SEEDS = RESULTS / "compare/BPR-foursquare-fgcrec-seeds"
 LIGHTGCN = RESULTS / "compare/LightGCN-citeulike-t"
 LIGHTGCN_SEEDS = RESULTS / "compare/LightGCN-citeulike-t-seeds"
 LIGHTGCN_TUNING = RESULTS / "compare/LightGCN-citeulike-t-tuning"
+GOWALLA_TUNING = RESULTS / "compare/LightGCN-gowalla-tuning"
 OUT_OF_THE_BOX = RESULTS / "out_of_the_box"
 FROM_FACTORS = RESULTS / "from_factors"
 AIMS = {0.5: 1.0, 0.2: 1.0, 0.1: 0.99, 0.05: 0.97}
@@ -271,23 +272,23 @@ def _test_score(run: RunResult) -> tuple[str, float]:
 
 def trials(folder: Path = LIGHTGCN_TUNING) -> str:
     """What every trained trial of a tuning reached on validation, and after how many epochs."""
-    runs = read_cells(folder).values()
+    runs = list(read_cells(folder).values())
     if not runs:
         return MISSING
+    metric = str(runs[0].config["valid_metric"]).lower()
     lines = [
         [
             run.model,
             run.method,
             f"{run.config['learning_rate']:g}",
             str(run.config.get("dsl_width") or run.config["embedding_size"]),
-            f"{run.best_valid_result['ndcg@10']:.4f}",
+            f"{run.best_valid_result[metric]:.4f}",
             str(run.epochs_run),
         ]
         for run in runs
     ]
-    return table(
-        ["model", "method", "learning rate", "columns", "validation ndcg@10", "epochs"], lines, words=2
-    )
+    head = ["model", "method", "learning rate", "columns", f"validation {metric}", "epochs"]
+    return table(head, lines, words=2)
 
 
 SECTIONS = {
@@ -306,6 +307,7 @@ SECTIONS = {
     "lightgcn": functools.partial(accuracy, LIGHTGCN),
     "lightgcn_seeds": functools.partial(accuracy, LIGHTGCN_SEEDS),
     "lightgcn_trials": trials,
+    "gowalla_trials": functools.partial(trials, GOWALLA_TUNING),
     "neumf": functools.partial(accuracy, NEUMF),
     "multivae_small": functools.partial(accuracy, MULTIVAE_SMALL),
     "out_of_the_box": out_of_the_box,

@@ -27,6 +27,7 @@ TABLES = (
         "lightgcn",
         "lightgcn_seeds",
         "lightgcn_trials",
+        "gowalla_trials",
         "neumf",
         "multivae_small",
         "out_of_the_box",
