@@ -324,6 +324,7 @@ def _sparsity(trainer: Any) -> dict[str, Any]:
         "live": handle.live,
         "updates": handle.explorer.updates,
         "exploration_rate": handle.explorer.exploration_rate,
+        "without_factors": handle.without_factors,
         "groups": [
             {
                 "name": group.name,

@@ -220,7 +220,7 @@ def test_command_line_writes_the_documented_result(tmp_path: Path) -> None:
     assert result.costs["growth_bytes"] == 0  # exploration ends before its first update
     assert set(result.sparsity) == {
         "density", "overall_density", "weights", "budget", "live", "updates", "exploration_rate",
-        "groups", "left_dense",
+        "without_factors", "groups", "left_dense",
     }  # fmt: skip
     assert "ρ 0.2" in done.stderr and "α" in done.stderr  # the progress bar
 

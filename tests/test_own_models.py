@@ -13,6 +13,7 @@ from recbole.data.dataloader import UserDataLoader
 from recbole.model.general_recommender import BPR, Pop, RecVAE
 from recbole.trainer import RecVAETrainer, Trainer
 
+from recbole_dsl import experiment
 from recbole_dsl.config import RecBoleDSLConfig
 from recbole_dsl.errors import ConfigError
 from recbole_dsl.training.trainer import make_sparse
@@ -94,6 +95,7 @@ def test_a_model_without_a_table_for_factors_starts_at_random_positions(tmp_path
     assert "all tensors start at random positions" in caplog.text
     usual, _ = sparse_trainer_of("BPR", settings, density=0.2)
     assert not usual.sparse.without_factors
+    assert [experiment._sparsity(t)["without_factors"] for t in (trainer, usual)] == [True, False]
     with pytest.raises(ConfigError, match="needs a table or matrix of users or items"):
         sparse_trainer_of(Odd, settings, density=0.2, init="spectral", width=64)
 

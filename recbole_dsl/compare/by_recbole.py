@@ -129,6 +129,7 @@ def result_of(
             "live": live,
             "updates": 0,
             "exploration_rate": None,
+            "without_factors": False,
             "groups": [],
             "left_dense": [
                 {"name": name, "shape": list(p.shape), "reason": "dense"}
