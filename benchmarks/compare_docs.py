@@ -35,6 +35,7 @@ FOURSQUARE = RESULTS / "compare/BPR-foursquare-fgcrec"
 FOURSQUARE_SEEDS = RESULTS / "compare/BPR-foursquare-fgcrec-seeds"
 LIGHTGCN = RESULTS / "compare/LightGCN-citeulike-t"
 LIGHTGCN_SEEDS = RESULTS / "compare/LightGCN-citeulike-t-seeds"
+GOWALLA = RESULTS / "compare/LightGCN-gowalla"
 LIGHTGCN_TUNING = RESULTS / "compare/LightGCN-citeulike-t-tuning"
 GOWALLA_TUNING = RESULTS / "compare/LightGCN-gowalla-tuning"
 OUT_OF_THE_BOX = RESULTS / "out_of_the_box"
@@ -139,7 +140,7 @@ def ratios() -> str:
     lines = []
     for (model, dataset), known in comparisons().items():
         if known:
-            lines.append([model, dataset, *(_ratio(known[d]) for d in AIMS)])
+            lines.append([model, dataset, *(_ratio(known[d]) if d in known else "–" for d in AIMS)])
     return table(["model", "dataset", *(f"density {d:g}" for d in AIMS)], lines, words=2)
 
 
@@ -153,16 +154,14 @@ def overview() -> str:
     """Every cell of the grid: dense, ratios to it, and whether dsl_plus reaches its aim."""
     lines, costs = [], unrun.measured()
     for (model, dataset), known in comparisons().items():
-        if known:
-            lines += [[model, dataset, *_reached(density, known[density])] for density in AIMS]
-        else:
-            cost = costs.get(f"{model}/{dataset}")
-            told = (
-                f"not run: {speed_docs.figure(cost['run_seconds'] / 3600, 2)} h for dense"
-                if cost
-                else "not run"
-            )
-            lines.append([model, dataset, "all", "–", "–", *("–" for _ in METHODS), "", told])
+        lines += [[model, dataset, *_reached(density, known[density])] for density in AIMS if density in known]
+        left, told = [f"{density:g}" for density in AIMS if density not in known], "not run"
+        cost = None if known else costs.get(f"{model}/{dataset}")
+        if cost:
+            told += f": {speed_docs.figure(cost['run_seconds'] / 3600, 2)} h for dense"
+        if left:
+            which = ", ".join(left) if known else "all"
+            lines.append([model, dataset, which, "–", "–", *("–" for _ in METHODS), "", told])
     head = ["model", "dataset", "density", "seeds", "dense", *METHODS, "aim", "reached"]
     return table(head, lines, words=2)
 
@@ -307,6 +306,7 @@ SECTIONS = {
     "lightgcn": functools.partial(accuracy, LIGHTGCN),
     "lightgcn_seeds": functools.partial(accuracy, LIGHTGCN_SEEDS),
     "lightgcn_trials": trials,
+    "gowalla": functools.partial(accuracy, GOWALLA),
     "gowalla_trials": functools.partial(trials, GOWALLA_TUNING),
     "neumf": functools.partial(accuracy, NEUMF),
     "multivae_small": functools.partial(accuracy, MULTIVAE_SMALL),

@@ -163,10 +163,23 @@ def test_costs_by_hand() -> None:
 
 def test_what_is_not_run_is_told() -> None:
     """One row for a comparison without cells, with what its dense training would take."""
-    told = unrun.measured()["LightGCN/gowalla"]
+    told = unrun.measured()["LightGCN/yelp2018"]
     seconds = 100 * told["training_seconds"] + 20 * told["validation_seconds"]
-    (line,) = [x for x in compare_docs.overview().splitlines() if x.startswith("| LightGCN | gowalla ")]
+    (line,) = [x for x in compare_docs.overview().splitlines() if x.startswith("| LightGCN | yelp2018 ")]
     assert line.endswith(f"| not run: {seconds / 3600:.2g} h for dense |")
+
+
+def test_densities_that_are_not_run_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison of which one density is known."""
+    pair = "BPR", "ml-1m"
+    known = {pair: {0.1: compare_docs.comparisons()[pair][0.1]}}
+    monkeypatch.setattr(compare_docs, "comparisons", lambda: known)
+    told = [line for line in compare_docs.overview().splitlines() if line.startswith("| BPR | ml-1m ")]
+    assert [line.split(" | ")[2] for line in told] == ["0.1", "0.5, 0.2, 0.05"]
+    assert told[0].endswith("| yes |") and told[1].endswith("| not run |")
+    (line,) = [line for line in compare_docs.ratios().splitlines() if line.startswith("| BPR | ml-1m ")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert [cells[2], cells[3], cells[5]] == ["–"] * 3 and cells[4].startswith("1.055 (")
 
 
 def test_the_estimate_of_a_run() -> None:
