@@ -27,6 +27,7 @@ TABLES = (
         "lightgcn",
         "lightgcn_seeds",
         "lightgcn_trials",
+        "gowalla",
         "gowalla_trials",
         "neumf",
         "multivae_small",
