@@ -265,8 +265,12 @@ def out_of_the_box(folder: Path = OUT_OF_THE_BOX) -> str:
 
 def _test_score(run: RunResult) -> tuple[str, float]:
     """The metric that chose the epoch, and what it is on test."""
-    metric = str(run.config["valid_metric"]).lower()
+    metric = _valid_metric(run)
     return metric, run.test_result[metric]
+
+
+def _valid_metric(run: RunResult) -> str:
+    return str(run.config["valid_metric"]).lower()
 
 
 def trials(folder: Path = LIGHTGCN_TUNING) -> str:
@@ -274,7 +278,7 @@ def trials(folder: Path = LIGHTGCN_TUNING) -> str:
     runs = list(read_cells(folder).values())
     if not runs:
         return MISSING
-    metric = str(runs[0].config["valid_metric"]).lower()
+    metric = _valid_metric(runs[0])
     lines = [
         [
             run.model,

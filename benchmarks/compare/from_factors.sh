@@ -3,8 +3,8 @@
 # of the interactions, nothing is exchanged. (At density 1 training is RecBole's, first values included.)
 #   bash benchmarks/compare/from_factors.sh BPR ml-100k
 #   DATA=folder SEEDS=1 bash benchmarks/compare/from_factors.sh BPR ml-1m
-# In tables of 64 columns, as the dense model has, and of 9 (WIDTHS), as narrow has at density 0.1. Tuned as the others of
-# the comparison (run.sh, accuracy.sh) are. Goes on where it was stopped; results are in benchmarks/results/from_factors.
+# In tables of 64 columns, as the dense model has, and of 9, as narrow has at density 0.1. Tuned as the others of the
+# comparison (run.sh, accuracy.sh) are. Goes on where it was stopped; results are in benchmarks/results/from_factors.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 model=$1 dataset=$2
@@ -13,7 +13,7 @@ if [ "$dataset" = ml-100k ]; then
 else
     read -r _ _ space trials _ <<< "$(python -m benchmarks.grid "$model/$dataset")"
 fi
-for width in ${WIDTHS:-64 9}; do
+for width in 64 9; do
     name=$model-$dataset-$width
     density=$(python -c "print(round(0.999 * $width / 64, 4))")
     common=(--models="$model" --datasets="$dataset" --methods=dsl_plus --config_files="benchmarks/compare/$dataset.yaml"
