@@ -33,10 +33,10 @@ from .sparsity.factors import Factorisation
 from .sparsity.initial import InitialValues, draw_values, fan_in_scale, usual_values
 from .sparsity.interactions import Interactions
 from .sparsity.learning_rate import rate_scale
-from .sparsity.names import TOPOLOGIES_OF_SHAPES, TOPOLOGIES_WITH_VALUES
+from .sparsity.names import SPLIT_NAMES, TOPOLOGIES_OF_SHAPES, TOPOLOGIES_WITH_VALUES
 from .sparsity.randomness import generator_for
 from .sparsity.targets import Selection, TensorInfo, matches, select_targets
-from .sparsity.topology import TOPOLOGIES, Factor, Topology, TopologyContext
+from .sparsity.topology import TOPOLOGIES, Factor, Topology, TopologyContext, takes_norm
 
 Group = PackedGroup | MaskedGroup
 
@@ -393,9 +393,10 @@ def _budgets(plans: Sequence[GroupPlan], config: DSLConfig, dense: Callable[[Ten
     sizes = [sum(dense(t) for t in tensors) for _, tensors, _ in plans]
     caps = [sum(t.parameter.numel() for t in tensors) for _, tensors, _ in plans]
     shares: list[float] = [float(size) for size in sizes]
-    if config.init in ("er", "erk"):
+    split = config.split or (config.init if config.init in SPLIT_NAMES else "size")
+    if split != "size":
         shares = [
-            sum(erdos_renyi_shares([t.shape for t in tensors], kernel=config.init == "erk"))
+            sum(erdos_renyi_shares([t.shape for t in tensors], kernel=split == "erk"))
             for _, tensors, _ in plans
         ]
     if config.budget is None:
@@ -405,7 +406,7 @@ def _budgets(plans: Sequence[GroupPlan], config: DSLConfig, dense: Callable[[Ten
                 f"dsl_density={config.density} asks for {sum(wanted)} live weights, more than the "
                 f"{sum(caps)} of dsl_width={config.width}: allowed is a lower density or more columns."
             )
-        return _split(sum(wanted), shares, caps) if config.init in ("er", "erk") else wanted
+        return wanted if split == "size" else _split(sum(wanted), shares, caps)
     if config.budget.unit == "weights":
         if not len(plans) <= config.budget.count <= sum(caps):
             raise ConfigError(
@@ -472,7 +473,7 @@ def _topology(
         return Topology(given)
     factors, norm, later = None, 1.0, []
     if config.init in TOPOLOGIES_WITH_VALUES and interactions is not None:
-        factors = interactions.factors(tensors, seed, _factorisation(config), among)
+        factors = interactions.factors(tensors, seed, _factorisation(config), among, config.init_linear_norm)
         later = _later(tensors, among, config, interactions)
         room = sum(f.entries.numel() for f, after in zip(factors, later, strict=True) if f and not after)
         norm = _norm(factors, config, seed, interactions, alone=any(later) and budget <= room)
@@ -513,7 +514,7 @@ def _norm(
     """Of the factors as values, of one table ``alone``; nothing is worked out where they are not used."""
     if config.init_norm != AUTO:
         return float(config.init_norm)
-    ranks = [factor.entries.shape[1] for factor in factors if factor is not None and factor.as_values]
+    ranks = [factor.entries.shape[1] for factor in factors if factor is not None and takes_norm(factor)]
     if not ranks or config.init_values != "topology":
         return 1.0
     return interactions.trusted_norm(ranks[0], seed, _factorisation(config), alone)
@@ -559,10 +560,10 @@ def _values(
     if tensors[0].parameter.is_meta:
         generator = generator_for(seed, f"values/{name}")
         values = draw_values(tensors, topology.live, initial_values, generator)
-    # Where the topology proposes values, it does for tables only.
     if config.init_values != "model" and not grown and any(t.kind == "linear" for t in tensors):
+        proposes = () if values is None else topology.proposes
         values = values_at(tensors, topology.live).cpu() if values is None else values
-        values = values * fan_in_scale(tensors, topology.live)
+        values = values * fan_in_scale(tensors, topology.live, but=proposes)
     return values
 
 

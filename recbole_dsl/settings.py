@@ -41,6 +41,7 @@ from recbole_dsl.sparsity.names import (
     INIT_TABLES_NAMES,
     KERNEL_NAMES,
     SCHEDULE_NAMES,
+    SPLIT_NAMES,
     STORAGE_NAMES,
     TOPOLOGIES_WITH_VALUES,
     TOPOLOGY_NAMES,
@@ -313,6 +314,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "method": _method(),
     "density": number_setting(lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
     "budget": _optional(_budget(), "the budget that dsl_density gives"),
+    "split": _optional(_word(SPLIT_NAMES), "as dsl_init says ('er', 'erk'), else by size"),
     "width": _optional(_or_auto(whole_setting(1)), "the model's own embedding_size"),
     "width_max": whole_setting(1),
     "update_interval": _span(
@@ -340,6 +342,9 @@ SETTINGS: Final[dict[str, Setting]] = {
     "init": _word(TOPOLOGY_NAMES),
     "init_values": _word(("model", "fan_in", "topology")),
     "init_norm": _or_auto(number_setting(lambda x: x > 0, "a number above 0")),
+    "init_linear_norm": _optional(
+        number_setting(lambda x: x > 0, "a number above 0"), "positions only, not values"
+    ),
     "init_power": _SHARE,
     "init_popularity": number_setting(lambda x: -1 <= x <= 1, "a number from -1 to 1"),
     "init_tables": _word(INIT_TABLES_NAMES),
@@ -441,6 +446,7 @@ class DSLConfig:
     method: str
     density: float
     budget: Budget | None
+    split: str | None
     width: int | str | None
     width_max: int
     update_interval: Span
@@ -460,6 +466,7 @@ class DSLConfig:
     init: str
     init_values: str
     init_norm: float | str
+    init_linear_norm: float | None
     init_power: float
     init_popularity: float
     init_tables: str

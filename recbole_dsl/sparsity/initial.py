@@ -55,7 +55,7 @@ def by_tensor(tensors: Sequence[TensorInfo], live: Tensor) -> Iterator[tuple[Ten
         low, start = high, end
 
 
-def fan_in_scale(tensors: Sequence[TensorInfo], live: Tensor) -> Tensor:
+def fan_in_scale(tensors: Sequence[TensorInfo], live: Tensor, but: Sequence[bool] = ()) -> Tensor:
     """√(inputs / live inputs) of an output of ``nn.Linear``, by live weight; 1 in other tensors.
 
     With values larger by that, an output varies as much as with all its inputs; without it what passes
@@ -63,10 +63,12 @@ def fan_in_scale(tensors: Sequence[TensorInfo], live: Tensor) -> Tensor:
 
     Args:
         live: flat positions, int64, ascending, over the tensors in order.
+        but: per tensor, whether it is left as it is (empty: none).
     """
     result = torch.ones(live.numel(), dtype=tensors[0].parameter.dtype)
-    for tensor, part, start in by_tensor(tensors, live):
-        if tensor.kind == "linear":
+    spared = but or [False] * len(tensors)
+    for (tensor, part, start), left in zip(by_tensor(tensors, live), spared, strict=True):
+        if tensor.kind == "linear" and not left:
             outputs, inputs = tensor.shape
             rows = (live[part] - start) // inputs
             counts = torch.bincount(rows, minlength=outputs)

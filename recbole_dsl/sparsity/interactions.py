@@ -61,7 +61,12 @@ class Interactions:
         return fits.pop() if len(fits) == 1 else None
 
     def factors(
-        self, tensors: Sequence[TensorInfo], seed: int, how: Factorisation, among: Sequence[TensorInfo] = ()
+        self,
+        tensors: Sequence[TensorInfo],
+        seed: int,
+        how: Factorisation,
+        among: Sequence[TensorInfo] = (),
+        linear_norm: float | None = None,
     ) -> list[Factor | None]:
         """Per tensor the factor of its users or items; None where it has none.
 
@@ -69,8 +74,8 @@ class Interactions:
 
         Those of tables are scaled for use as values. A matrix of ``nn.Linear`` with an input or an output for
         each item (or user), as in autoencoders, gets positions only, as its values are not those of inner
-        products. Tensors of the same width share one factorisation, so their columns, or the other side
-        of the matrix, mean the same.
+        products; with a ``linear_norm`` values as well, of that norm by item on average. Tensors of the same
+        width share one factorisation, so their columns, or the other side of the matrix, mean the same.
         """
         found: list[Factor | None] = []
         for role, tensor in zip(self.roles(tensors, among), tensors, strict=True):
@@ -80,7 +85,7 @@ class Interactions:
             elif side is not None:
                 role, axis = side
                 entries = self._factor(role, tensor.shape[1 - axis], seed, how)
-                found.append(Factor(entries, of_columns=axis == 1, as_values=False))
+                found.append(Factor(entries, axis == 1, as_values=linear_norm is not None, norm=linear_norm))
             else:
                 found.append(None)
         return found

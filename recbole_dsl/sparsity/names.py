@@ -15,6 +15,7 @@ GROWTH_NAMES: Final = (
     "random_never_live",
 )
 TOPOLOGY_NAMES: Final = ("random", "er", "erk", "aligned", "magnitude", "nmf", "spectral")
+SPLIT_NAMES: Final = ("size", "er", "erk")
 INIT_TABLES_NAMES: Final = ("both", "users", "items", "auto")
 STORAGE_NAMES: Final = ("packed", "masked")
 KERNEL_NAMES: Final = ("auto", "numba", "triton", "torch")

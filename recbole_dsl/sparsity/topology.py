@@ -26,12 +26,14 @@ class Factor:
     """What the interactions say of a tensor.
 
     ``entries``: (users or items × columns); ``of_columns``: the tensor's columns are users or items, so it has
-    the shape of the entries transposed; ``as_values``: they may serve as initial values as well.
+    the shape of the entries transposed; ``as_values``: they may serve as initial values as well; ``norm``: by
+    which they are multiplied then, if not by the context's.
     """
 
     entries: Tensor
     of_columns: bool = False
     as_values: bool = True
+    norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,13 @@ class TopologyContext:
 @dataclass(frozen=True)
 class Topology:
     """``live``: ``budget`` flat positions (int64, ascending); ``values``: theirs, if it has any, and their
-    rows' ``norm``."""
+    rows' ``norm``; ``proposes``: per tensor, whether its values are its factor's, not its initial ones (empty:
+    none are)."""
 
     live: Tensor
     values: Tensor | None = None
     norm: float | None = None
+    proposes: Sequence[bool] = ()
 
 
 def random(context: TopologyContext) -> Topology:
@@ -124,8 +128,8 @@ def of_factors(context: TopologyContext) -> Topology:
     Those of a user or item are divided by their Euclidean norm, so they compete with those of all others
     on equal terms; those of tensors that come ``later`` get what the others leave. Where fewer entries are
     not zero than the budget allows, the rest is drawn at random. A tensor without factors gets its share of the
-    budget by size, at random positions. ``values`` are ``norm`` times the factors' entries if these may serve
-    as values, and else the initial ones.
+    budget by size, at random positions. ``values`` are the factors' entries times their own norm or else
+    ``norm``, if these may serve as values, and else the initial ones.
 
     Raises:
         ConfigError: there are no interactions to factorise.
@@ -159,8 +163,14 @@ def of_factors(context: TopologyContext) -> Topology:
             for factor, table, mine in zip(context.factors, context.initial, live.split(sizes), strict=True)
         ]
     )
-    norm = context.norm if any(f is not None and f.as_values for f in context.factors) else None
-    return Topology(live.nonzero().flatten(), chosen.to(context.initial[0].dtype), norm)
+    proposes = [f is not None and f.as_values for f in context.factors]
+    norm = context.norm if any(map(takes_norm, context.factors)) else None
+    return Topology(live.nonzero().flatten(), chosen.to(context.initial[0].dtype), norm, proposes)
+
+
+def takes_norm(factor: Factor | None) -> bool:
+    """Whether its entries as values are multiplied by the context's norm."""
+    return factor is not None and factor.as_values and factor.norm is None
 
 
 def _proposed(factor: Factor | None, initial: Tensor, mine: Tensor, norm: float) -> Tensor:
@@ -168,7 +178,7 @@ def _proposed(factor: Factor | None, initial: Tensor, mine: Tensor, norm: float)
     if factor is None or not factor.as_values:
         return initial.detach().cpu().reshape(-1)[mine]
     entries = factor.entries.T if factor.of_columns else factor.entries
-    return norm * entries.reshape(-1)[mine]
+    return (norm if factor.norm is None else factor.norm) * entries.reshape(-1)[mine]
 
 
 def _rank_entries(factor: Factor | None, ranks: Tensor, generator: torch.Generator) -> None:
