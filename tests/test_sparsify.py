@@ -395,6 +395,48 @@ def test_values_of_the_topology_are_of_tables_only(groups: str) -> None:
     )
 
 
+@pytest.mark.parametrize("groups", ["per_tensor", "joint"])
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+def test_values_of_linear_matrices_by_item(storage: str, groups: str) -> None:
+    """The factors of the items times the norm, as columns and as rows; other matrices as with fan_in."""
+    torch.manual_seed(0)
+    sides = {"encoder": nn.Linear(60, 8, bias=False), "inner": nn.Linear(8, 8, bias=False)}
+    model = nn.ModuleDict({**sides, "decoder": nn.Linear(8, 60, bias=False)})
+    before, whole = model["inner"].weight.detach().clone(), copy.deepcopy(model)
+    known = Interactions(torch.arange(40).repeat(3), torch.arange(120) % 60, 40, 60)
+    factor = known.factors(list_tensors(model), 3, Factorisation("spectral"))[0].entries
+    options = dict(include=["*.weight"], groups=groups, storage=storage, seed=3, interactions=known)
+    options |= dict(init="spectral", init_values="topology", init_norm=7, init_linear_norm=0.25)
+    handle = sparsify(model, 0.4, **options)
+    masks = {name: mask for group in handle.groups for name, mask in group.masks().items()}
+    for name, entries in (("encoder.weight", factor.T), ("decoder.weight", factor)):
+        found = model[name.removesuffix(".weight")].weight.detach()
+        torch.testing.assert_close(found, 0.25 * entries * masks[name])
+    live = masks["inner.weight"].sum(1, keepdim=True)
+    expected = before * masks["inner.weight"] * (8 / live.clamp(min=1)).sqrt()
+    torch.testing.assert_close(model["inner"].weight.detach(), expected)
+    assert not handle.norms  # which are those of tables
+    initial = copy.deepcopy(whole)
+    sparsify(whole, 1.0, **options)
+    assert all(torch.equal(whole[name].weight, initial[name].weight) for name in initial)
+
+
+@pytest.mark.parametrize("kind", ["er", "erk"])
+def test_a_budget_is_split_apart_from_the_topology(kind: str) -> None:
+    """Any topology with the budgets of er and erk, and these with those of sizes; exact in sum."""
+
+    def budgets(**options) -> list[int]:
+        model = nn.ModuleDict({"wide": nn.Linear(40, 30, bias=False), "flat": nn.Linear(90, 2, bias=False)})
+        return [g.budget for g in sparsify(model, include=["*.weight"], groups="per_tensor", **options).groups]
+
+    for more in ({"density": 0.1}, {"budget": 150}):
+        shared, by_size = budgets(init=kind, **more), budgets(init="random", **more)
+        assert shared != by_size and sum(shared) == sum(by_size)
+        assert budgets(init="magnitude", split=kind, **more) == budgets(init="random", split=kind, **more)
+        assert budgets(init="magnitude", split=kind, **more) == shared
+        assert budgets(init=kind, split="size", **more) == by_size
+
+
 @pytest.mark.parametrize("storage", ["packed", "masked"])
 def test_fan_in_values_make_up_for_dead_inputs(storage: str) -> None:
     """By √(inputs / live inputs) of each output of a Linear; embeddings and full matrices stay as they are."""

@@ -354,6 +354,9 @@ def test_matrices_with_an_output_or_an_input_for_each_item_get_positions() -> No
     assert users.entries.shape == (5, 3) and others == [None, None]
     assert (encoder.of_columns, decoder.of_columns, users.of_columns) == (True, False, False)
     assert not any(f.as_values for f in (encoder, decoder, users))
+    valued = known.factors(tensors, 0, Factorisation("spectral"), linear_norm=0.1)
+    assert [f and (f.as_values, f.norm) for f in valued] == [(True, 0.1)] * 3 + [None, None]
+    assert torch.equal(valued[0].entries, encoder.entries) and valued[0].of_columns
     as_many = Interactions(ids, ids, 4, 4)
     assert [as_many.side(t) for t in tensors[:2]] == [("item", 1), ("item", 0)]
     model.user_layer = torch.nn.Linear(4, 3)
@@ -374,6 +377,21 @@ def test_a_factor_of_columns_lives_where_its_transpose_does(rows, columns, seed,
     assert torch.equal(turned.live, marks.view(columns, rows).T.reshape(-1).nonzero().flatten())
     assert torch.equal(turned.values, matrix.initial[0].reshape(-1)[turned.live])
     assert turned.norm is None and upright.norm == 1.0
+    assert turned.proposes == [False] and upright.proposes == [True]
+
+
+def test_a_factor_may_have_a_norm_of_its_own() -> None:
+    """Beside a table, whose values are multiplied by the context's, and a tensor without factors."""
+    table, matrix = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0], [5.0, 0.0]])
+    own = Factor(matrix, of_columns=True, norm=0.1)
+    both = replace(context([(1, 2), (2, 2), (1, 2)], 4, factors=[table, own, None]), norm=2.0)
+    found = TOPOLOGIES["spectral"](both)
+    assert found.live.tolist()[:3] == [0, 3, 4] and found.norm == 2.0  # of the matrix [[0, 5], [4, 0]]
+    torch.testing.assert_close(found.values[:3], torch.tensor([6.0, 0.5, 0.4]))
+    assert found.proposes == [True, True, False]
+    alone = TOPOLOGIES["spectral"](replace(context([(2, 2)], 2, factors=[own]), norm=2.0))
+    assert alone.norm is None  # nothing has taken the context's
+    torch.testing.assert_close(alone.values, torch.tensor([0.5, 0.4]))
 
 
 def test_nothing_draws_from_a_global_generator() -> None:
