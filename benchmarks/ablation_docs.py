@@ -21,7 +21,7 @@ STUDIES = {
     "bpr": "ablation/BPR-ml-100k",
     "lightgcn": "ablation/LightGCN-ml-100k",
     "bpr_citeulike": "ablation/BPR-citeulike-t",
-    "multivae": "ablation/MultiVAE-ml-1m",
+    "multivae": "ablation-before/MultiVAE-ml-1m",
     "multivae_small": "ablation/MultiVAE-ml-100k",
     "recvae": "ablation/RecVAE-ml-100k",
     "multidae": "ablation/MultiDAE-ml-100k",
@@ -29,7 +29,7 @@ STUDIES = {
     "lightgcn_popularity": "ablation-popularity/LightGCN-ml-100k",
     "bpr_scored": "ablation-scored/BPR-ml-100k",
     "lightgcn_scored": "ablation-scored/LightGCN-ml-100k",
-    "multivae_scored": "ablation-scored/MultiVAE-ml-100k",
+    "multivae_before": "ablation-before/MultiVAE-ml-100k",
     "citeulike_scored": "ablation-scored/BPR-citeulike-t",
     "bpr_nmf": "ablation-nmf/BPR-ml-100k",
     "lightgcn_nmf": "ablation-nmf/LightGCN-ml-100k",
@@ -42,7 +42,6 @@ TODAY = (
     "bpr",
     "lightgcn",
     "bpr_citeulike",
-    "multivae",
     "multivae_small",
     "recvae",
     "multidae",
@@ -50,7 +49,6 @@ TODAY = (
     "lightgcn_popularity",
     "bpr_scored",
     "lightgcn_scored",
-    "multivae_scored",
     "citeulike_scored",
 )
 """The studies of the method as it is now."""
