@@ -146,7 +146,7 @@ def ratios() -> str:
 
 def _ratio(cells: Cells) -> str:
     dense = cells["dense"].mean
-    several = " ³" if len(cells["dsl_plus"].scores) == 3 else ""
+    several = {3: " ³", 5: " ⁵"}.get(len(cells["dsl_plus"].scores), "")
     return f"{cells['dsl_plus'].mean / dense:.3f} ({cells['narrow'].mean / dense:.3f}){several}"
 
 
