@@ -4,14 +4,14 @@
 #   bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.002
 #   DATA=folder bash benchmarks/compare/ablation.sh BPR citeulike-t 0.001 base width-64 width-256 width-512 no-updates
 #   DENSITY=0.05 DATA=folder bash benchmarks/compare/ablation.sh BPR ml-1m 0.001 base until-10-percent width-128
-#   bash benchmarks/compare/ablation.sh MultiVAE ml-100k 0.002 base random-positions positions-only linear-norm-0.03 \
-#       linear-norm-0.3 budgets-by-size columns-as-they-are no-updates
+#   bash benchmarks/compare/ablation.sh MultiVAE ml-100k 0.001 base random-positions positions-only linear-norm-0.3 \
+#       columns-as-they-are no-updates scored-0.25 scored-0.125
 #   bash benchmarks/compare/ablation.sh RecVAE ml-100k 0.001 base columns-as-they-are
 #   STUDY=ablation-popularity bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.001 base popularity-0.3
 #   STUDY=ablation-popularity DENSITY=0.5,0.1 DATA=folder bash benchmarks/compare/ablation.sh BPR ml-1m 0.0005 \
 #       base popularity--0.25 popularity--0.25-norm-0.3
 #   STUDY=ablation-scored bash benchmarks/compare/ablation.sh BPR ml-100k 0.001 base scored-0.25 scored-0.125
-#       (and LightGCN ml-100k 0.002, MultiVAE ml-100k 0.002, BPR citeulike-t 0.001)
+#       (and LightGCN ml-100k 0.002, BPR citeulike-t 0.001)
 # budgets-by-size, positions-only and linear-norm are for MultiVAE, random-positions for models that start from factors.
 # Arguments: model, dataset (with a YAML file beside this one; DATA is the folder of those that RecBole does not
 # bring along), learning rate: that which the comparison's tuning chose for dsl_plus; the names of variants, if not
@@ -40,7 +40,6 @@ variants=(
     rate-power-1:--dsl_learning_rate_power=1
     budgets-by-size:--dsl_split=size
     positions-only:--dsl_init_linear_norm=None
-    linear-norm-0.03:--dsl_init_linear_norm=0.03
     linear-norm-0.3:--dsl_init_linear_norm=0.3
     random-positions:--dsl_init=random
     random-topology:"--dsl_init=random --dsl_init_values=model"
