@@ -37,6 +37,7 @@ from recbole_dsl.settings import (
     values_for,
     whole_setting,
 )
+from recbole_dsl.sparsity.names import SPLIT_NAMES
 from recbole_dsl.stages import check_stage, starts_from_files
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
@@ -337,6 +338,8 @@ class RecBoleDSLConfig(Config):
         # Nor values that the user's topology does not have.
         init = str(user.get("dsl_init", layers["dsl_init"]))
         layers["dsl_init_values"] = values_for(init, layers["dsl_init_values"])
+        if user.get("dsl_init") in SPLIT_NAMES:
+            layers["dsl_split"] = None  # nor a file's split what the user's topology says of it
         if "dsl_start_from" in user:
             layers["dsl_init_values"] = "model"  # nor any but those of the file
         if "dsl_include" in user:

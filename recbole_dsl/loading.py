@@ -94,6 +94,7 @@ def _config_of(
         given["dsl_init"] = kept["dsl_init"]  # budgets follow from it, whatever the model's file says by now
     else:  # the topology is in the file
         given |= {"dsl_init": "random", "dsl_init_values": "model"}
+    given["dsl_split"] = kept.get("dsl_split")
     given["dsl_width"] = kept["dsl_width"]  # what was chosen where "auto" was given
     given = {key: value for key, value in given.items() if key not in ("model", "dataset")} | settings
     with no_flags():

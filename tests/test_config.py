@@ -499,6 +499,21 @@ def test_model_and_dataset_files_cannot_redefine_a_method(
     assert_refused(error, key, "nmf", Path(name).name, "allowed")
 
 
+@pytest.mark.parametrize(
+    ("given", "split"),
+    [
+        ({}, "erk"),
+        ({"init": "random"}, "erk"),
+        ({"init": "er"}, None),
+        ({"init": "er", "split": "size"}, "size"),
+    ],
+)
+def test_a_topology_of_the_user_s_says_how_budgets_are_split(given: dict[str, str], split: str | None) -> None:
+    """MultiVAE's file has a split for its own topology; that of er is not it."""
+    keys = {f"dsl_{key}": value for key, value in given.items()}
+    assert config("MultiVAE", dsl_method="dsl_plus", **keys).dsl.split == split
+
+
 WITHOUT_TABLES = "methods:\n  dsl_plus:\n    dsl_init: random\n"
 
 

@@ -189,9 +189,11 @@ def test_recboles_adjacency_is_symmetric(data: Path) -> None:
 
 def test_converted_once_and_forgotten_with_the_tensor() -> None:
     """The matrix dies with the tensor it was made from, though a graph of it was used."""
+    dense = torch.ones(3, 2, requires_grad=True)
+    # To compile a loop, numba takes frames that hold its arguments; so of another matrix.
+    taken(GraphProducts(), BY_HAND.to_sparse(), dense).sum().backward()
     products = GraphProducts()
     sparse = BY_HAND.to_sparse()
-    dense = torch.ones(3, 2, requires_grad=True)
     taken(products, sparse, dense).sum().backward()
     first = products.matrix(sparse)
     assert first is products.matrix(sparse) and first is not None
