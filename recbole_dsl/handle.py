@@ -36,7 +36,7 @@ from .sparsity.learning_rate import rate_scale
 from .sparsity.names import SPLIT_NAMES, TOPOLOGIES_OF_SHAPES, TOPOLOGIES_WITH_VALUES
 from .sparsity.randomness import generator_for
 from .sparsity.targets import Selection, TensorInfo, matches, select_targets
-from .sparsity.topology import TOPOLOGIES, Factor, Topology, TopologyContext, takes_norm
+from .sparsity.topology import TOPOLOGIES, Factor, Topology, TopologyContext
 
 Group = PackedGroup | MaskedGroup
 
@@ -514,7 +514,7 @@ def _norm(
     """Of the factors as values, of one table ``alone``; nothing is worked out where they are not used."""
     if config.init_norm != AUTO:
         return float(config.init_norm)
-    ranks = [factor.entries.shape[1] for factor in factors if factor is not None and takes_norm(factor)]
+    ranks = [factor.entries.shape[1] for factor in factors if factor is not None and factor.takes_norm]
     if not ranks or config.init_values != "topology":
         return 1.0
     return interactions.trusted_norm(ranks[0], seed, _factorisation(config), alone)

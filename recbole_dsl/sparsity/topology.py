@@ -35,6 +35,11 @@ class Factor:
     as_values: bool = True
     norm: float | None = None
 
+    @property
+    def takes_norm(self) -> bool:
+        """Whether its entries as values are multiplied by the context's norm."""
+        return self.as_values and self.norm is None
+
 
 @dataclass(frozen=True)
 class TopologyContext:
@@ -164,13 +169,8 @@ def of_factors(context: TopologyContext) -> Topology:
         ]
     )
     proposes = [f is not None and f.as_values for f in context.factors]
-    norm = context.norm if any(map(takes_norm, context.factors)) else None
+    norm = context.norm if any(f is not None and f.takes_norm for f in context.factors) else None
     return Topology(live.nonzero().flatten(), chosen.to(context.initial[0].dtype), norm, proposes)
-
-
-def takes_norm(factor: Factor | None) -> bool:
-    """Whether its entries as values are multiplied by the context's norm."""
-    return factor is not None and factor.as_values and factor.norm is None
 
 
 def _proposed(factor: Factor | None, initial: Tensor, mine: Tensor, norm: float) -> Tensor:
