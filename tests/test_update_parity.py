@@ -101,9 +101,9 @@ class NaiveExplorer:
         if self.drop == "row_magnitude":
             for row in self.rows:
                 living = [p for p in row if p in now.live]
-                squares = sum(now.values[p] ** 2 for p in living)
+                squares = sum(now.values[p] * now.values[p] for p in living)
                 for p in living:
-                    strength[p] /= math.sqrt(squares / len(living)) or 1.0
+                    strength[p] /= root(squares / len(living)) or 1.0
         drop = self.dropped(now, live, strength, k)
         score = self.growth_score()
         pool = sorted(dead + drop)
@@ -153,11 +153,20 @@ class NaiveExplorer:
         return score
 
 
+def root(square: float) -> float:
+    """The square root as torch rounds it, which may be one off in the last bit.
+
+    Weights of different rows can be equal relative to their rows: 0.75 / √1.125 = 0.5 / √0.5. The last bit
+    decides between them.
+    """
+    return torch.tensor(square, dtype=torch.float64).sqrt().item()
+
+
 def relative(score: list[float], lines: list[list[int]], power: float) -> list[float]:
     """Each score divided by the norm of its row or column to the power."""
     result = list(score)
     for line in lines:
-        norm = math.sqrt(sum(score[p] ** 2 for p in line))
+        norm = math.sqrt(sum(score[p] * score[p] for p in line))
         for p in line:
             result[p] /= norm**power or 1.0
     return result
@@ -301,12 +310,22 @@ def check_run(
 
 
 @st.composite
-def runs(draw) -> dict:
-    """Small tables, gradients and settings with many ties and zeros."""
+def runs(draw, ties: bool = True) -> dict:
+    """Small tables, gradients and settings with many zeros and, with ``ties``, many equal magnitudes.
+
+    Scores relative to a norm can be equal for two rows in exact arithmetic, while the order of a sum decides
+    which is the larger float. Without ``ties`` only a row's or a column's single nonzero can be equal to that
+    of another, and its norm is exact.
+    """
     tied = st.integers(-2, 2).map(lambda i: i / 2)
+    seeds = st.integers(0, 2**32)
 
     def vector(n: int) -> Tensor:
-        return torch.tensor(draw(st.lists(tied, min_size=n, max_size=n)), dtype=torch.float64)
+        values = torch.tensor(draw(st.lists(tied, min_size=n, max_size=n)), dtype=torch.float64)
+        if ties:
+            return values
+        generator = torch.Generator().manual_seed(draw(seeds))
+        return values * (1 + torch.rand(n, generator=generator, dtype=torch.float64))
 
     rows, cols, more = draw(st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 2)))
     n = rows * cols + more * 3
@@ -337,7 +356,7 @@ def test_every_pair_of_criteria_follows_the_reference(storage, grow, drop, run, 
 @pytest.mark.parametrize("grow", ["accumulated_gradient", "momentum", "random"])
 @pytest.mark.parametrize("line", ["row_power", "column_power"])
 @settings(max_examples=25, deadline=None)
-@given(run=runs(), block=st.sampled_from([2, 5, 100]), power=st.sampled_from([0.5, 1.0]))
+@given(run=runs(ties=False), block=st.sampled_from([2, 5, 100]), power=st.sampled_from([0.5, 1.0]))
 def test_relative_scores_follow_the_reference(storage, grow, line, run, block, power) -> None:
     """Gradients, and sums kept over windows, are divided by a norm; random draws are not."""
     with pytest.MonkeyPatch.context() as patch:
@@ -350,18 +369,19 @@ def test_relative_scores_follow_the_reference(storage, grow, line, run, block, p
 @pytest.mark.parametrize("drop", DROP_NAMES)
 @settings(max_examples=15, deadline=None)
 @given(
-    run=runs(),
+    run_and_powers=st.one_of(
+        st.tuples(runs(), st.just((0.0, 0.0))), st.tuples(runs(ties=False), st.just((0.5, 1.0)))
+    ),
     block=st.sampled_from([2, 5, 100]),
     share=st.sampled_from([0.3, 0.6]),
-    powers=st.sampled_from([(0.0, 0.0), (0.5, 1.0)]),
 )
-def test_some_rows_are_exchanged_among_themselves(storage, grow, drop, run, block, share, powers) -> None:
+def test_some_rows_are_exchanged_among_themselves(storage, grow, drop, run_and_powers, block, share) -> None:
     """The sampled rows lose as many weights as they gain, by their own live weights; all others stay."""
     with pytest.MonkeyPatch.context() as patch:
         for module, name in ((rows, "POSITIONS_PER_BLOCK"), (selection, "SCORES_PER_BLOCK")):
             patch.setattr(module, name, block)
         patch.setattr(update, "SLOTS_PER_BLOCK", block)
-        row_power, column_power = powers
+        run, (row_power, column_power) = run_and_powers
         given_powers = {"row_power": row_power, "column_power": column_power}
         check_run(**run, storage=storage, grow=grow, drop=drop, growth_rows=share, **given_powers)
 
