@@ -46,7 +46,7 @@ _BLOCK: Final = 1 << 22
 _NOT_OURS: Final = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError)
 """What decoding raises for values that :func:`write_tensor_file` does not write; recursion too deep is one."""
 
-_TENSOR, _TUPLE, _PAIRS, _SPARSE = "$tensor", "$tuple", "$pairs", "$sparse"
+_TENSOR, _TUPLE, _PAIRS, _SPARSE, _ROWS = "$tensor", "$tuple", "$pairs", "$sparse", "$rows"
 
 
 def write_tensor_file(path: str | os.PathLike[str], kind: str, schema: int, tree: Any) -> None:
@@ -120,6 +120,9 @@ def _encode_tensor(tensor: Tensor, tensors: dict[str, Tensor], known: dict[tuple
         parts = [tensor._indices(), tensor._values()]
         indices, values = (_encode_tensor(part, tensors, known) for part in parts)
         return {_SPARSE: [indices, values, list(tensor.shape), tensor.is_coalesced()]}
+    if tensor.layout == torch.sparse_csr:
+        rows = [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+        return {_ROWS: [*(_encode_tensor(part, tensors, known) for part in rows), list(tensor.shape)]}
     if tensor.layout != torch.strided or tensor.dtype not in TYPES:
         raise TypeError(f"a tensor of type {tensor.dtype}, {tensor.layout} cannot be in a file")
     key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
@@ -189,6 +192,12 @@ def _decode(value: Any, tensor: Any) -> Any:
         if any(part is None for part in parts):
             return None
         return torch.sparse_coo_tensor(*parts, shape, is_coalesced=coalesced)
+    if _ROWS in value:
+        *pieces, shape = value[_ROWS]
+        rows = [_decode(part, tensor) for part in pieces]
+        if any(part is None for part in rows):
+            return None
+        return torch.sparse_csr_tensor(rows[0], rows[1], rows[2], shape)
     return {key: _decode(item, tensor) for key, item in value.items()}
 
 

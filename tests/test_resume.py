@@ -117,6 +117,18 @@ def test_every_model_resumes_in_the_middle_of_an_epoch(name: str, data: Path, tm
     check_resume(name, settings(name, data, tmp_path), second_epoch)
 
 
+def test_with_processes_that_load_a_run_goes_on_in_the_middle_of_an_epoch(data: Path, tmp_path: Path) -> None:
+    """``worker=1``: batches of the epoch's rest are whole, and each is trained on once; not bit for bit."""
+    given = settings("BPR", data, tmp_path, worker=1, epochs=1)
+    expected = finish(*sparse_trainer_of("BPR", given, **DSL))
+    file = stopped(*sparse_trainer_of("BPR", given, **DSL), at_step(2))
+    trainer, loaded = sparse_trainer_of("BPR", given, **DSL)
+    trainer.resume_checkpoint(file)
+    found = finish(trainer, loaded)
+    assert found["updates"] == expected["updates"]
+    assert found["losses"] == pytest.approx(expected["losses"], rel=0.05)
+
+
 def test_a_signal_in_the_last_moment_is_obeyed(data: Path, tmp_path: Path) -> None:
     """Nothing is left to stop, but the process was asked to end."""
     trainer, loaders = sparse_trainer_of("BPR", settings("BPR", data, tmp_path), **DSL)

@@ -186,6 +186,52 @@ def test_attaching_again_moves_to_the_new_optimizer_and_keeps_the_count() -> Non
     assert handle.explorer.progress[0].step == 3
 
 
+@pytest.mark.parametrize("window", [None, 1])
+@pytest.mark.parametrize("first", ["attach", "load"])
+def test_a_state_may_be_loaded_before_or_after_attaching(first: str, window: int | None) -> None:
+    """At the first step of a growth window, too: the sampled rows are those of the run that was saved."""
+    options = {"update_interval": 2, "growth_rows": 0.3, "grow_window": window, "min_weights": 1}
+
+    def made() -> tuple[nn.ModuleDict, SparseHandle, torch.optim.Optimizer]:
+        model, handle = sparse_tables(**options)
+        return model, handle, torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def go_on(model: nn.ModuleDict, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss(model).backward()
+            optimizer.step()
+
+    whole, handle, optimizer = made()
+    handle.attach(optimizer)
+    go_on(whole, optimizer, 2 if window is None else 3)
+    saved = copy.deepcopy((whole.state_dict(), handle.explorer.state_dict()))
+    go_on(whole, optimizer, 5)
+    model, again, optimizer = made()
+    if first == "attach":
+        again.attach(optimizer)
+    model.load_state_dict(saved[0])
+    again.explorer.load_state_dict(saved[1])
+    if first == "load":
+        again.attach(optimizer)
+    go_on(model, optimizer, 5)
+    assert torch.equal(again.groups[0].live_positions(), handle.groups[0].live_positions())
+    assert torch.equal(again.groups[0].live_values(), handle.groups[0].live_values())
+
+
+def test_a_masked_group_of_which_a_tensor_is_frozen_sits_out() -> None:
+    """As packed storage refuses; its weights and its budget are not given to the others."""
+    model, handle = sparse_tables(storage="masked", update_interval=1)
+    model["item"].weight.requires_grad_(False)
+    before, live = model["item"].weight.clone(), handle.groups[0].live_positions()
+    train(model, handle, 4)
+    assert torch.equal(model["item"].weight, before)
+    assert torch.equal(handle.groups[0].live_positions(), live)
+    model["item"].weight.requires_grad_(True)
+    train(model, handle, 4)
+    assert not torch.equal(handle.groups[0].live_positions(), live)
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,9 @@ def same(one: Any, other: Any) -> bool:
             return False
         if one.layout == torch.sparse_coo:
             return same(one._indices(), other._indices()) and same(one._values(), other._values())
+        if one.layout == torch.sparse_csr:
+            parts = ("crow_indices", "col_indices", "values")
+            return all(same(getattr(one, part)(), getattr(other, part)()) for part in parts)
         return torch.equal(bits(one), bits(other))
     if type(one) is not type(other):
         return False
@@ -62,7 +65,9 @@ def tensors(draw) -> Tensor:
 
 
 plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-keys = st.text(max_size=5) | st.integers() | st.sampled_from(["$tensor", "$tuple", "$pairs", "$sparse"])
+keys = (
+    st.text(max_size=5) | st.integers() | st.sampled_from(["$tensor", "$tuple", "$pairs", "$sparse", "$rows"])
+)
 trees = st.recursive(
     plain | tensors(),
     lambda inside: (
@@ -101,6 +106,18 @@ def test_sparse_and_shared_tensors(tmp_path: Path) -> None:
     assert same(read["c"], loose) and not read["c"].is_coalesced() and read["d"].is_coalesced()
 
 
+def test_compressed_rows(tmp_path: Path) -> None:
+    """Stay compressed rows, with the types of their indices."""
+    rows = torch.sparse_csr_tensor(
+        torch.tensor([0, 1, 3], dtype=torch.int32),
+        torch.tensor([2, 0, 1], dtype=torch.int32),
+        torch.rand(3),
+        (2, 3),
+    )
+    write_tensor_file(tmp_path / "f", *KIND, [rows, rows.double()])
+    assert same(read_tensor_file(tmp_path / "f", *KIND), [rows, rows.double()])
+
+
 def test_it_is_a_safetensors_file(tmp_path: Path) -> None:
     """Which other tools can read."""
     write_tensor_file(tmp_path / "f", *KIND, {"a": torch.arange(5)})
@@ -109,9 +126,9 @@ def test_it_is_a_safetensors_file(tmp_path: Path) -> None:
 
 def test_the_tree_alone(tmp_path: Path) -> None:
     """None for tensors."""
-    tree = {"a": torch.ones(2), "b": (1, torch.eye(2).to_sparse()), "c": "text"}
+    tree = {"a": torch.ones(2), "b": (torch.eye(2).to_sparse_csr(), torch.eye(2).to_sparse()), "c": "text"}
     write_tensor_file(tmp_path / "f", *KIND, tree)
-    assert read_tree(tmp_path / "f", *KIND) == {"a": None, "b": (1, None), "c": "text"}
+    assert read_tree(tmp_path / "f", *KIND) == {"a": None, "b": (None, None), "c": "text"}
 
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", torch.ones(2, dtype=torch.complex64), 1j])
@@ -214,6 +231,7 @@ EVIL_HEADERS: list[dict[str, Any]] = [
     {"__metadata__": {"tree": '{"$tensor": "nowhere"}'}},
     {"__metadata__": {"tree": '{"$tensor": ["a"]}'}},
     {"__metadata__": {"tree": '{"$sparse": [1]}'}},
+    {"__metadata__": {"tree": '{"$rows": [1]}'}},
     {"__metadata__": {"tree": '{"$pairs": 5}'}},
     {"__metadata__": {"tree": '{"$pairs": [[[], 1]]}'}},
     {"__metadata__": {"tree": "no json"}},

@@ -177,7 +177,7 @@ class Explorer:
                 progress.hook.remove()
             progress.optimizer = optimizer
             progress.hook = optimizer.register_step_post_hook(_StepHook(self, progress))
-            self._prepare_next_step(progress)
+            self._prepare_next_step(progress, begins=False)
         return len(owned)
 
     def _owned(self, optimizer: torch.optim.Optimizer) -> list[GroupProgress]:
@@ -297,8 +297,11 @@ class Explorer:
             self._update(progress)
         self._prepare_next_step(progress)
 
-    def _prepare_next_step(self, progress: GroupProgress) -> None:
-        """Open, keep or close the growth window for the step that follows."""
+    def _prepare_next_step(self, progress: GroupProgress, begins: bool = True) -> None:
+        """Open, keep or close the growth window for the step that follows.
+
+        ``begins``: whether that step is new, not one that has been prepared before its state was loaded.
+        """
         group, settings = progress.group, progress.settings
         due = self._next_update(progress)
         if due is not None and self._most_exchanged(progress, due, group.budget, _weights(group)) == 0:
@@ -308,7 +311,10 @@ class Explorer:
         elif progress.step >= due - settings.window:
             if group.growth_scores is None:
                 group.growth_scores = _scores_for(group, self._sample(progress))
-            elif progress.step % settings.update_interval == settings.update_interval - settings.window:
+            elif (
+                begins
+                and progress.step % settings.update_interval == settings.update_interval - settings.window
+            ):
                 self._sample_again(progress, group.growth_scores)
         elif not self.criterion.keeps_scores:
             group.growth_scores = None
@@ -486,8 +492,8 @@ def _was_skipped(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _is_frozen(group: SparseGroup) -> bool:
-    """Whether the optimizer leaves a group alone, so that its steps are none of the group's."""
-    return not any(parameter.requires_grad for parameter in group.trained_parameters())
+    """Whether the optimizer leaves a part of a group alone, so that its steps are none of the group's."""
+    return not all(parameter.requires_grad for parameter in group.trained_parameters())
 
 
 def _weights(group: SparseGroup) -> int:

@@ -167,13 +167,16 @@ def _added(total: Total, losses: Total) -> Total:
 
 @contextmanager
 def _unbuilt(loader: Any, count: int) -> Iterator[Any]:
-    """The batches of a loader after the first ``count``, which are drawn but not built."""
+    """The batches of a loader after the first ``count``, which are drawn but not built.
+
+    Processes of the loader's own (``worker``) do not learn when to begin, so they build those, too.
+    """
     if count == 0:
         yield loader
         return
     parts = [getattr(loader, name, None) for name in ("general_dataloader", "kg_dataloader")]
     owners = [part for part in (loader, *parts) if isinstance(part, torch.utils.data.DataLoader)]
-    builders = [(owner, owner.collate_fn) for owner in owners]
+    builders = [(owner, owner.collate_fn) for owner in owners if owner.num_workers == 0]
     skips = True
     for owner, build in builders:
         owner.collate_fn = lambda index, build=build: Interaction({}) if skips else build(index)

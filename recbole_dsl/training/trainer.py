@@ -128,7 +128,7 @@ class SparseTrainerMixin:
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super()._build_optimizer(**kwargs)  # type: ignore[misc]
-        optimizer = fused_twin(optimizer)
+        optimizer = fused_twin(optimizer, self.model)
         self.sparse.explorer.attach(optimizer)
         return optimizer
 
