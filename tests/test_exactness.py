@@ -321,8 +321,18 @@ def test_masked_scores_are_not_changed_through_other_parameters_gradients() -> N
     assert torch.equal(handle.groups[0].growth_scores.sums, factors.flatten())
 
 
-def scaled_run(factors: list[float], storage: str, fused: bool, **options) -> tuple[SparseHandle, list[int]]:
-    """Steps under a gradient scaler, of losses times ``factors``; also the updates after each step."""
+def scaled_run(
+    factors: list[float],
+    storage: str,
+    fused: bool,
+    forward_first: bool = False,
+    to_none: bool = True,
+    **options,
+) -> tuple[SparseHandle, list[int]]:
+    """Steps under a gradient scaler, of losses times ``factors``; also the updates after each step.
+
+    ``forward_first``: gradients are cleared between the forward and the backward pass; ``to_none``: how.
+    """
     model = two_tables()
     handle = sparsify(model, 0.2, groups="joint", include=["*"], storage=storage, update_interval=2, **options)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05, fused=fused)
@@ -330,9 +340,14 @@ def scaled_run(factors: list[float], storage: str, fused: bool, **options) -> tu
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     updates, real_steps = [], 0
     for factor in factors:
-        optimizer.zero_grad()
+        handle.explorer.loss_scale = None if fused else scaler.get_scale()
+        if not forward_first:
+            optimizer.zero_grad(to_none)
         with torch.autograd.set_detect_anomaly(False):  # which RecBole's trainers leave switched on
-            scaler.scale(factor * lookup_loss(model, real_steps)).backward()
+            loss = factor * lookup_loss(model, real_steps)
+            if forward_first:
+                optimizer.zero_grad(to_none)
+            scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
         real_steps += factor < float("inf")
@@ -361,8 +376,25 @@ def test_a_skipped_step_leaves_no_trace_in_the_scores(storage: str, grow: str) -
     torch.testing.assert_close(clean.groups[0].live_values(), other.groups[0].live_values())
 
 
+@pytest.mark.parametrize("to_none", [True, False])
+@pytest.mark.parametrize("forward_first", [True, False])
+@pytest.mark.parametrize("grow", ["accumulated_gradient", "momentum"])
 @pytest.mark.parametrize("storage", STORAGES)
-def test_gradients_that_were_thrown_away_do_not_grow(storage: str) -> None:
+def test_nor_does_it_whenever_gradients_are_cleared(
+    storage: str, grow: str, forward_first: bool, to_none: bool
+) -> None:
+    """Before the forward pass or after it, to None or to zero."""
+    options = {"grow": grow, "forward_first": forward_first, "to_none": to_none}
+    clean, _ = scaled_run([1.0, 1.0, 1.0, 1.0], storage, False, **options)
+    other, _ = scaled_run([1.0, float("inf"), 1.0, float("inf"), 1.0, 1.0], storage, False, **options)
+    assert clean.explorer.updates == other.explorer.updates == 2
+    assert torch.equal(clean.groups[0].live_positions(), other.groups[0].live_positions())
+    torch.testing.assert_close(clean.groups[0].live_values(), other.groups[0].live_values())
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+@pytest.mark.parametrize("storage", STORAGES)
+def test_gradients_that_were_thrown_away_do_not_grow(storage: str, to_none: bool) -> None:
     """A backward pass that zero_grad discards counts for nothing, not even in the same step."""
 
     def run(thrown_away: bool) -> Tensor:
@@ -373,7 +405,7 @@ def test_gradients_that_were_thrown_away_do_not_grow(storage: str) -> None:
         for step in range(4):
             if thrown_away:
                 (100.0 * lookup_loss(model, step + 7)).backward()
-            optimizer.zero_grad()
+            optimizer.zero_grad(to_none)
             lookup_loss(model, step).backward()
             optimizer.step()
         assert handle.explorer.updates == 2

@@ -166,6 +166,8 @@ class StepGradient:
         scored, self._scored = self._scored, []
         for tensor, gradient in scored:
             self.group.collect_dense(tensor, gradient)
+        if self.group.growth_scores is not None:
+            self.group.growth_scores.land()
         for looked_up in later.values():
             assert buffer is not None
             index = self.group.row_pointers, self.group.column_ids

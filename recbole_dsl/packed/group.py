@@ -62,6 +62,7 @@ class PackedGroup(nn.Module):
         self.growth_scores: GrowthScores | None = None
         self.collects = False
         self._step: tuple[Any, StepGradient, Tensor] | None = None
+        self._pass = -1  # the last backward pass that handed in to the growth scores
         self._dense: dict[int, tuple[Any, int, Tensor]] = {}
         self.peers: list[PackedGroup] = []
         self._asked: set[int] = set()
@@ -280,18 +281,27 @@ class PackedGroup(nn.Module):
 
     def collect_rows(self, tensor: int, ids: Tensor, gradient: Tensor) -> None:
         """Add the gradient of looked-up rows to the growth scores, inside a growth window."""
-        if self.collects and self.growth_scores is not None:
-            self.growth_scores.add_rows(tensor, ids, gradient)
+        if (scores := self._scores_of_pass()) is not None:
+            scores.add_rows(tensor, ids, gradient)
 
     def collect_dense(self, tensor: int, gradient: Tensor) -> None:
         """Add the gradient of a whole tensor to the growth scores, inside a growth window."""
-        if self.collects and self.growth_scores is not None:
-            self.growth_scores.add_dense(tensor, gradient)
+        if (scores := self._scores_of_pass()) is not None:
+            scores.add_dense(tensor, gradient)
 
     def collect_columns(self, tensor: int, first: int, gradient: Tensor) -> None:
         """The same of some columns (rows × some), from ``first`` on."""
-        if self.collects and self.growth_scores is not None:
-            self.growth_scores.add_columns(tensor, first, gradient)
+        if (scores := self._scores_of_pass()) is not None:
+            scores.add_columns(tensor, first, gradient)
+
+    def _scores_of_pass(self) -> GrowthScores | None:
+        """The scores that the running backward pass adds to, at its start without what was thrown away."""
+        if not self.collects or self.growth_scores is None:
+            return None
+        if self._pass != backward_pass():
+            self._pass = backward_pass()
+            self.growth_scores.discard_landed(self.weight.grad)
+        return self.growth_scores
 
     # --- what reports ask ------------------------------------------------------------------------
 
@@ -356,7 +366,9 @@ class PackedGroup(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Without the caches: they hold graph nodes, which can be neither copied nor pickled."""
         state = self.__dict__.copy()
-        state.update(growth_scores=None, collects=False, _step=None, _dense={}, gradient_memory=Memory())
+        state.update(
+            growth_scores=None, collects=False, _step=None, _pass=-1, _dense={}, gradient_memory=Memory()
+        )
         state.update(peers=[], _asked=set(), _asked_last=set(), _read_in_vain=set())
         return state
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..sparsity.rows import LiveRows
-from ..sparsity.scores import GrowthScores
+from ..sparsity.scores import GrowthScores, is_cleared
 from ..sparsity.targets import TensorInfo
 from ..sparsity.update import UpdatePlan
 from .index import build_index, slices_of
@@ -218,7 +218,7 @@ class _MaskGradient:
             gradient = gradient.to_dense()
         scores = self.group.growth_scores
         if self.group.collects and scores is not None:
-            if self.group.trained_parameters()[self.tensor].grad is None:
+            if scores.holds(self.tensor) and is_cleared(self.group.trained_parameters()[self.tensor].grad):
                 scores.discard(self.tensor)  # of a pass whose gradients were thrown away
             scores.add_dense(self.tensor, gradient.clone())  # others may own it, and clip it
         return gradient.masked_fill(~getattr(self.group, f"mask_{self.tensor}"), 0.0)

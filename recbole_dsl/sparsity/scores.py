@@ -160,12 +160,17 @@ class _Contribution:
     first: int = 0
 
 
+def is_cleared(gradient: Tensor | None) -> bool:
+    """Whether ``zero_grad`` has been called since a gradient was made, in either of its ways."""
+    return gradient is None or not bool(gradient.any())
+
+
 class GrowthScores:
     """Gradient sums over a growth window.
 
     Backward passes hand their gradients in with :meth:`add_rows` and :meth:`add_dense`; they count
     once the optimizer has really made its step (:meth:`commit`). A step that a gradient scaler skips,
-    or a pass whose gradients were thrown away, is forgotten (:meth:`discard`).
+    or a pass whose gradients were thrown away, is forgotten (:meth:`discard`, :meth:`discard_landed`).
     """
 
     def __init__(
@@ -174,6 +179,7 @@ class GrowthScores:
         self.where, self.kernels = where, kernels
         self.sums = torch.zeros(where.count, dtype=score_dtype(dtype), device=device)
         self._pending: list[_Contribution] = []
+        self._landed = 0  # so many of them, the first, are in the weights' gradient
 
     def _table(self, tensor: int) -> Tensor:
         cols = self.where.shapes[tensor][1]
@@ -220,11 +226,27 @@ class GrowthScores:
                 self._table(part.tensor)[:, columns].add_(gradient)
             else:
                 add_dense_rows(self.kernels, self._table(part.tensor), part.slots, gradient)
-        self._pending = []
+        self._pending, self._landed = [], 0
 
     def discard(self, tensor: int | None = None) -> None:
         """Forget what was handed in since the last step, for one tensor or (None) for all."""
-        self._pending = [p for p in self._pending if tensor is not None and p.tensor != tensor]
+        self._pending, self._landed = [p for p in self._pending if tensor not in (None, p.tensor)], 0
+
+    def land(self) -> None:
+        """Everything handed in so far has now reached the gradient of the weights."""
+        self._landed = len(self._pending)
+
+    def discard_landed(self, gradient: Tensor | None) -> None:
+        """Forget what had reached a gradient that is gone: ``gradient``, that of now, is None or zero.
+
+        What a pass hands in that has begun but not reached the weights (around a checkpoint's) stays.
+        """
+        if self._landed and is_cleared(gradient):
+            self._pending, self._landed = self._pending[self._landed :], 0
+
+    def holds(self, tensor: int) -> bool:
+        """Whether anything was handed in for a tensor since the last step."""
+        return any(part.tensor == tensor for part in self._pending)
 
     def moved_to(self, where: PositionMap) -> GrowthScores:
         """The sums for another sample of rows; rows that were not scored before start at zero."""
