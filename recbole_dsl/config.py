@@ -24,6 +24,7 @@ from recbole_dsl.command_line import RECBOLE_OPTIONS, warn_unknown_flags
 from recbole_dsl.errors import ConfigError, nearest, on_one_line
 from recbole_dsl.plain import plain
 from recbole_dsl.property_files import METHOD_KEY, PREFIX, Settings
+from recbole_dsl.results import check_replaceable
 from recbole_dsl.settings import (
     AUTO,
     KEYS,
@@ -56,6 +57,7 @@ _TRAINING_KEYS = {
     "train_batch_size": whole_setting(1),
     "eval_batch_size": whole_setting(1),
     "embedding_size": whole_setting(1),
+    "worker": whole_setting(0),
     "stopping_step": whole_setting(0),
     "seed": whole_setting(0, 2**32 - 1),
     "clip_grad_norm": mapping_setting(
@@ -66,6 +68,9 @@ _TRAINING_KEYS = {
     "eval_step": whole_setting(0),
     "metric_decimal_place": whole_setting(0),
 }
+
+_MAY_BE_NONE = {"clip_grad_norm"}
+"""Of those the ones for which None has a meaning."""
 
 _TEXT_KEYS = frozenset(PREFIX + name for name, setting in SETTINGS.items() if setting.text)
 _NO_GRADIENTS = {
@@ -391,8 +396,10 @@ class RecBoleDSLConfig(Config):
     def _check_training(self) -> None:
         """Numbers that RecBole would fail on only after loading the data, or never end with."""
         for key, setting in _TRAINING_KEYS.items():
-            value = self.final_config_dict.get(key)
-            if value is None:
+            if key not in self.final_config_dict:  # a model need not have an embedding_size
+                continue
+            value = self.final_config_dict[key]
+            if value is None and key in _MAY_BE_NONE:
                 continue
             try:
                 self.final_config_dict[key] = setting.parse(value)
@@ -447,6 +454,7 @@ class RecBoleDSLConfig(Config):
             )
         if dsl.result is not None:
             check_writable(dsl.result)
+            check_replaceable(dsl.result)
         folder = Path(str(self.final_config_dict["checkpoint_dir"]))
         check_writable(folder / "checkpoint.dsl", "checkpoint_dir")
 

@@ -20,7 +20,8 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         description="Train a RecBole model sparse from scratch.",
         epilog="'recbole-dsl models' lists which models can be trained, and what is sparse in them; "
-        "'recbole-dsl compare' runs a grid of methods, densities and seeds; "
+        "'recbole-dsl compare' runs a grid of methods, densities and seeds, 'tune' chooses settings for it on "
+        "validation, 'report' draws its figures; "
         "'recbole-dsl plan' says what bytes a training of any size would hold (plan --help); "
         "'recbole-dsl export' makes an artifact of a checkpoint, which 'inspect', 'recommend', 'serve' and "
         "'vectors' read; 'recbole-dsl to-recbole' writes it for RecBole's own tools. Every "

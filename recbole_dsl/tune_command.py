@@ -166,5 +166,8 @@ def _check(
             with no_flags():
                 own = {**settings, **point, "dsl_method": "static"}
                 config = RecBoleDSLConfig(model, dataset, None, own)
+    for key in ("epochs", "eval_step"):
+        if config[key] == 0:
+            raise ConfigError(f"{key}=0 is refused, because nothing would be validated: allowed are others.")
     warn_unknown_flags([*flags, *points[0]], config.known_keys)
     return str(config["valid_metric"]).lower(), bool(config["valid_metric_bigger"])

@@ -812,6 +812,10 @@ def test_tune_needs_something_to_tune(tmp_path: Path, capsys: pytest.CaptureFixt
     for flag in ("--density=0.1,0.2", "--seed=1,2", "--seed=-1"):
         assert main(["tune", "--space=space", flag]) == 2
         assert f"{flag} is refused" in capsys.readouterr().err
+    for flag in ("--epochs=0", "--eval_step=0"):
+        assert main(["tune", "--space=space", "--models=BPR", "--methods=dense", flag]) == 2
+        assert f"{flag[2:]} is refused, because nothing would be validated" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.slow

@@ -728,6 +728,21 @@ REFUSED_RUNS = [
     ({"embedding_size": 0}, "a whole number of at least 1"),
     ({"seed": "abc"}, "a whole number from 0 to 4294967295"),
     ({"clip_grad_norm": 5}, "'max_norm': 1.0"),
+    ({"worker": "many"}, "a whole number of at least 0"),
+    *(
+        ({key: None}, "allowed is a")
+        for key in (
+            *(
+                "learning_rate",
+                "weight_decay",
+                "epochs",
+                "train_batch_size",
+                "eval_batch_size",
+                "embedding_size",
+            ),
+            *("stopping_step", "seed", "eval_step", "metric_decimal_place", "worker"),
+        )
+    ),
     ({"checkpoint_dir": "/dev/null/saved"}, "cannot be written"),
     ({"valid_metric": "NDGC@10"}, "did you mean 'ndcg@10'"),
     ({"valid_metric": "NDCG@20"}, "ndcg@10"),
@@ -898,6 +913,17 @@ def test_writable_paths_leave_no_trace(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
     assert config(dsl_result=str(tmp_path / "a" / "new.json")).dsl.result
     assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
+
+
+def test_a_file_that_is_no_result_is_not_overwritten(tmp_path: Path) -> None:
+    """A config file, a checkpoint, JSON of something else; older results, of whatever schema, are."""
+    for text in ("epochs: 3\n", '{"epochs_run": 3}', "[1]", "\x00\x01", "3"):
+        with pytest.raises(ConfigError) as error:
+            config(dsl_result=str(write(tmp_path / "file", text)))
+        assert_refused(error, "dsl_result", repr(str(tmp_path / "file")), "would be lost", "allowed")
+        assert (tmp_path / "file").read_text() == text
+    for text in ("", '{"schema": 1, "model": "BPR", "epochs_run": 3}'):
+        assert config(dsl_result=str(write(tmp_path / "file", text))).dsl.result
 
 
 def test_unwritable_paths_are_refused(tmp_path: Path) -> None:
