@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,6 +47,7 @@ def run(argv: Sequence[str]) -> None:
         for cell in (one, one.dense)
     }
     metric = _check(cells, request, each, options.metric)
+    _warn_of_untuned(cells, request)
     store = Store(request.folder)
     store.open(request.grid(densities, numbers_of_seeds), request.files)
     try:
@@ -77,5 +79,16 @@ def _check(
             raise ConfigError(
                 f"--metric={metric} is none of the metrics that are computed: {', '.join(known)}."
             )
-    warn_unknown_flags(request.settings, all_known)
+    tuned = {key: None for cell in each for key in settings_of(request.tuned, cell)}
+    warn_unknown_flags({**request.settings, **tuned}, all_known)
     return found
+
+
+def _warn_of_untuned(cells: Sequence[Cell], request: Request) -> None:
+    """A name that is misspelt in the file of tuned settings would otherwise pass for one that is not tuned."""
+    parts = {(c.model, c.dataset, c.method): c for c in cells if request.methods[c.method][1].tuned}
+    for (model, dataset, method), cell in parts.items() if request.tuned else ():
+        if not settings_of(request.tuned, cell):
+            logging.getLogger(__name__).warning(
+                "The tuned settings have none for %s on %s with method %s.", model, dataset, method
+            )
