@@ -111,6 +111,15 @@ def warn_unknown_flags(keys: Collection[str], known: Collection[str]) -> None:
             )
 
 
+def warn_misspelt_keys(keys: Collection[str], known: Collection[str]) -> None:
+    """The same of keys in config files and dicts, which may be a user's own, if they look like a known one."""
+    for key in sorted(set(keys) - set(known)):
+        if hint := nearest(key, sorted(known), cutoff=0.85):
+            logging.getLogger(__name__).warning(
+                "Key %r is known neither to RecBole nor to the model's settings%s; it is kept.", key, hint
+            )
+
+
 class Parser(argparse.ArgumentParser):
     """A command's options; mistakes are told as all of this package tells them."""
 

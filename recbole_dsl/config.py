@@ -24,13 +24,13 @@ from recbole_dsl.command_line import RECBOLE_OPTIONS, warn_unknown_flags
 from recbole_dsl.errors import ConfigError, nearest, on_one_line
 from recbole_dsl.plain import plain
 from recbole_dsl.property_files import METHOD_KEY, PREFIX, Settings
-from recbole_dsl.results import check_replaceable
 from recbole_dsl.settings import (
     AUTO,
     KEYS,
     SETTINGS,
     DSLConfig,
     Refused,
+    check_replaceable,
     check_writable,
     literal,
     mapping_setting,

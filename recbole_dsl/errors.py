@@ -72,7 +72,10 @@ def on_one_line(error: BaseException, with_type: bool = True) -> str:
     return f"{type(error).__name__}: {text}" if with_type else text
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ``" (did you mean 'x'?)"`` for the known word nearest to ``word``, or ``""``."""
-    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the known word nearest to ``word``, or ``""``.
+
+    ``cutoff``: how like it that has to be, from 0 to 1 (equal).
+    """
+    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=cutoff)
     return f" (did you mean {close[0]!r}?)" if close else ""

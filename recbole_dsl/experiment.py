@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from . import compat, property_files
+from .command_line import warn_misspelt_keys
 from .costs import forward_macs, held_bytes, peak_memory_bytes, sharing_copy, undisturbed
 from .errors import ConfigError, DataError, DSLError, on_one_line
 from .results import SCHEMA, RunResult, environment
@@ -72,6 +73,7 @@ def run_recbole_dsl(
         DSLError: a setting, the model or the data is not usable; raised before training starts.
     """
     config = RecBoleDSLConfig(model, dataset, config_file_list, config_dict)
+    warn_misspelt_keys(config.external_config_dict.keys() - config.cmd_config_dict.keys(), config.known_keys)
     finished = train_and_test(config, saved)
     result = collect_result(config, finished)
     if config.dsl.result is not None and finished.trainer.ranks.is_first:

@@ -13,7 +13,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError
 from .files import write_text_whole
 
 SCHEMA = 2
@@ -80,26 +79,6 @@ class RunResult:
         """Write the JSON to ``path``, whole or not at all, creating its folders."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_text_whole(path, self.to_json() + "\n")
-
-
-def check_replaceable(path: str | os.PathLike[str]) -> None:
-    """Make sure that nothing is lost if a result is written to ``path``: an older one may be there, or nothing.
-
-    Raises:
-        ConfigError: a file is there that is neither empty nor a result.
-    """
-    try:
-        text = Path(path).read_bytes()
-        values = json.loads(text) if text else {"schema": SCHEMA, "epochs_run": 0}
-    except FileNotFoundError:
-        return
-    except ValueError:
-        values = None
-    if not isinstance(values, dict) or not {"schema", "epochs_run"} <= values.keys():
-        raise ConfigError(
-            f"dsl_result={os.fspath(path)!r} is refused, because that file is no result of a run and would be "
-            "lost; allowed is a file that does not exist, or an older result."
-        )
 
 
 def _finite(value: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import math
 import numbers
 import os
@@ -384,6 +385,28 @@ def parse_setting(name: str, value: object) -> Any:
             raise
         hint = error.hint if isinstance(error, Refused) else ""
         raise ConfigError(f"{PREFIX}{name}={value!r} is refused: allowed is {setting.allowed}{hint}.") from None
+
+
+def check_replaceable(path: str | os.PathLike[str]) -> None:
+    """Make sure that nothing is lost if a result is written to ``path``: an older one may be there, or nothing.
+
+    Raises:
+        ConfigError: a file is there that is neither empty nor a result.
+    """
+    try:
+        text = Path(path).read_bytes()
+        if not text:
+            return
+        values = json.loads(text)
+    except FileNotFoundError:
+        return
+    except ValueError:
+        values = None
+    if not isinstance(values, dict) or not {"schema", "epochs_run"} <= values.keys():
+        raise ConfigError(
+            f"dsl_result={os.fspath(path)!r} is refused, because that file is no result of a run and would be "
+            "lost; allowed is a file that does not exist, or an older result."
+        )
 
 
 def check_writable(path: str | os.PathLike[str], key: str = "dsl_result") -> None:

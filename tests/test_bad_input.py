@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from recbole_dsl import run_recbole_dsl
 from recbole_dsl.cli import main
 from recbole_dsl.config import RecBoleDSLConfig, no_flags
 from tests.recbole_runs import command_line
@@ -115,6 +116,37 @@ def test_settings_of_a_comparison_that_nobody_knows_are_warned_of(
     told = [record.getMessage() for record in caplog.records if "known neither" in record.getMessage()]
     assert [line.split()[0] for line in told] == ["--learning_rat", "--epoch", "--learning_rte"]
     assert "'learning_rate'" in told[0] and "'epochs'" in told[1] and "'learning_rate'" in told[2]
+
+
+def test_misspelt_names_among_tuned_settings_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is compared without tuned settings is named, and so is a setting that nothing knows."""
+    monkeypatch.setattr("recbole_dsl.compare_command.Store", _NoStore)
+    monkeypatch.setattr("sys.argv", ["recbole-dsl"])
+    (tmp_path / "tuned.yaml").write_text(
+        "chosen: {BPR: {ml-100k: {dense: {learnig_rate: 0.01}, dsl: {learning_rate: 0.01}, plus: {x: 1}}}}\n"
+    )
+    with pytest.raises(_NoStore.Reached):
+        main(["compare", "--models=BPR", "--methods=dense,dsl,dsl_plus,int8", "--tuned=tuned.yaml"])
+    told = [record.getMessage() for record in caplog.records]
+    assert [line for line in told if "tuned settings" in line] == [
+        "The tuned settings have none for BPR on ml-100k with method dsl_plus."
+    ]
+    assert any("learnig_rate" in line and "did you mean 'learning_rate'" in line for line in told)
+
+
+def test_keys_in_files_that_look_like_others_are_warned_of(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of flags it is told once, as of flags; keys of one's own are nobody's business."""
+    monkeypatch.setattr("sys.argv", ["run_recbole_dsl.py", "--epoch=1"])
+    monkeypatch.setattr("recbole_dsl.experiment.train_and_test", _NoStore)
+    with pytest.raises(_NoStore.Reached):
+        run_recbole_dsl("BPR", "ml-100k", None, {"learnig_rate": 0.1, "my_own": 3, "epochs": 1})
+    told = [record.getMessage() for record in caplog.records if "known neither" in record.getMessage()]
+    assert [line.split(" is ")[0] for line in told] == ["--epoch", "Key 'learnig_rate'"]
+    assert "did you mean 'learning_rate'" in told[1]
 
 
 class _NoStore:

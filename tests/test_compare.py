@@ -28,7 +28,7 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_dsl import RunResult, compare_command
+from recbole_dsl import RunResult
 from recbole_dsl.cli import main
 from recbole_dsl.compare import methods, popularity, procedures, summary
 from recbole_dsl.compare.by_recbole import recbole_data, trainer_of
@@ -639,30 +639,6 @@ def test_tuned_settings_are_those_of_a_method(tmp_path: Path, capsys: pytest.Cap
         (tmp_path / "bad.yaml").write_text(f"chosen: {bad}\n")
         assert main(["compare", "--tuned=bad.yaml"]) == 2
         assert "allowed" in capsys.readouterr().err
-
-
-def test_misspelt_names_among_tuned_settings_are_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is compared without tuned settings is named, and so is a setting that nothing knows."""
-    monkeypatch.setattr("recbole_dsl.compare_command.Store", Stopped)
-    (tmp_path / "tuned.yaml").write_text(
-        "chosen: {BPR: {ml-100k: {dense: {learnig_rate: 0.01}, dsl: {learning_rate: 0.01}, plus: {x: 1}}}}\n"
-    )
-    with pytest.raises(KeyboardInterrupt):
-        compare_command.run(["--models=BPR", "--methods=dense,dsl,dsl_plus,int8", "--tuned=tuned.yaml"])
-    told = [record.getMessage() for record in caplog.records]
-    assert [line for line in told if "tuned settings" in line] == [
-        "The tuned settings have none for BPR on ml-100k with method dsl_plus."
-    ]
-    assert any("learnig_rate" in line and "did you mean 'learning_rate'" in line for line in told)
-
-
-class Stopped:
-    """A store that stops a command before it begins."""
-
-    def __init__(self, folder: Path) -> None:
-        raise KeyboardInterrupt
 
 
 # --- whole comparisons, by the command line ----------------------------------------------------------
