@@ -400,7 +400,7 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
         values = json.loads(text)
     except FileNotFoundError:
         return
-    except ValueError:
+    except (ValueError, OSError, RecursionError):
         values = None
     if not isinstance(values, dict) or not {"schema", "epochs_run"} <= values.keys():
         raise ConfigError(

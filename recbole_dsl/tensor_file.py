@@ -191,13 +191,13 @@ def _decode(value: Any, tensor: Any) -> Any:
         parts = _decode(indices, tensor), _decode(values, tensor)
         if any(part is None for part in parts):
             return None
-        return torch.sparse_coo_tensor(*parts, shape, is_coalesced=coalesced)
+        return torch.sparse_coo_tensor(*parts, shape, is_coalesced=coalesced, check_invariants=True)
     if _ROWS in value:
         *pieces, shape = value[_ROWS]
         rows = [_decode(part, tensor) for part in pieces]
         if any(part is None for part in rows):
             return None
-        return torch.sparse_csr_tensor(rows[0], rows[1], rows[2], shape)
+        return torch.sparse_csr_tensor(rows[0], rows[1], rows[2], shape, check_invariants=True)
     return {key: _decode(item, tensor) for key, item in value.items()}
 
 

@@ -118,6 +118,22 @@ def test_compressed_rows(tmp_path: Path) -> None:
     assert same(read_tensor_file(tmp_path / "f", *KIND), [rows, rows.double()])
 
 
+@pytest.mark.parametrize("where", [(0, 9), (9, 0), (0, -1)])
+def test_indices_outside_their_matrix_are_refused(where: tuple[int, int], tmp_path: Path) -> None:
+    """Torch would look for them in memory that is not the matrix's."""
+    row, column = where
+    unchecked = {"size": (2, 3), "check_invariants": False}
+    for evil in (
+        torch.sparse_coo_tensor(torch.tensor([[row], [column]]), torch.ones(1), **unchecked),
+        torch.sparse_csr_tensor(
+            torch.tensor([0, 1 + row, 1]), torch.tensor([column]), torch.ones(1), **unchecked
+        ),
+    ):
+        write_tensor_file(tmp_path / "f", *KIND, evil)
+        with pytest.raises(CheckpointError, match="cannot be decoded"):
+            read_tensor_file(tmp_path / "f", *KIND)
+
+
 def test_it_is_a_safetensors_file(tmp_path: Path) -> None:
     """Which other tools can read."""
     write_tensor_file(tmp_path / "f", *KIND, {"a": torch.arange(5)})
