@@ -104,20 +104,20 @@ def warn_unknown_flags(keys: Collection[str], known: Collection[str]) -> None:
     """Log one warning for each of ``keys`` not in ``known``, which RecBole stores all the same."""
     for key in keys:
         if key not in known:
-            logging.getLogger(__name__).warning(
-                "--%s is known neither to RecBole nor to the model's settings%s; it is kept.",
-                key,
-                nearest(key, sorted(known)),
-            )
+            _warn_unknown(f"--{key}", nearest(key, sorted(known)))
 
 
 def warn_misspelt_keys(keys: Collection[str], known: Collection[str]) -> None:
     """The same of keys in config files and dicts, which may be a user's own, if they look like a known one."""
     for key in sorted(set(keys) - set(known)):
         if hint := nearest(key, sorted(known), cutoff=0.85):
-            logging.getLogger(__name__).warning(
-                "Key %r is known neither to RecBole nor to the model's settings%s; it is kept.", key, hint
-            )
+            _warn_unknown(f"Key {key!r}", hint)
+
+
+def _warn_unknown(name: str, hint: str) -> None:
+    logging.getLogger(__name__).warning(
+        "%s is known neither to RecBole nor to the model's settings%s; it is kept.", name, hint
+    )
 
 
 class Parser(argparse.ArgumentParser):

@@ -86,8 +86,10 @@ def _check(
 
 def _warn_of_untuned(cells: Sequence[Cell], request: Request) -> None:
     """A name that is misspelt in the file of tuned settings would otherwise pass for one that is not tuned."""
+    if not request.tuned:
+        return
     parts = {(c.model, c.dataset, c.method): c for c in cells if request.methods[c.method][1].tuned}
-    for (model, dataset, method), cell in parts.items() if request.tuned else ():
+    for (model, dataset, method), cell in parts.items():
         if not settings_of(request.tuned, cell):
             logging.getLogger(__name__).warning(
                 "The tuned settings have none for %s on %s with method %s.", model, dataset, method

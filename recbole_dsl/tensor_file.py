@@ -188,17 +188,21 @@ def _decode(value: Any, tensor: Any) -> Any:
         return {_decode(key, tensor): _decode(item, tensor) for key, item in value[_PAIRS]}
     if _SPARSE in value:
         indices, values, shape, coalesced = value[_SPARSE]
-        parts = _decode(indices, tensor), _decode(values, tensor)
-        if any(part is None for part in parts):
-            return None
-        return torch.sparse_coo_tensor(*parts, shape, is_coalesced=coalesced, check_invariants=True)
+        parts = _decode_parts([indices, values], tensor)
+        return parts and torch.sparse_coo_tensor(
+            parts[0], parts[1], shape, is_coalesced=coalesced, check_invariants=True
+        )
     if _ROWS in value:
-        *pieces, shape = value[_ROWS]
-        rows = [_decode(part, tensor) for part in pieces]
-        if any(part is None for part in rows):
-            return None
-        return torch.sparse_csr_tensor(rows[0], rows[1], rows[2], shape, check_invariants=True)
+        pointers, columns, values, shape = value[_ROWS]
+        parts = _decode_parts([pointers, columns, values], tensor)
+        return parts and torch.sparse_csr_tensor(parts[0], parts[1], parts[2], shape, check_invariants=True)
     return {key: _decode(item, tensor) for key, item in value.items()}
+
+
+def _decode_parts(parts: list[Any], tensor: Any) -> list[Any] | None:
+    """The tensors that a sparse one is made of; None where tensors are not read."""
+    decoded = [_decode(part, tensor) for part in parts]
+    return None if any(part is None for part in decoded) else decoded
 
 
 def _readable(path: str | os.PathLike[str]) -> BinaryIO:

@@ -269,7 +269,7 @@ class PackedGroup(nn.Module):
         key = self._key()
         if self._step is None or self._step[0] != key:
             if self.weight.grad is None and self.growth_scores is not None and backward_pass() < 0:
-                self.growth_scores.discard()  # of a pass whose gradients were thrown away
+                self.growth_scores.discard()  # of a pass that broke off, or whose gradients were thrown away
             gradient = StepGradient(self)
             self._step = (key, gradient, gradient.connect())
         return self._step[2]
