@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Final
 
-from .errors import ConfigError, DSLError
+from .errors import ConfigError, DSLError, nearest
 
 COMMANDS: Final = {
     "train": "train_command",
@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "train"
     try:
+        if command == "train" and arguments and (near := nearest(arguments[0], COMMANDS)):
+            raise ConfigError(f"{arguments[0]!r} is no command{near}: allowed are {', '.join(COMMANDS)}.")
         _module(command).run(arguments)
     except DSLError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -100,10 +100,19 @@ def _refusal(argument: str, following: str, known_options: Collection[str]) -> s
     return f"Argument '{argument}' has no value: allowed is {argument}=value{nearest(argument, known_options)}."
 
 
-def warn_unknown_flags(keys: Collection[str], known: Collection[str]) -> None:
-    """Log one warning for each of ``keys`` not in ``known``, which RecBole stores all the same."""
+def warn_unknown_flags(keys: Collection[str], known: Collection[str], options: Collection[str] = ()) -> None:
+    """Log one warning for each of ``keys`` not in ``known``, which RecBole stores all the same.
+
+    Raises:
+        ConfigError: one of them looks like one of ``options``, the command's own, which would go without it.
+    """
     for key in keys:
         if key not in known:
+            if hint := nearest(f"--{key}", options, cutoff=0.8):
+                raise ConfigError(
+                    f"Argument '--{key}' is neither an option nor a known setting{hint}; allowed "
+                    f"are {', '.join(options)}, and settings."
+                )
             _warn_unknown(f"--{key}", nearest(key, sorted(known)))
 
 
@@ -128,6 +137,12 @@ class Parser(argparse.ArgumentParser):
             prog=f"recbole-dsl {command}", description=description, epilog=epilog, allow_abbrev=False
         )
 
+    @property
+    def words(self) -> list[str]:
+        """All options as they are written, those of the help left out."""
+        written = [word for action in self._actions for word in action.option_strings]
+        return [word for word in written if word not in ("-h", "--help")]
+
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError."""
         raise ConfigError(f"{self.prog}: {message}; see '{self.prog} --help'.")
@@ -143,8 +158,8 @@ class Parser(argparse.ArgumentParser):
             return None
         options, unknown = self.parse_known_args(list(argv))
         if unknown:
-            known = [word for action in self._actions for word in action.option_strings]
-            self.error(f"argument {unknown[0]!r} is unknown{nearest(unknown[0].partition('=')[0], known)}")
+            near = nearest(unknown[0].partition("=")[0], self.words)
+            self.error(f"argument {unknown[0]!r} is unknown{near}")
         return options
 
 

@@ -80,7 +80,7 @@ def _check(
                 f"--metric={metric} is none of the metrics that are computed: {', '.join(known)}."
             )
     tuned = {key: None for cell in each for key in settings_of(request.tuned, cell)}
-    warn_unknown_flags({**request.settings, **tuned}, all_known)
+    warn_unknown_flags({**request.settings, **tuned}, all_known, parser().words)
     return found
 
 

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from recbole.config import Config
-from recbole.evaluator import metric_types
 from recbole.model.abstract_recommender import AbstractRecommender
-from recbole.utils import EvaluatorType, ModelType
+from recbole.utils import ModelType
 
-from recbole_dsl import compat, property_files, recbole_names
+from recbole_dsl import compat, property_files, recbole_names, recbole_settings
 from recbole_dsl.command_line import RECBOLE_OPTIONS, warn_unknown_flags
-from recbole_dsl.errors import ConfigError, nearest, on_one_line
+from recbole_dsl.errors import ConfigError, on_one_line
 from recbole_dsl.plain import plain
 from recbole_dsl.property_files import METHOD_KEY, PREFIX, Settings
 from recbole_dsl.settings import (
@@ -29,48 +28,16 @@ from recbole_dsl.settings import (
     KEYS,
     SETTINGS,
     DSLConfig,
-    Refused,
     check_replaceable,
     check_writable,
     literal,
-    mapping_setting,
-    number_setting,
     values_for,
-    whole_setting,
 )
 from recbole_dsl.sparsity.names import SPLIT_NAMES
 from recbole_dsl.stages import check_stage, starts_from_files
 
-LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
-"""Optimizers that RecBole builds by name and that train dense gradients."""
-
 _HOW_MANY = {"dsl_density", "dsl_budget"}
 """Two ways to say how many weights live."""
-
-_METRICS_WITHOUT_K = frozenset({"gauc"})
-"""RecBole computes them from rankings, but over whole lists."""
-
-_TRAINING_KEYS = {
-    "learning_rate": number_setting(lambda x: x > 0, "a number above 0"),
-    "weight_decay": number_setting(lambda x: x >= 0, "a number of at least 0"),
-    "epochs": whole_setting(0),
-    "train_batch_size": whole_setting(1),
-    "eval_batch_size": whole_setting(1),
-    "embedding_size": whole_setting(1),
-    "worker": whole_setting(0),
-    "stopping_step": whole_setting(0),
-    "seed": whole_setting(0, 2**32 - 1),
-    "clip_grad_norm": mapping_setting(
-        "a mapping with max_norm and other options of torch's clip_grad_norm_, such as {'max_norm': 1.0}",
-        needed={"max_norm"},
-        known={"max_norm", "norm_type", "error_if_nonfinite", "foreach"},
-    ),
-    "eval_step": whole_setting(0),
-    "metric_decimal_place": whole_setting(0),
-}
-
-_MAY_BE_NONE = {"clip_grad_norm"}
-"""Of those the ones for which None has a meaning."""
 
 _TEXT_KEYS = frozenset(PREFIX + name for name, setting in SETTINGS.items() if setting.text)
 _NO_GRADIENTS = {
@@ -334,6 +301,7 @@ class RecBoleDSLConfig(Config):
         lineage = recbole_names.lineage(model, model_class)
         known = next((name for name in lineage if recbole_names.has_defaults(name)), model)
         super()._load_internal_config_dict(known, model_class, dataset)
+        self._recbole_defaults: Settings = dict(self.internal_config_dict)
         family = _FAMILIES[model_class.type]  # type: ignore[attr-defined]
         layers = property_files.layers(lineage, dataset, self.external_config_dict.get(METHOD_KEY), family)
         self._by_default = layers[METHOD_KEY] == property_files.default_method(lineage, family)
@@ -377,11 +345,13 @@ class RecBoleDSLConfig(Config):
     # --- checks of the merged settings ---
 
     def _set_default_parameters(self) -> None:
+        recbole_settings.check_kinds(self.external_config_dict, self._recbole_defaults)
+        recbole_settings.check_evaluation(self.final_config_dict)
+        recbole_settings.check_devices(self.final_config_dict["gpu_id"])
         with _recbole_errors():
             super()._set_default_parameters()
-        self._check_training()
+        self._check_recbole()
         check_stage(recbole_names.recbole_lineage(self.model_class), self.final_config_dict)
-        self._check_learner()
         self._check_dataset()
         self._check_dsl(self.dsl)
 
@@ -393,50 +363,18 @@ class RecBoleDSLConfig(Config):
         with _recbole_errors():
             super()._set_eval_neg_sample_args(phase)
 
-    def _check_training(self) -> None:
-        """Numbers that RecBole would fail on only after loading the data, or never end with."""
-        for key, setting in _TRAINING_KEYS.items():
-            if key not in self.final_config_dict:  # a model need not have an embedding_size
-                continue
-            value = self.final_config_dict[key]
-            if value is None and key in _MAY_BE_NONE:
-                continue
-            try:
-                self.final_config_dict[key] = setting.parse(value)
-            except Refused:
-                raise ConfigError(f"{key}={value!r} is refused: allowed is {setting.allowed}.") from None
-        if self.final_config_dict["log_wandb"] and importlib.util.find_spec("wandb") is None:
+    def _check_recbole(self) -> None:
+        """RecBole's own settings; numbers given as text are numbers from here on."""
+        settings = self.final_config_dict
+        settings.update(recbole_settings.read_values(settings))
+        if settings["log_wandb"] and importlib.util.find_spec("wandb") is None:
             raise ConfigError("log_wandb=True needs wandb, which is not installed; allowed is False.")
-        known = self.metric_names()
-        valid_metric = str(self.final_config_dict["valid_metric"])
-        if self.final_config_dict["eval_step"] and valid_metric.lower() not in known:
-            raise ConfigError(
-                f"valid_metric={valid_metric!r} is none of the metrics that are computed"
-                f"{nearest(valid_metric.lower(), known)}; allowed are {', '.join(known)} "
-                "(set metrics and topk)."
-            )
+        recbole_settings.check_valid_metric(settings)
+        recbole_settings.check_learner(settings["learner"])
 
     def metric_names(self) -> list[str]:
         """The metrics of this run by the names under which RecBole reports them."""
-        settings, types = self.final_config_dict, metric_types
-        names: list[str] = []
-        for metric in map(str.lower, settings["metrics"]):
-            by_k = types.get(metric) == EvaluatorType.RANKING and metric not in _METRICS_WITHOUT_K
-            names += [f"{metric}@{k}" for k in settings["topk"]] if by_k else [metric]
-        return names
-
-    def _check_learner(self) -> None:
-        learner = self.final_config_dict["learner"]
-        if isinstance(learner, str) and learner.lower() == "sparse_adam":
-            raise ConfigError(
-                f"learner={learner!r} is refused, because no RecBole model has the sparse "
-                f"gradients it needs: allowed are {', '.join(LEARNERS)}."
-            )
-        if not isinstance(learner, str) or learner.lower() not in LEARNERS:
-            raise ConfigError(
-                f"learner={learner!r} is unknown, and RecBole would use adam instead"
-                f"{nearest(str(learner), LEARNERS)}: allowed are {', '.join(LEARNERS)}."
-            )
+        return recbole_settings.metric_names(self.final_config_dict)
 
     def _check_dataset(self) -> None:
         settings = self.final_config_dict

@@ -50,15 +50,31 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _Once:
+    """Of a YAML loader: a key that is there twice, of which YAML would take the last, is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node; every key once."""
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value} is allowed once and is there twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)  # type: ignore[misc]
+        return mapping
+
+
 def read_mapping(path: Path, loader: type[Any] = _Loader) -> Settings:
     """Read a YAML file that holds a mapping; an empty file is an empty mapping.
 
     Raises:
-        ConfigError: there is no such file, it cannot be read or parsed, or it is no mapping with
-            words as keys.
+        ConfigError: there is no such file, it cannot be read or parsed, has a key twice, or is no mapping
+            with words as keys.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=type("Once", (_Once, loader), {}))
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ConfigError(f"File '{path}' cannot be read ({reason}); allowed is a YAML file.") from None

@@ -125,7 +125,9 @@ def number_setting(accepts: Callable[[float], bool], allowed: str) -> Setting:
 
     def parse(value: object) -> float:
         number = _as_number(value)
-        if abs(number) > LARGEST or not accepts(float(number)):
+        if abs(number) > LARGEST:
+            raise Refused(f" of at most {LARGEST}")
+        if not accepts(float(number)):
             raise Refused
         return float(number)
 
@@ -253,13 +255,15 @@ def _groups() -> Setting:
     return Setting(parse, "joint, per_tensor, or a mapping of group names to lists of patterns")
 
 
-def _path() -> Setting:
+def path_setting(allowed: str = "the path of a file") -> Setting:
+    """A path that is not blank, with the user's folder in place of ``~``."""
+
     def parse(value: object) -> str:
         if not isinstance(value, str | os.PathLike) or not str(value).strip():
             raise Refused
         return os.path.expanduser(os.fspath(value))
 
-    return Setting(parse, "the path of a file", text=True)
+    return Setting(parse, allowed, text=True)
 
 
 def _pace() -> Setting:
@@ -359,10 +363,10 @@ SETTINGS: Final[dict[str, Setting]] = {
     "kernels": _word(KERNEL_NAMES),
     "graph": _word(GRAPH_NAMES),
     "data_path": _word(DATA_PATH_NAMES),
-    "start_from": _optional(_path(), "the model's own initial values"),
+    "start_from": _optional(path_setting(), "the model's own initial values"),
     "save_every": _optional(_pace(), "only the start, the end and a stop"),
     "resume": _resume(),
-    "result": _optional(_path(), "no result file"),
+    "result": _optional(path_setting(), "no result file"),
     "exploration_record": _flag(),
 }
 

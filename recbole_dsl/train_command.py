@@ -70,9 +70,9 @@ def run(argv: Sequence[str]) -> None:
     processes = Processes.of(options)
     # RecBole's Config reads sys.argv itself and warns about every option it does not know.
     sys.argv = [sys.argv[0], *flags]
-    for name in ("model", "dataset"):
+    for name in ("model", "dataset", "config_files"):
         if getattr(options, name) == "":
-            raise ConfigError(f"--{name} has no value: allowed is --{name}=name.")
+            raise ConfigError(f"--{name} has no value: allowed is --{name}=value, or none of it.")
     files = options.config_files.split() if options.config_files else []
     contents = [read_mapping(Path(file)) for file in files]
     model = options.model or last_set("model", contents) or "BPR"

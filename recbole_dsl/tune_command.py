@@ -169,5 +169,5 @@ def _check(
     for key in ("epochs", "eval_step"):
         if config[key] == 0:
             raise ConfigError(f"{key}=0 is refused, because nothing would be validated: allowed are others.")
-    warn_unknown_flags([*flags, *points[0]], config.known_keys)
+    warn_unknown_flags([*flags, *points[0]], config.known_keys, parser().words)
     return str(config["valid_metric"]).lower(), bool(config["valid_metric_bigger"])

@@ -49,6 +49,30 @@ CASES = {
     "places of metrics": (["--metric_decimal_place=abc"], ["metric_decimal_place='abc'"]),
     "more than all items": (["--topk=5000", "--valid_metric=MRR@5000"], ["topk=[5000]", "1682 items"]),
     "a process nobody started": (["--local_rank=0"], ["local_rank=0", "torchrun"]),
+    "no folder for checkpoints": (["--checkpoint_dir=None"], ["checkpoint_dir=None", "path of a folder"]),
+    "no metrics": (["--metrics=None"], ["metrics=None", "ndcg"]),
+    "unknown metric": (["--metrics=['Recall','NDGC']"], ["'NDGC'", "'ndcg'"]),
+    "text for a number": (["--model=LightGCN", "--n_layers=abc"], ["n_layers='abc'", "a number such as 2"]),
+    "text for a truth value": (["--use_gpu=Flase"], ["use_gpu='Flase'", "True or False"]),
+    "a number for a list": (
+        ["--model=NeuMF", "--mlp_hidden_size=64"],
+        ["mlp_hidden_size=64", "a list such as [128, 64]"],
+    ),
+    "unknown loss": (["--model=SASRec", "--loss_type=BRP"], ["loss_type='BRP'", "'BPR'", "CE"]),
+    "no device": (["--gpu_id=cuda"], ["gpu_id='cuda'", "numbers of devices"]),
+    "unknown part of evaluation": (["--eval_args={'oder':'TO'}"], ["'oder'", "'order'"]),
+    "unknown part of sampling": (
+        ["--train_neg_sample_args={'distrbution':'uniform'}"],
+        ["'distrbution'", "'distribution'"],
+    ),
+    "unknown split": (["--eval_args={'split':{'XX':[0.8,0.1,0.1]}}"], ["'XX'", "RS, LS, TS"]),
+    "unknown order": (["--eval_args={'order':'XX'}"], ["order='XX'", "RO and TO"]),
+    "unknown groups": (["--eval_args={'group_by':'item'}"], ["group_by='item'", "user and none"]),
+    "unknown mode": (["--eval_args={'mode':'uniform'}"], ["mode='uniform'", "uni100"]),
+    "mode of an unknown phase": (["--eval_args={'mode':{'vaild':'full'}}"], ["'vaild'", "valid and test"]),
+    "rate without bound": (["--learning_rate=1e30"], ["learning_rate=1e+30", "at most"]),
+    "empty list of files": (["--config_files="], ["--config_files"]),
+    "a key twice in a file": (["--config_files=twice.yaml"], ["twice.yaml", "epochs", "there twice in line 3"]),
     "no wandb": (["--log_wandb=True"], ["log_wandb", "not installed"]),
 }
 
@@ -59,6 +83,7 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a_file").write_text("")
     (tmp_path / "model.yaml").write_text("model: LightGNC\n")
+    (tmp_path / "twice.yaml").write_text("epochs: 1\neval_args: {order: RO}\nepochs: 2\n")
     for name, text in (("nohead", "1\t2\n"), ("norows", "user_id:token\titem_id:token\n")):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}.inter").write_text(text)
@@ -116,6 +141,43 @@ def test_settings_of_a_comparison_that_nobody_knows_are_warned_of(
     told = [record.getMessage() for record in caplog.records if "known neither" in record.getMessage()]
     assert [line.split()[0] for line in told] == ["--learning_rat", "--epoch", "--learning_rte"]
     assert "'learning_rate'" in told[0] and "'epochs'" in told[1] and "'learning_rate'" in told[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["compare", "--nmae=foo"], ["--nmae", "'--name'"]),
+        (["tune", "--space=space", "--trails=3"], ["--trails", "'--trials'"]),
+        (["compare", "--datasets=ml-100k", "--dataset=ml-1m"], ["--datasets and --dataset"]),
+        (["trian", "--epochs=1"], ["'trian'", "'train'"]),
+        (["inspect", "a_file"], ["a_file", "it is a file"]),
+    ],
+)
+def test_misspelt_options_and_commands_are_refused(
+    arguments: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """They would be taken for settings, or for something else."""
+    monkeypatch.setattr("sys.argv", ["recbole-dsl"])
+    (tmp_path / "space").write_text("learning_rate choice [0.1]\n")
+    before = sorted(tmp_path.iterdir())
+    assert main(arguments) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert all(word in told for word in ["allowed", *words])
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_recbole_takes_is_taken() -> None:
+    """Checks of kinds and words refuse nothing that RecBole understands."""
+    given = {
+        "eval_args": {"split": {"TS": [0.8, 0.1, 0.1]}, "order": "TO", "group_by": None, "mode": "uni100"},
+        "train_neg_sample_args": {"distribution": "popularity", "alpha": 0.5},
+        "metrics": "NDCG", "topk": 5, "valid_metric": "NDCG@5", "gpu_id": (0, 1), "n_layers": 3.0,
+    }  # fmt: skip
+    with no_flags():
+        config = RecBoleDSLConfig("LightGCN", "ml-100k", None, given)
+    assert config["eval_args"]["split"] == given["eval_args"]["split"]  # type: ignore[index]
+    assert config["n_layers"] == 3 and config.metric_names() == ["ndcg@5"]
 
 
 def test_misspelt_names_among_tuned_settings_are_told(

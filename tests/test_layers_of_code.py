@@ -16,7 +16,7 @@ PACKAGE = Path(recbole_dsl.__file__).parent
 LEVELS: list[set[str]] = [
     {"errors", "files", "resources", "compiling", "kernels", "plain", "tensor_file"},
     {"quantities", "graph", "sparsity", "property_files", "recbole_names", "stages"},
-    {"packed", "settings", "command_line", "planning"},
+    {"packed", "settings", "recbole_settings", "command_line", "planning"},
     {"handle", "compat", "config", "plan_command"},
     {"training", "serving", "costs", "results", "support"},
     {"experiment"},

@@ -59,9 +59,8 @@ class Request:
         Raises:
             ConfigError: an argument is not ``--key=value``, or a value is not allowed.
         """
-        check_command_line(
-            argv, [w for a in parser._actions for w in a.option_strings if w not in ("-h", "--help")]
-        )
+        check_command_line(argv, parser.words)
+        _refuse_both(parser, argv)
         options, flags = parser.parse_known_args(list(argv))
         settings = dict(flag[2:].split("=", 1) for flag in flags)
         files = contents(options.config_files.split())
@@ -94,6 +93,15 @@ class Request:
             "settings": {**self.settings, **settings},
             "tuned": self.tuned,
         }
+
+
+def _refuse_both(parser: Parser, argv: Sequence[str]) -> None:
+    """Raise ConfigError for two spellings of one option, of which the last would win."""
+    given = {argument.partition("=")[0] for argument in argv}
+    for action in parser._actions:
+        both = [word for word in action.option_strings if word in given]
+        if len(both) > 1:
+            raise ConfigError(f"{' and '.join(both)} are one option: allowed is one of them.")
 
 
 def words(text: str, option: str) -> list[str]:

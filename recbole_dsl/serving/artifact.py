@@ -309,7 +309,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     place = Path(folder)
     try:
         if not place.is_dir():
-            raise refusal(place, "there is no such folder")
+            raise refusal(place, "it is a file" if place.exists() else "there is no such folder")
         with open(place / MANIFEST, "rb") as file:
             text = file.read(_LARGEST_MANIFEST + 1)
     except OSError as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi_offline import FastAPIOffline
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from .. import __version__
-from ..errors import RequestError, UnknownTokenError
+from ..errors import RequestError, UnknownTokenError, nearest
 from .recommender import SparseRecommender
 
 LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]", "::1")
@@ -106,6 +106,7 @@ def application(
         version=__version__,
         description="Recommendations of a sparse model. Users and items are the tokens of its data.",
         redoc_url=None,
+        dependencies=[Depends(_known_parameters)],
     )
     app.add_middleware(SmallBodies, largest=LARGEST_BODY)
     if not any_host:
@@ -178,6 +179,17 @@ def application(
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
     return app
+
+
+def _known_parameters(request: Request) -> None:
+    """Refuse what a path does not take, such as a misspelt name, instead of ignoring it."""
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    for name in request.query_params:
+        if name not in known:
+            raise RequestError(
+                f"The parameter {name!r} is unknown{nearest(name, known)}: allowed "
+                + (f"are {', '.join(sorted(known))}." if known else "is none.")
+            )
 
 
 def _items(items: list[str], scores: Any) -> list[Item]:

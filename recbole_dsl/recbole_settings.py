@@ -1,0 +1,228 @@
+"""RecBole's own settings: what RecBole would ignore, or fail on only after it has loaded the data.
+
+Checks of mappings, which :class:`~recbole_dsl.config.RecBoleDSLConfig` makes before and after RecBole's own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+from recbole.evaluator import metric_types
+from recbole.utils import EvaluatorType
+
+from recbole_dsl.errors import ConfigError, nearest
+from recbole_dsl.settings import (
+    Refused,
+    Setting,
+    mapping_setting,
+    number_setting,
+    path_setting,
+    whole_setting,
+)
+
+LEARNERS: Final = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
+"""Optimizers that RecBole builds by name and that train dense gradients."""
+
+_METRICS_WITHOUT_K: Final = frozenset({"gauc"})
+"""RecBole computes them from rankings, but over whole lists."""
+
+_VALUES: Final = {
+    "learning_rate": number_setting(lambda x: x > 0, "a number above 0"),
+    "weight_decay": number_setting(lambda x: x >= 0, "a number of at least 0"),
+    "epochs": whole_setting(0),
+    "train_batch_size": whole_setting(1),
+    "eval_batch_size": whole_setting(1),
+    "embedding_size": whole_setting(1),
+    "worker": whole_setting(0),
+    "stopping_step": whole_setting(0),
+    "seed": whole_setting(0, 2**32 - 1),
+    "clip_grad_norm": mapping_setting(
+        "a mapping with max_norm and other options of torch's clip_grad_norm_, such as {'max_norm': 1.0}",
+        needed={"max_norm"},
+        known={"max_norm", "norm_type", "error_if_nonfinite", "foreach"},
+    ),
+    "eval_step": whole_setting(0),
+    "metric_decimal_place": whole_setting(0),
+    "checkpoint_dir": path_setting("the path of a folder"),
+}
+
+_MAY_BE_NONE: Final = {"clip_grad_norm"}
+"""Of those the ones for which None has a meaning."""
+
+_SCALAR_TOO: Final = frozenset({"metrics", "topk"})
+"""Lists for which RecBole takes one value as well."""
+
+_LOSSES_OF_SEQUENCES: Final = ("BPR", "CE")
+
+_PARTS: Final = {
+    "eval_args": ("split", "order", "group_by", "mode"),
+    "train_neg_sample_args": ("distribution", "sample_num", "alpha", "dynamic", "candidate_num"),
+}
+"""The keys of RecBole's settings that are mappings."""
+
+_SPLITS: Final = ("RS", "LS", "TS")
+_ORDERS: Final = ("RO", "TO")
+_GROUPS: Final = ("user", "none")
+_MODES: Final = re.compile(r"full|labeled|(uni|pop)[1-9]\d*")
+_GPU_NAMES: Final = ("GPU-", "MIG-")
+
+
+def check_kinds(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuse text where RecBole's default is a number or a truth value, and a single value where it is a list.
+
+    Args:
+        given: what the user sets.
+        defaults: what RecBole's property files say; keys that they lack are not checked.
+
+    Raises:
+        ConfigError: a value is of another kind.
+    """
+    for key, value in given.items():
+        default = defaults.get(key)
+        if key in _VALUES or value is None:
+            continue
+        if isinstance(default, bool) and isinstance(value, str):
+            raise ConfigError(f"{key}={value!r} is refused: allowed is True or False.")
+        if isinstance(default, int | float) and isinstance(value, str):
+            raise ConfigError(f"{key}={value!r} is refused: allowed is a number such as {default}.")
+        if isinstance(default, list) and key not in _SCALAR_TOO and not isinstance(value, list | tuple):
+            raise ConfigError(f"{key}={value!r} is refused: allowed is a list such as {default}.")
+        if key == "loss_type" and default in _LOSSES_OF_SEQUENCES and value not in _LOSSES_OF_SEQUENCES:
+            raise ConfigError(
+                f"loss_type={value!r} is refused{nearest(value, _LOSSES_OF_SEQUENCES)}: allowed are "
+                f"{' and '.join(_LOSSES_OF_SEQUENCES)}."
+            )
+
+
+def check_devices(gpu_id: object) -> None:
+    """Refuse what names no device; ``gpu_id``: a number, a tuple of numbers, or text with commas.
+
+    Raises:
+        ConfigError: one of the parts is neither a number nor the name of a GPU.
+    """
+    parts = gpu_id if isinstance(gpu_id, list | tuple) else str(gpu_id).split(",")
+    for part in (str(part).strip() for part in parts):
+        if part and not part.removeprefix("-").isdecimal() and not part.startswith(_GPU_NAMES):
+            raise ConfigError(
+                f"gpu_id={gpu_id!r} is refused: allowed are numbers of devices, separated by commas, and '' "
+                "for the CPU."
+            )
+
+
+def check_evaluation(settings: Mapping[str, Any]) -> None:
+    """Refuse metrics that RecBole does not know, and parts of how data are split and sampled that it ignores.
+
+    Raises:
+        ConfigError: names the setting and what is allowed.
+    """
+    _check_metrics(settings["metrics"])
+    for key, parts in _PARTS.items():
+        value = settings.get(key)
+        for part in value if isinstance(value, Mapping) else ():
+            if part not in parts:
+                raise ConfigError(
+                    f"{part!r} in {key} is no known part{nearest(part, parts)}: allowed are {', '.join(parts)}."
+                )
+    if isinstance(settings["eval_args"], Mapping):
+        _check_split(settings["eval_args"])
+
+
+def _check_metrics(metrics: object) -> None:
+    known = sorted(metric_types)
+    names = [metrics] if isinstance(metrics, str) else metrics
+    if not isinstance(names, list | tuple) or not names:
+        raise ConfigError(f"metrics={metrics!r} is refused: allowed is a list of {', '.join(known)}.")
+    for name in names:
+        if str(name).lower() not in known:
+            raise ConfigError(
+                f"metrics={metrics!r} is refused, because there is no metric {name!r}"
+                f"{nearest(str(name).lower(), known)}: allowed are {', '.join(known)}."
+            )
+
+
+def _check_split(given: Mapping[str, Any]) -> None:
+    split = given.get("split", {"RS": None})
+    if not isinstance(split, Mapping) or len(split) != 1 or not split.keys() <= set(_SPLITS):
+        raise ConfigError(
+            f"split={split!r} in eval_args is refused: allowed is a mapping with one of {', '.join(_SPLITS)}, "
+            "such as {'RS': [0.8, 0.1, 0.1]}."
+        )
+    for part, words in (("order", _ORDERS), ("group_by", (*_GROUPS, "None"))):
+        if part in given and str(given[part]) not in words:
+            raise ConfigError(
+                f"{part}={given[part]!r} in eval_args is refused: allowed are {' and '.join(words[:2])}."
+            )
+    mode = given.get("mode", {})
+    phases = mode if isinstance(mode, Mapping) else {"valid": mode}
+    if not phases.keys() <= {"valid", "test"} or not all(_MODES.fullmatch(str(m)) for m in phases.values()):
+        raise ConfigError(
+            f"mode={mode!r} in eval_args is refused: allowed are full, labeled, uni100 and pop100 (with any "
+            "number), and a mapping of valid and test to them."
+        )
+
+
+def read_values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that training needs, read and checked, of those that there are.
+
+    Raises:
+        ConfigError: a value is not allowed.
+    """
+    read: dict[str, Any] = {}
+    for key, setting in _VALUES.items():
+        if key not in settings:  # a model need not have an embedding_size
+            continue
+        value = settings[key]
+        read[key] = None if value is None and key in _MAY_BE_NONE else _read(key, value, setting)
+    return read
+
+
+def _read(key: str, value: Any, setting: Setting) -> Any:
+    try:
+        return setting.parse(value)
+    except Refused as refused:
+        raise ConfigError(f"{key}={value!r} is refused: allowed is {setting.allowed}{refused.hint}.") from None
+
+
+def metric_names(settings: Mapping[str, Any]) -> list[str]:
+    """The metrics of a run by the names under which RecBole reports them."""
+    names: list[str] = []
+    for metric in map(str.lower, settings["metrics"]):
+        by_k = metric_types.get(metric) == EvaluatorType.RANKING and metric not in _METRICS_WITHOUT_K
+        names += [f"{metric}@{k}" for k in settings["topk"]] if by_k else [metric]
+    return names
+
+
+def check_valid_metric(settings: Mapping[str, Any]) -> None:
+    """Refuse a metric for early stopping that is not computed.
+
+    Raises:
+        ConfigError: names it and those that are.
+    """
+    known, valid_metric = metric_names(settings), str(settings["valid_metric"])
+    if settings["eval_step"] and valid_metric.lower() not in known:
+        raise ConfigError(
+            f"valid_metric={valid_metric!r} is none of the metrics that are computed"
+            f"{nearest(valid_metric.lower(), known)}; allowed are {', '.join(known)} "
+            "(set metrics and topk)."
+        )
+
+
+def check_learner(learner: object) -> None:
+    """Refuse an optimizer that RecBole does not know, and takes Adam for, or that needs other gradients.
+
+    Raises:
+        ConfigError: names it and those that are allowed.
+    """
+    known: Collection[str] = LEARNERS
+    if isinstance(learner, str) and learner.lower() == "sparse_adam":
+        raise ConfigError(
+            f"learner={learner!r} is refused, because no RecBole model has the sparse "
+            f"gradients it needs: allowed are {', '.join(known)}."
+        )
+    if not isinstance(learner, str) or learner.lower() not in known:
+        raise ConfigError(
+            f"learner={learner!r} is unknown, and RecBole would use adam instead"
+            f"{nearest(str(learner), known)}: allowed are {', '.join(known)}."
+        )
