@@ -5,13 +5,14 @@
 # asks for: NDCG@10 (AUC of clicks) chooses the epoch (RecBole's default is MRR@10), evaluation batches are larger, and
 # histories of sequences ten items long. Dense is ours at density 1, which reproduces RecBole's losses
 # (tests/test_density_one.py) in a fraction of its time. A run is model/dataset, or model/dataset/schedule where the
-# file has another name than the dataset. Of ml-1m there are dense and dsl_plus, of ml-100k also the paper's dsl (at 0.1, not
+# file has another name than the dataset. Of ml-1m and ml-1m-pos there are dense and dsl_plus, of ml-100k also the paper's dsl (at 0.1, not
 # at its default of 0.5). JOBS runs go on at once. Goes on where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 read -ra wanted <<< "${RUNS:-LightGCN/ml-1m BPR/ml-100k NGCF/ml-100k SGL/ml-100k SimpleX/ml-100k NeuMF/ml-100k MultiDAE/ml-100k
     CDAE/ml-100k RecVAE/ml-100k DeepFM/ml-100k/ml-100k-clicks GRU4Rec/ml-100k/ml-100k-sequences
-    SASRec/ml-100k/ml-100k-sequences}"
+    SASRec/ml-100k/ml-100k-sequences DeepFM/ml-1m/ml-1m-clicks GRU4Rec/ml-1m-pos/ml-1m-pos-sequences
+    SASRec/ml-1m-pos/ml-1m-pos-sequences}"
 export results=benchmarks/results/out_of_the_box
 mkdir -p "$results" log
 
@@ -32,7 +33,7 @@ for run in "${wanted[@]}"; do
     IFS=/ read -r model dataset schedule <<< "$run"
     for seed in ${SEEDS:-2020}; do
         for method in ${METHODS:-dense dsl_plus dsl}; do
-            [[ $dataset/$method == ml-1m/dsl ]] || echo "$model/$dataset/${schedule:-$dataset}/$method/$seed"
+            [[ $dataset/$method == ml-1m*/dsl ]] || echo "$model/$dataset/${schedule:-$dataset}/$method/$seed"
         done
     done
 done | xargs -P "${JOBS:-1}" -I{} bash -c 'train {}'
