@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Final
 
 from .errors import ConfigError, DSLError, nearest
@@ -39,6 +43,9 @@ beside which its 300,000 make every step wait for a core (``benchmarks/busy_mach
 """
 
 
+_INTERRUPTED: Final = "interrupted; checkpoints that were written are kept."
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0, 2 after one sentence about what was wrong, or 130."""
     if not sys.warnoptions:
@@ -48,18 +55,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["GOMP_SPINCOUNT"] = SPINS  # read when torch is loaded, which the commands do
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "train"
-    try:
-        if command == "train" and arguments and (near := nearest(arguments[0], COMMANDS)):
-            raise ConfigError(f"{arguments[0]!r} is no command{near}: allowed are {', '.join(COMMANDS)}.")
-        _module(command).run(arguments)
-    except DSLError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        told = str(stop) or "interrupted; checkpoints that were written are kept."
-        print(f"error: {told}", file=sys.stderr)
-        return int(getattr(stop, "exit_status", 130))
+    with _noted_interrupts() as noted:
+        try:
+            if command == "train" and arguments and (near := nearest(arguments[0], COMMANDS)):
+                raise ConfigError(f"{arguments[0]!r} is no command{near}: allowed are {', '.join(COMMANDS)}.")
+            _module(command).run(arguments)
+        except DSLError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt as stop:
+            print(f"error: {str(stop) or _INTERRUPTED}", file=sys.stderr)
+            return int(getattr(stop, "exit_status", 130))
+        except Exception:
+            if not noted:
+                raise
+            print(f"error: {_INTERRUPTED}", file=sys.stderr)
+            return 130
     return 0
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """Ctrl-C as ever, and noted: libraries may make errors of their own of it while they are imported."""
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        signal.default_int_handler(number, frame)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield noted
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _module(command: str) -> Any:

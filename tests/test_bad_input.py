@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import types
 from pathlib import Path
@@ -247,6 +248,32 @@ def test_an_interrupted_run_says_so(
     monkeypatch.setattr("recbole_dsl.experiment.run_recbole_dsl", interrupt)
     assert main([]) == 130
     assert capsys.readouterr().err.startswith("error: interrupted")
+
+
+def test_an_interrupt_that_a_library_turns_into_an_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As numpy does while it is imported: one sentence all the same; without Ctrl-C the error stays one."""
+    interrupts = True
+
+    class Command:
+        @staticmethod
+        def run(argv: object) -> None:
+            try:
+                if interrupts:
+                    signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                pass
+            raise RecursionError("within an import")
+
+    monkeypatch.setattr("recbole_dsl.cli._module", lambda command: Command)
+    before = signal.getsignal(signal.SIGINT)
+    assert main([]) == 130
+    assert capsys.readouterr().err == "error: interrupted; checkpoints that were written are kept.\n"
+    interrupts = False
+    with pytest.raises(RecursionError):
+        main([])
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_resume_is_a_key_of_its_own(
