@@ -126,6 +126,28 @@ def test_narrow_is_the_widest_that_is_no_larger(method: str, columns: int, data:
     assert one_more > size(sparse)
 
 
+def test_narrow_has_the_bytes_of_wide_tables(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where dsl_plus takes 512 columns, its index has two bytes a weight: 5156 bytes hold 7.005 columns."""
+    monkeypatch.setattr("recbole_dsl.experiment.best_width", lambda *_: 512)
+    narrow = run(task(data, tmp_path, "narrow", 0.25))
+    assert narrow.analysis["narrow"] == {"embedding_size": 7} and narrow.sparsity["weights"] == ROWS * 16
+    sparse = run(task(data, tmp_path, "dsl_plus", 0.25))
+    assert sparse.costs["weight_bytes"] + sparse.costs["index_bytes"] == 5156
+
+
+@pytest.mark.parametrize("method", ["magnitude_once", "lottery", "gmp", "pep"])
+def test_what_starts_dense_keeps_its_columns(method: str, data: Path, tmp_path: Path) -> None:
+    """Whatever ``dsl_width`` the sparse cells of the comparison have."""
+    dense = tmp_path / "dense.pth"
+    run(task(data, tmp_path, "dense", dense=dense))
+    start = dense if read_method(method).after else None
+    made = task(data, tmp_path, method, 0.25, dense=start)
+    wide = run(replace(made, settings={**made.settings, "dsl_width": 64, "epochs": 1}))
+    assert wide.sparsity["weights"] == ROWS * 16 and wide.sparsity["live"] <= ROWS * 4
+
+
 def test_magnitude_keeps_the_largest_weights(data: Path, tmp_path: Path) -> None:
     """Without fine-tuning it is the dense model with all but the 294 largest weights set to zero by hand."""
     kept = tmp_path / "dense.pth"

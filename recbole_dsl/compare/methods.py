@@ -32,8 +32,8 @@ class Method:
     ``about``: one sentence; ``procedure``: of :data:`PROCEDURES`; ``densities``: whether it has a cell for
     every density, or one; ``after``: ``"dense"`` if it starts from the dense model that RecBole has trained;
     ``tuned``: whether it trains anything that settings change; ``trains_as``: the ``dsl_method`` of procedure
-    ``sparse``, and whose scope and budget the others have; ``as_large_as``: of ``narrow``, ``"weights"`` or
-    ``"training"``; ``widths``: which settings of a model say how wide it is; ``even``: which of them have to be
+    ``sparse``, and whose scope, budget and bytes the others have; ``as_large_as``: of ``narrow``,
+    ``"weights"`` or ``"training"``; ``widths``: which settings of a model say how wide it is; ``even``: which of them have to be
     even; ``options``: of the procedure; ``settings``: of the run.
     """
 
@@ -49,6 +49,11 @@ class Method:
     even: Mapping[str, list[str]] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def widens(self) -> bool:
+        """Whether its sparse model may have more columns than the dense one (``dsl_width``)."""
+        return self.procedure in ("sparse", "narrow") and self.after is None
 
 
 def method_names() -> list[str]:

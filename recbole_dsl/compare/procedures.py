@@ -58,8 +58,9 @@ class Task:
 
     @property
     def sparse(self) -> dict[str, Any]:
-        """The same with the keys of sparse training."""
-        return {**self.own, "dsl_method": self.method.trains_as or "static", "dsl_density": self.density}
+        """The same with the keys of sparse training; what starts from a dense model has that one's columns."""
+        own = {**self.own, "dsl_method": self.method.trains_as or "static", "dsl_density": self.density}
+        return own if self.method.widens else {**own, "dsl_width": None}
 
     @property
     def recbole(self) -> dict[str, Any]:
