@@ -33,8 +33,8 @@ class Method:
     every density, or one; ``after``: ``"dense"`` if it starts from the dense model that RecBole has trained;
     ``tuned``: whether it trains anything that settings change; ``trains_as``: the ``dsl_method`` of procedure
     ``sparse``, and whose scope, budget and bytes the others have; ``as_large_as``: of ``narrow``,
-    ``"weights"`` or ``"training"``; ``widths``: which settings of a model say how wide it is; ``even``: which of them have to be
-    even; ``options``: of the procedure; ``settings``: of the run.
+    ``"weights"`` or ``"training"``; ``widths``: which settings of a model say how wide it is;
+    ``even``: which of them have to be even; ``options``: of the procedure; ``settings``: of the run.
     """
 
     name: str
