@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("ignore", module=r"recbole\.")
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = SPINS  # read when torch is loaded, which the commands do
+    if isinstance(sys.stdout, io.TextIOWrapper):  # tokens may have letters that a terminal does not know
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "train"
     with _noted_interrupts() as noted:
@@ -63,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except DSLError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except BrokenPipeError:  # whoever reads the output, such as head, has what it wants
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + 13
         except KeyboardInterrupt as stop:
             print(f"error: {str(stop) or _INTERRUPTED}", file=sys.stderr)
             return int(getattr(stop, "exit_status", 130))

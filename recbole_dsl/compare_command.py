@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> None:
         for one in cells
         for cell in (one, one.dense)
     }
-    metric = _check(cells, request, each, options.metric)
+    metric = _check(cells, request, each, options.metric and options.metric.lower())
     _warn_of_untuned(cells, request)
     store = Store(request.folder)
     store.open(request.grid(densities, numbers_of_seeds), request.files)

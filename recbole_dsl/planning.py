@@ -232,8 +232,9 @@ def least_growth_memory(groups: Sequence[Group], setup: Setup) -> int:
     least = [
         (least_score_memory(group.shapes, setup.score_bytes, setup.growth_rows), group.weights)
         for group in groups
+        if group.live < group.weights  # else nothing grows
     ]
-    return max(-(-memory * total // weights) for memory, weights in least)
+    return max((-(-memory * total // weights) for memory, weights in least), default=0)
 
 
 def record_bytes(group: Group) -> int:

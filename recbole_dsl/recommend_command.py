@@ -92,7 +92,9 @@ def _answers(
 
 def _tell(answers: Iterator[tuple[str, list[str], Any]], count: int, options: Any, asked: str) -> None:
     if options.out is not None:
-        with writer_of(options.out)(options.out, asked) as write:
+        # The file has a column of items already.
+        first = "similar_to" if options.similar_to is not None else asked
+        with writer_of(options.out)(options.out, first) as write:
             for answer in _with_progress(answers, count):
                 write(*answer)
         print(
@@ -130,11 +132,12 @@ def _with_progress(answers: Iterator[Any], count: int) -> Iterator[Any]:
 
 def _lines(path: Path, option: str) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        # As Windows's editors write it, too.
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"{option}={path} cannot be read ({reason}); allowed is a text file.") from None
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.split("\n") if line.strip()]  # tokens may have other ends of lines
     if not lines:
         raise ConfigError(f"{option}={path} is empty; allowed is a text file with one name on each line.")
     return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any
 import yaml
 
 from .command_line import Parser, warn_unknown_flags
-from .compare.grid import FIRST_SEED, Cell
-from .compare.options import Request, add_options, number, refuse_own, settings_of, whole
+from .compare.grid import FIRST_SEED, Cell, cells_of
+from .compare.methods import read_method
+from .compare.options import Request, add_options, number, read_tuned, refuse_own, settings_of, whole
 from .compare.running import Runner, jobs_of, refuse_unfinished
 from .compare.space import points_of, read_space
 from .compare.store import Store
-from .compare.summary import read_cells
+from .compare.summary import read_cells, read_grid
 from .config import RecBoleDSLConfig, no_flags
 from .errors import ConfigError
 from .files import write_text_whole
@@ -80,20 +82,59 @@ def run(argv: Sequence[str]) -> None:
     chosen: dict[str, Any] = {"how": how, "chosen": dict(request.tuned.get("chosen") or {})}
     store = Store(request.folder)
     store.open(request.grid([density], [seed], points=points), request.files)
+    path = store.folder / "tuned.yaml"
+    before = read_tuned(str(path)).get("chosen", {}) if path.is_file() else {}
+    chosen["chosen"] = _merged(chosen["chosen"], before)  # the choices of methods that earlier calls have tuned
     try:
         # What starts from the dense model starts from the tuned one.
+        everything, starting = _cells_of_folder(store, density, seed)
+        for model in read_grid(store.folder)["models"]:
+            metrics.setdefault(model, _check(model, request.datasets, common, points, flags))
         for after in (None, "dense"):
             stage = [cell for cell in cells if request.methods[cell.method][1].after == after]
+            if after == "dense":
+                _refuse_other_dense(store, starting, chosen)
             _run_stage(store, stage, request, chosen, points)
             results = read_cells(store.folder)
             _choose(results, stage, points, metrics, chosen["chosen"])
-        path = store.folder / "tuned.yaml"
-        write_text_whole(store.folder / "trials.csv", _as_csv(results, cells, points, metrics))
+        write_text_whole(store.folder / "trials.csv", _as_csv(results, everything, points, metrics))
         write_text_whole(path, yaml.safe_dump(chosen, sort_keys=False))
     finally:
         store.close()
     print(path.read_text(encoding="utf-8"))
     print(f"Use it with: recbole-dsl compare --tuned={path}")
+
+
+def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Two mappings of models to datasets to methods to settings; the second wins."""
+    merged = {model: {dataset: dict(m) for dataset, m in of.items()} for model, of in one.items()}
+    for model, of_model in other.items():
+        for dataset, of_dataset in of_model.items():
+            merged.setdefault(model, {}).setdefault(dataset, {}).update(of_dataset)
+    return merged
+
+
+def _cells_of_folder(store: Store, density: float, seed: int) -> tuple[list[Cell], list[Cell]]:
+    """The cells of all calls with this folder, and those of them that start from a dense model."""
+    grid = read_grid(store.folder)
+    methods = {method.name: method for method in map(read_method, grid["methods"])}
+    cells = cells_of(grid["models"], grid["datasets"], list(methods.values()), [density], [seed])
+    return cells, [cell for cell in cells if methods[cell.method].after == "dense"]
+
+
+def _refuse_other_dense(store: Store, cells: Sequence[Cell], chosen: Mapping[str, Any]) -> None:
+    """Raise ConfigError if trials of ``cells`` have started from a dense model with other settings."""
+    for cell in cells:
+        figures = store.path("dense", cell.dense)
+        settings = settings_of(chosen, cell.dense)
+        if not figures.is_file():
+            continue
+        config = RunResult.from_json(figures.read_text(encoding="utf-8")).config
+        if any(config.get(key) != value for key, value in settings.items()):
+            raise ConfigError(
+                f"'{store.folder}' has trials of {cell.method} that started from a dense model before that was "
+                "tuned; allowed is another --name."
+            )
 
 
 def _trials(cell: Cell, points: Sequence[Point]) -> list[tuple[Cell, Point]]:
@@ -112,7 +153,15 @@ def _run_stage(
     trials = [cell for cell in each if cell.trial is not None]
     if trials:
         outcome = Runner(store, request.jobs).run(jobs_of(trials, request.methods, each, store), len(trials))
-        refuse_unfinished(outcome, store, "trials")
+        none_left = any(not any(store.is_finished(t) for t, _ in _trials(cell, points)) for cell in stage)
+        if outcome.cancelled or none_left:
+            refuse_unfinished(outcome, store, "trials")
+        if outcome.failed:
+            logging.getLogger(__name__).warning(
+                "%d trials failed and count as the worst ('%s/failed' says why); another call tries again.",
+                outcome.failed,
+                store.folder,
+            )
 
 
 def _choose(
@@ -122,13 +171,28 @@ def _choose(
     metrics: Mapping[str, tuple[str, bool]],
     chosen: dict[str, Any],
 ) -> None:
-    """The point of every cell with the best validation result; of equal ones the first."""
+    """The point of every cell with the best validation result; of equal ones the first.
+
+    Raises:
+        ConfigError: a cell has none.
+    """
     for cell in stage:
         metric, bigger = metrics[cell.model]
-        scores = [results[trial.key].best_valid_result[metric] for trial, _ in _trials(cell, points)]
-        best = scores.index(max(scores) if bigger else min(scores))
+        scores = {place: _score(results, t, metric) for place, (t, _) in enumerate(_trials(cell, points))}
+        known = {place: score for place, score in scores.items() if score is not None}
+        if not known:
+            raise ConfigError(
+                f"No trial of {cell.key} has a {metric} that is a number; allowed is another space."
+            )
+        best = (max if bigger else min)(known, key=known.__getitem__)
         of_dataset = chosen.setdefault(cell.model, {}).setdefault(cell.dataset, {})
         of_dataset[cell.method] = {**of_dataset.get(cell.method, {}), **points[best]}
+
+
+def _score(results: Mapping[str, RunResult], trial: Cell, metric: str) -> float | None:
+    """Of a trial on validation; None if it failed, or that is no number."""
+    result = results.get(trial.key)
+    return None if result is None or result.best_valid_result is None else result.best_valid_result[metric]
 
 
 def _as_csv(
@@ -137,14 +201,15 @@ def _as_csv(
     points: Sequence[Point],
     metrics: Mapping[str, tuple[str, bool]],
 ) -> str:
-    """A line for every trial."""
+    """A line for every trial that is finished."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["model", "dataset", "method", *points[0], "metric", "best validation result", "epochs"])
     for cell in cells:
         metric, _ = metrics[cell.model]
         for trial, point in _trials(cell, points):
-            result = results[trial.key]
+            if (result := results.get(trial.key)) is None:
+                continue
             own = [cell.model, cell.dataset, cell.method, *point.values(), metric]
             writer.writerow([*own, result.best_valid_result[metric], result.epochs_run])
     return text.getvalue()

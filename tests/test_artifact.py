@@ -167,7 +167,9 @@ texts = st.lists(st.text(max_size=6), unique=True, max_size=20)
 @relaxed
 @given(
     st.one_of(
-        numbers, texts, st.lists(st.sampled_from(["0", "00", "-0", "1.0", "+1", "١", " 1", "7"]), unique=True)
+        numbers,
+        texts,
+        st.lists(st.sampled_from(["0", "00", "-0", "--5", "-", "1.0", "+1", "١", " 1", "7"]), unique=True),
     )
 )
 def test_tokens_come_back(tokens: list[str]) -> None:

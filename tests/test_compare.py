@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,7 +40,7 @@ from recbole_dsl.compare.narrow import Widths
 from recbole_dsl.compare.options import read_tuned, settings_of
 from recbole_dsl.compare.procedures import PROCEDURES, Task, with_dense
 from recbole_dsl.compare.pruning import GradualPruning, kept_at
-from recbole_dsl.compare.running import Runner, jobs_of
+from recbole_dsl.compare.running import Job, Runner, jobs_of
 from recbole_dsl.compare.space import Dimension, points_of, read_space
 from recbole_dsl.compare.store import Store
 from recbole_dsl.compare.thresholds import SoftThreshold
@@ -47,6 +48,7 @@ from recbole_dsl.compare.twin import Budget
 from recbole_dsl.config import no_flags
 from recbole_dsl.errors import ConfigError
 from recbole_dsl.sparsity.interactions import Interactions
+from recbole_dsl.tune_command import _refuse_other_dense
 from tests.tiny_data import ITEMS, NAME, USERS
 
 pytestmark = pytest.mark.usefixtures("in_folder")
@@ -570,6 +572,9 @@ def test_cells_of_a_grid() -> None:
     for densities in ([0.0], [1.5], [0.1, 0.1]):
         with pytest.raises(ConfigError):
             cells_of(["BPR"], ["ml-100k"], [dsl], densities, [1])
+    assert len({Cell("M", "d", "dsl", x, 1).key for x in (0.1234567, 0.12345671)}) == 2
+    with pytest.raises(ConfigError, match="different names"):
+        cells_of(["a:M", "b:M"], ["ml-100k"], [dsl], [0.1], [1])
 
 
 def test_dense_models_that_others_need_come_first(tmp_path: Path) -> None:
@@ -597,7 +602,7 @@ def test_dense_models_that_others_need_come_first(tmp_path: Path) -> None:
 
 def grid(**more: Any) -> dict[str, Any]:
     lists = {key: [] for key in ("models", "datasets", "methods", "densities", "seeds")}
-    return {**lists, "settings": {}, "tuned": {}, **more}
+    return {**lists, "settings": {}, "tuned": {}, "method_files": {}, **more}
 
 
 def test_a_folder_has_one_setting(tmp_path: Path) -> None:
@@ -614,6 +619,31 @@ def test_a_folder_has_one_setting(tmp_path: Path) -> None:
     again.open(grid(seeds=[2], settings={"epochs": "3"}), {"topk": [10]})
     again.close()
     assert json.loads((store.folder / "grid.json").read_text())["seeds"] == [1, 2]
+
+
+def test_a_folder_has_one_content_of_a_method_file(tmp_path: Path) -> None:
+    """One that was changed meanwhile would mix two methods in one row; other files may come."""
+    store = Store(tmp_path / "s")
+    for files in ({"mine.yaml": {"dsl_drop": "taylor"}}, {"other.yaml": {}}, {}):
+        store.open(grid(method_files=files), {})
+        store.close()
+    with pytest.raises(ConfigError, match=r"another content of 'mine\.yaml'"):
+        store.open(grid(method_files={"mine.yaml": {"dsl_drop": "magnitude"}}), {})
+
+
+def test_a_cell_that_runs_again_has_no_old_note(tmp_path: Path) -> None:
+    """Else it would be told with an error of another time if it fails without a word."""
+    store, cell = Store(tmp_path / "s"), Cell("BPR", "nothing", "dsl", 0.1, 1)
+    store.open(grid(), {})
+    store.note("failed", cell, "Disk full")
+    runner = Runner(store, 1)
+    runner._start(Job(cell, "dsl", {}))
+    process = next(iter(runner.running))
+    process.kill()
+    process.wait()
+    runner._ended()
+    store.close()
+    assert "signal 9" in json.loads(store.path("failed", cell).read_text())["error"]
 
 
 BAD = [
@@ -636,6 +666,9 @@ BAD = [
     (["--config_files=no.yaml"], "cannot be read"),
     (["--learning_rate=-1"], "learning_rate"),
     (["--methods="], "--methods= is refused"),
+    (["--name=.."], "--name=.. is refused"),
+    (["--methods=a/mine.yaml,b/mine.yaml"], "both named 'mine'"),
+    (["--methods=a/narrow.yaml"], "its name 'narrow' is taken"),
 ]
 
 
@@ -644,6 +677,9 @@ def test_bad_flags_are_one_sentence(
     flags: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit status 2, one line, and no folder."""
+    for file in ("a/mine.yaml", "b/mine.yaml", "a/narrow.yaml"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("dsl_drop: taylor\n")
     assert main(["compare", *flags]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and told in error
@@ -841,6 +877,41 @@ def test_tune_needs_something_to_tune(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
+def test_tuning_goes_on_with_other_methods(data: Path, tmp_path: Path) -> None:
+    """Earlier choices stay, and a trial that cannot be run is the worst one."""
+    (tmp_path / "space").write_text("dropout_prob choice [1.5, 0.1]\n")
+    flags = [flag for flag in command(data) if flag != "compare"]
+    flags.insert(flags.index(str(SCRIPT)) + 1, "tune")
+    flags += ["--models=NeuMF", "--space=space", "--density=0.25", "--jobs=2", "--epochs=1"]
+    flags.remove("--epochs=2")
+    for method in ("static", "dense"):
+        done = subprocess.run([*flags, f"--methods={method}"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "1 trials failed and count as the worst" in done.stderr
+    chosen = read_tuned(str(tmp_path / "results" / "t" / "tuned.yaml"))["chosen"]
+    assert chosen == {"NeuMF": {NAME: {"static": {"dropout_prob": 0.1}, "dense": {"dropout_prob": 0.1}}}}
+    rows = list(csv.DictReader((tmp_path / "results" / "t" / "trials.csv").open()))
+    assert [(row["method"], row["dropout_prob"]) for row in rows] == [("static", "0.1"), ("dense", "0.1")]
+    (tmp_path / "space").write_text("dropout_prob choice [1.5]\n")
+    flags = [flag.replace("--name=t", "--name=u") for flag in flags]
+    done = subprocess.run([*flags, "--methods=static"], capture_output=True, text=True)
+    assert done.returncode == 2 and "1 trials failed" in done.stderr
+
+
+def test_trials_from_another_dense_model_are_not_kept(tmp_path: Path) -> None:
+    """What pruned an untuned dense model says nothing of the tuned one."""
+    store, cell = Store(tmp_path / "s"), Cell("M", "a-b", "magnitude", 0.1, 1)
+    store.open(grid(), {})
+    result = dataclasses.replace(result_with("dense", 1, 0.1), config={"learning_rate": 0.001})
+    result.save(store.path("dense", cell.dense))
+    for rate in (0.001, 0.01):
+        chosen = {"chosen": {"M": {"a-b": {"dense": {"learning_rate": rate}}}}}
+        with pytest.raises(ConfigError, match="trials of magnitude") if rate == 0.01 else nullcontext():
+            _refuse_other_dense(store, [cell], chosen)
+    store.close()
+
+
+@pytest.mark.slow
 def test_tuning_chooses_on_validation(data: Path, tmp_path: Path) -> None:
     """The best validation result of every method's trials; what prunes starts from the tuned dense model."""
     (tmp_path / "space").write_text("learning_rate choice [0.00001, 0.05]\n")
@@ -917,6 +988,31 @@ def test_places_of_metrics_of_which_less_is_better(metric: str, places: list[int
         cells[Cell("M", "a-b", method, 0.1, 1).key] = result
     rows = summary.rows_of(cells, ["dsl", "narrow"], metric)
     assert [row.place for row in rows] == places
+
+
+def test_rows_of_unequal_seeds_have_no_place() -> None:
+    """0.30 is above 0.20, but it is the better seed's alone."""
+    scores = {"dsl": {1: 0.1, 2: 0.3}, "static": {1: 0.1, 2: 0.2}, "rigl": {2: 0.29}}
+    cells = {
+        Cell("M", "a-b", method, 0.1, seed).key: result_with(method, seed, score)
+        for method, of in scores.items()
+        for seed, score in of.items()
+    }
+    rows = summary.rows_of(cells, list(scores), "ndcg@10")
+    assert [row.place for row in rows] == [1, 2, None]
+
+
+def test_metrics_that_are_nothing_or_no_number() -> None:
+    """No ratio to a dense model of zero; a seed whose metric is no number is left out of the mean."""
+    scores: dict[str, dict[int, Any]] = {"dense": {1: 0.0}, "dsl": {1: 0.1, 2: None}, "rigl": {1: None}}
+    cells = {
+        Cell("M", "a-b", method, None if method == "dense" else 0.1, seed).key: result_with(method, seed, score)
+        for method, of in scores.items()
+        for seed, score in of.items()
+    }
+    rows = summary.rows_of(cells, list(scores), "ndcg@10")
+    assert [(row.method, row.mean, row.to_dense) for row in rows] == [("dense", 0, None), ("dsl", 0.1, None)]
+    assert "| 0.1000 |  |" in summary.as_markdown(rows)
 
 
 def test_recbole_knows_the_same_metrics_of_which_less_is_better() -> None:

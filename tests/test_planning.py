@@ -462,6 +462,13 @@ def test_every_option_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["bytes_per_device"]["replicated"]["sparse"] == sparse_figures(capsys)
 
 
+def test_nothing_grows_at_density_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """So no memory for growth scores is too small, and none is held."""
+    plan = ["plan", "--users=1000", "--items=500", "--dim=16", "--density=1", "--growth-memory=64B", "--json"]
+    found = json.loads(printed(capsys, *plan))
+    assert found["bytes_per_device"]["replicated"]["sparse"]["growth_scores"] == 0
+
+
 def test_a_default_that_training_would_refuse_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     """256 MB do not even hold where the rows of 1.1 billion are; the least that would do is counted."""
     found = json.loads(printed(capsys, *EXAMPLE, "--json"))

@@ -286,7 +286,7 @@ def test_recommend_prints(folders: Any, tmp_path: Path, capsys: pytest.CaptureFi
         [str(rank), item, f"{score:.6g}"]
         for rank, (item, score) in enumerate(zip(items, scores, strict=True), 1)
     ]
-    (tmp_path / "users").write_text("u7\n\n u3 \n")
+    (tmp_path / "users").write_bytes("\ufeffu7\r\n\r\n u3 \n".encode())
     rows = told("recommend", folder, "--users-file", str(tmp_path / "users"), "-k=3", "--json", capsys=capsys)
     answers = [json.loads(line) for line in rows.splitlines()]
     assert [answer["user"] for answer in answers] == ["u7", "u3"]
@@ -316,6 +316,14 @@ def test_recommend_for_all(folders: Any, tmp_path: Path, capsys: pytest.CaptureF
         (r["user"], int(r["rank"]), r["item"]) for r in rows
     ]
     assert np.allclose([r["score"] for r in table], [float(r["score"]) for r in rows])
+    for ending in ("csv", "parquet"):
+        told(
+            "recommend", folder, "--similar-to=i1", f"--out={tmp_path / 'like'}.{ending}", "-k=2", capsys=capsys
+        )
+    like = pq.read_table(tmp_path / "like.parquet").to_pylist()
+    assert [list(row) for row in like] == [["similar_to", "rank", "item", "score"]] * 2
+    assert {row["similar_to"] for row in like} == {"i1"} and "i1" not in {row["item"] for row in like}
+    assert (tmp_path / "like.csv").read_text().splitlines()[0] == "similar_to,rank,item,score"
     recommender = SparseRecommender.load(folder)
     assert [r["item"] for r in rows[:4]] == recommender.recommend(recommender.users[0], 4)[0]
 
@@ -333,6 +341,8 @@ def test_recommend_for_all(folders: Any, tmp_path: Path, capsys: pytest.CaptureF
         (["recommend", "{a}", "--usr=u1"], "did you mean '--user'?"),
         (["recommend", "{a}", "--users-file=no"], "--users-file=no cannot be read"),
         (["recommend", "{a}", "--user=nobody"], "User 'nobody' is not in the data"),
+        (["recommend", "{a}", "--user=--5"], "User '--5' is not in the data"),
+        (["serve", "{a}", "--device=foo"], "device='foo' cannot be used"),
         (["recommend", "nowhere", "--user=u1"], "there is no such folder"),
         (["inspect", "nowhere"], "there is no such folder"),
         (["inspect"], "required: artifact"),
@@ -376,6 +386,7 @@ def test_vectors_for_other_tools(folders: Any, tmp_path: Path, capsys: pytest.Ca
     )
     told("vectors", str(folder), "--to", str(out), "--dense", "--force", capsys=capsys)
     assert np.allclose(np.load(out / "items.npy"), items.toarray())
+    assert not list(out.glob("*.npz"))  # which would be another model's, next time
     told("vectors", str(folders("LightGCN")), "--to", str(tmp_path / "dense"), capsys=capsys)
     assert np.load(tmp_path / "dense" / "users.npy").shape == (USERS, 16)
     assert "does not score by inner products" in told(

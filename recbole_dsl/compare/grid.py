@@ -28,7 +28,7 @@ class Cell:
     def key(self) -> str:
         """The name of its files."""
         model = self.model.replace(":", ".")
-        density = "" if self.density is None else f"-{self.density:g}"
+        density = "" if self.density is None else f"-{self.density:.12g}"
         trial = "" if self.trial is None else f"-trial{self.trial}"
         return f"{model}-{self.dataset}-{self.method}{density}-{self.seed}{trial}"
 
@@ -52,11 +52,17 @@ def cells_of(
     """All cells, seed by seed, so that a grid that is stopped has whole comparisons.
 
     Raises:
-        ConfigError: a density is none, or two cells would have one name.
+        ConfigError: a density is none, or two models or two cells would have one name.
     """
     for density in densities:
         if not 0 < density <= 1:
             raise ConfigError(f"densities={density:g} is refused: allowed are numbers above 0 and at most 1.")
+    names = [model.rpartition(":")[2] for model in models]
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            f"models={','.join(models)} is refused, because a table has a row for each name: allowed are "
+            "models whose classes have different names."
+        )
     found = [
         Cell(model, dataset, method.name, density, seed)
         for seed in seeds

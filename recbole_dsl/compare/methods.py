@@ -79,6 +79,11 @@ def read_method(name: str) -> Method:
             f"{', '.join(method_names())}, and the path of a method file ending in .yaml."
         )
     property_files.method_settings(name)
+    if Path(name).stem in _own_names():
+        raise ConfigError(
+            f"methods={name!r} is refused, because its name {Path(name).stem!r} is taken: allowed is another "
+            "name of the file."
+        )
     plain = property_files.method_name(name)
     own = Path(name) if name != plain else properties_dir() / "method" / f"{plain}.yaml"
     return Method(plain, _first_comment(own) or "Sparse from scratch.", trains_as=name)

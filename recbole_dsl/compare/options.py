@@ -67,12 +67,17 @@ class Request:
         for source in (settings, files):
             refuse_own(source)
         models, datasets = words(options.models, "models"), words(options.datasets, "datasets")
-        methods = {}
+        methods: dict[str, tuple[str, Method]] = {}
         for word in words(options.methods, "methods"):
             method = read_method(word)
+            if method.name in methods:
+                raise ConfigError(
+                    f"methods {methods[method.name][0]} and {word} are both named {method.name!r}; allowed are "
+                    "files with different names."
+                )
             methods[method.name] = (word, method)
         name = options.name or re.sub(r"\W+", "-", f"{'-'.join(models)}-{'-'.join(datasets)}{ending}")
-        if Path(name).name != name:
+        if Path(name).name != name or name == "..":
             raise ConfigError(f"--name={name} is refused: allowed is the name of a folder.")
         folder, jobs = Path(options.results) / name, whole(options.jobs, "jobs")
         tuned = read_tuned(options.tuned)
@@ -88,6 +93,11 @@ class Request:
             "models": self.models,
             "datasets": self.datasets,
             "methods": [word for word, _ in self.methods.values()],
+            "method_files": {
+                word: property_files.read_mapping(Path(word))
+                for name, (word, _) in self.methods.items()
+                if word != name
+            },
             "densities": list(densities),
             "seeds": list(seeds),
             "settings": {**self.settings, **settings},

@@ -20,6 +20,9 @@ from .grid import Cell
 from .methods import Method
 from .store import Store
 
+_SECONDS_TO_END: Final = 20
+"""What cells have to write their state after a signal, as the processes of one training have (launching.py)."""
+
 _HOME: Final = str(Path(__file__).resolve().parents[2])
 """Where this package is, which need not be installed."""
 
@@ -122,6 +125,7 @@ class Runner:
         return next((job for job in waiting if job.needs not in at_work), None)
 
     def _start(self, job: Job) -> None:
+        self.store.forget_notes(job.cell)
         request = {
             "cell": job.cell.to_dict(),
             "method": job.method,
@@ -188,7 +192,7 @@ class Runner:
             process.terminate()
         for process, (job, started) in list(self.running.items()):
             try:
-                process.wait(timeout=5)
+                process.wait(timeout=_SECONDS_TO_END)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

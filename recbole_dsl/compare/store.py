@@ -99,6 +99,10 @@ class Store:
     def keep(self, cell: Cell, result: RunResult) -> None:
         """Write a result, and forget that the cell failed or was cancelled before."""
         result.save(self.path("cells", cell))
+        self.forget_notes(cell)
+
+    def forget_notes(self, cell: Cell) -> None:
+        """Forget that a cell failed or was cancelled, as it is run again."""
         for state in ("failed", "cancelled"):
             self.path(state, cell).unlink(missing_ok=True)
 
@@ -115,6 +119,13 @@ def _extended(old: dict[str, Any], new: dict[str, Any], folder: Path) -> dict[st
             f"'{folder}' was made with other tuned settings, which its grid.json has; allowed are the same "
             "ones for all cells, or another --name."
         )
+    files = {**new["method_files"], **old.get("method_files", {})}
+    for file, content in new["method_files"].items():
+        if files[file] != content:
+            raise ConfigError(
+                f"'{folder}' was made with another content of '{file}'; allowed is the same one for all cells, "
+                "another name of the file, or another --name."
+            )
     before, now = old["settings"], new["settings"]
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
@@ -124,4 +135,5 @@ def _extended(old: dict[str, Any], new: dict[str, Any], folder: Path) -> dict[st
             "allowed are the same settings for all cells, or another --name."
         )
     lists = ("models", "datasets", "methods", "densities", "seeds")
+    new = {**new, "method_files": files}
     return {**new, **{part: old[part] + [x for x in new[part] if x not in old[part]] for part in lists}}

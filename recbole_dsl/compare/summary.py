@@ -115,24 +115,29 @@ def rows_of(cells: Mapping[str, RunResult], methods: Sequence[str], metric: str)
     for key, result in cells.items():
         density = asked_density(key, result)
         by_row.setdefault((result.dataset, result.model, result.method, density), []).append(result)
-    dense = {
-        row[:2]: {r.seed: r.test_result[metric] for r in results}
-        for row, results in by_row.items()
-        if row[2] == "dense"
-    }
+    dense = {row[:2]: _scores(results, metric) for row, results in by_row.items() if row[2] == "dense"}
     rows = []
     for (dataset, model, method, density), results in by_row.items():
-        scores = {r.seed: r.test_result[metric] for r in sorted(results, key=lambda r: r.seed)}
+        scores = _scores(results, metric)
+        if not scores:
+            continue
         figures = {name: _mean([figure(r) for r in results]) for name, figure in COLUMNS.items()}
         theirs = dense.get((dataset, model), {})
         both = sorted(scores.keys() & theirs.keys())
-        ratio = sum(scores[s] for s in both) / sum(theirs[s] for s in both) if both else None
+        whole = sum(theirs[s] for s in both)
+        ratio = sum(scores[s] for s in both) / whole if whole else None
         rows.append(Row(dataset, model, method, density, metric, scores, figures, ratio))
 
     places = {Path(name).stem: place for place, name in enumerate(methods)}
     last = len(places)
     rows.sort(key=lambda r: (r.dataset, r.model, places.get(r.method, last), -(r.density or 2), r.method))
     return [_compared(row, rows) for row in rows]
+
+
+def _scores(results: Sequence[RunResult], metric: str) -> dict[int, float]:
+    """The metric by seed, without those for which it is no number."""
+    found = {r.seed: r.test_result[metric] for r in sorted(results, key=lambda r: r.seed)}
+    return {seed: score for seed, score in found.items() if score is not None}
 
 
 def _compared(row: Row, rows: Sequence[Row]) -> Row:
@@ -145,8 +150,12 @@ def _compared(row: Row, rows: Sequence[Row]) -> Row:
     }
     against.pop(row.method, None)
     larger = row.metric.partition("@")[0] not in SMALLER_IS_BETTER
-    rivals = sorted((other.mean for other in same if other.density == row.density), reverse=larger)
-    place = rivals.index(row.mean) + 1 if row.density is not None and len(rivals) > 1 else None
+    beside = [other for other in same if other.density == row.density]
+    # Means over other seeds are no match.
+    seeds = set().union(*(other.scores for other in beside))
+    rivals = sorted((other.mean for other in beside if other.scores.keys() == seeds), reverse=larger)
+    ranked = row.density is not None and len(rivals) > 1 and row.scores.keys() == seeds
+    place = rivals.index(row.mean) + 1 if ranked else None
     return replace(row, p_dense=against.get("dense"), p_narrow=against.get("narrow"), place=place)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..errors import RequestError, UnknownTokenError, nearest
+from ..errors import ConfigError, RequestError, UnknownTokenError, nearest, on_one_line
 from .artifact import Artifact, Manifest, read_artifact, refusal
 from .encoders import ENCODERS, Graph
 from .scorers import ACTIVATIONS, Scorer, VectorScorer
@@ -263,8 +263,22 @@ def _graphs(artifact: Artifact) -> dict[str, Graph]:
     return graphs
 
 
+def _check_device(device: str) -> None:
+    try:
+        import torch
+
+        torch.empty(0, device=device)
+    except (ImportError, RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device={device!r} cannot be used ({on_one_line(error)}); allowed are devices that torch has, "
+            "such as cuda, and none for numpy."
+        ) from None
+
+
 def _scorer(artifact: Artifact, graphs: dict[str, Graph], device: str | None) -> Scorer:
     manifest, place = artifact.manifest, artifact.folder
+    if device is not None:
+        _check_device(device)
     if manifest.form == "recbole":
         try:
             from .by_recbole import ModelScorer

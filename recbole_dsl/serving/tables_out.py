@@ -21,7 +21,7 @@ _ROWS: Final = 1 << 17
 
 @contextlib.contextmanager
 def csv_file(path: Path, asked: str) -> Iterator[Write]:
-    """Columns ``user`` (or what was asked for), ``rank``, ``item``, ``score``; UTF-8 with a header."""
+    """Columns ``asked`` (such as ``user``), ``rank``, ``item``, ``score``; UTF-8 with a header."""
     with written_whole(path) as file:
         rows = csv.writer(codecs.getwriter("utf-8")(file))
         rows.writerow([asked, "rank", "item", "score"])

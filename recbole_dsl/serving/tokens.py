@@ -10,6 +10,14 @@ import numpy as np
 from .table import pointers_of, smallest_unsigned
 
 
+def _whole_number(token: str) -> int | None:
+    """What a token of at most 18 signs says if it is a whole number as ``str`` writes it, else None."""
+    if len(token) > 18 or not token.isascii() or not token.removeprefix("-").isdigit():
+        return None
+    number = int(token)
+    return number if str(number) == token else None
+
+
 class Tokens:
     """Original tokens of numbers 1, 2, …; number 0 is padding and has none.
 
@@ -23,7 +31,7 @@ class Tokens:
     @staticmethod
     def arrays_of(tokens: Sequence[str], name: str) -> dict[str, np.ndarray]:
         """Tokens 1, 2, … as arrays of a file, smallest types first."""
-        if all(len(t) < 19 and t.isascii() and t.lstrip("-").isdigit() and str(int(t)) == t for t in tokens):
+        if all(_whole_number(t) is not None for t in tokens):
             numbers = np.array([int(t) for t in tokens], np.int64)
             if len(numbers) and numbers.min() >= 0:
                 numbers = numbers.astype(smallest_unsigned(numbers.max()))
@@ -67,10 +75,7 @@ class Tokens:
         """The number of a token, or None."""
         if self._numbers is None:
             return self._by_text.get(token)
-        if len(token) > 18 or not token.isascii() or not token.lstrip("-").isdigit():
-            return None
-        wanted = int(token)
-        if str(wanted) != token:
+        if (wanted := _whole_number(token)) is None:
             return None
         ordered, order = self._sorted
         place = int(np.searchsorted(ordered, wanted))

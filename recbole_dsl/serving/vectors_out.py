@@ -19,11 +19,14 @@ def write_vectors(
 
     Args:
         rows: of numbers 1, 2, …, without that of padding. tokens: theirs.
-        dense: write ``.npy`` whatever the rows are.
+        dense: write ``.npy`` whatever the rows are. A matrix of the other form that is there is deleted.
 
     Returns:
         The path of the matrix.
     """
+    sparse = isinstance(rows, SparseTable) and not dense
+    # The other form would be of another model than the tokens.
+    (folder / f"{name}{'.npy' if sparse else '.npz'}").unlink(missing_ok=True)
     write_text_whole(folder / f"{name}.json", json.dumps(list(tokens)))
     if isinstance(rows, SparseTable) and not dense:
         path = folder / f"{name}.npz"

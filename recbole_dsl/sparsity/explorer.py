@@ -154,7 +154,8 @@ class Explorer:
             )
         ]
         for progress in self.progress:
-            if progress.settings.updates:  # a bound that is too small is told now, not at the first window
+            # A bound that is too small is told now, not at the first window; where all weights live there is none.
+            if progress.settings.updates and progress.group.budget < _weights(progress.group):
                 bounds = self._score_bounds(progress.group)
                 scored_row_counts(progress.group.table_shapes, *bounds, settings.growth_rows)
 
