@@ -154,7 +154,7 @@ class Explorer:
             )
         ]
         for progress in self.progress:
-            # A bound that is too small is told now, not at the first window; where all weights live there is none.
+            # A bound that is too small is told now, not at the first window, if there will be one.
             if progress.settings.updates and progress.group.budget < _weights(progress.group):
                 bounds = self._score_bounds(progress.group)
                 scored_row_counts(progress.group.table_shapes, *bounds, settings.growth_rows)
