@@ -126,13 +126,14 @@ def comparisons() -> dict[tuple[str, str], dict[float, Cells]]:
 
 
 def _by_density(found: Sequence[Row]) -> dict[float, Cells]:
+    """The methods of every density at which dsl_plus is finished."""
     result: dict[float, Cells] = {}
     for row in found:
         if row.density is not None:
             result.setdefault(row.density, {})[row.method] = row
     for cells in result.values():
         cells.update({row.method: row for row in found if row.density is None})
-    return result
+    return {density: cells for density, cells in result.items() if "dsl_plus" in cells}
 
 
 def ratios() -> str:
