@@ -60,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "train"
     with _noted_interrupts() as noted:
         try:
-            if command == "train" and arguments and (near := nearest(arguments[0], COMMANDS)):
-                raise ConfigError(f"{arguments[0]!r} is no command{near}: allowed are {', '.join(COMMANDS)}.")
+            _refuse_unknown(command, arguments)
             _module(command).run(arguments)
         except DSLError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -78,6 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {_INTERRUPTED}", file=sys.stderr)
             return 130
     return 0
+
+
+def _refuse_unknown(command: str, arguments: Sequence[str]) -> None:
+    """Raise ConfigError for a first word that looks like a command, instead of one about an argument."""
+    word = arguments[0] if command == "train" and arguments else ""
+    if not word.startswith("-") and (near := nearest(word, COMMANDS)):
+        raise ConfigError(f"{word!r} is no command{near}: allowed are {', '.join(COMMANDS)}.")
 
 
 @contextmanager

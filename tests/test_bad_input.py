@@ -168,6 +168,15 @@ def test_misspelt_options_and_commands_are_refused(
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_options_that_look_like_commands_are_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--model X`` with a space is RecBole's own way."""
+    taken: list[list[str]] = []
+    monkeypatch.setattr("recbole_dsl.cli._module", lambda _: types.SimpleNamespace(run=taken.append))
+    for arguments in (["--model", "BPR"], ["-m", "BPR"], ["--nproc", "1"]):
+        assert main(arguments) == 0
+    assert len(taken) == 3
+
+
 def test_what_recbole_takes_is_taken() -> None:
     """Checks of kinds and words refuse nothing that RecBole understands."""
     given = {

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -298,6 +299,23 @@ def test_recommend_prints(folders: Any, tmp_path: Path, capsys: pytest.CaptureFi
     assert [found["item"] for found in json.loads(few)["items"]] == items[1:]
     assert "item i1" in told("recommend", folder, "--similar-to", "i1", capsys=capsys)
     assert "user nobody" in told("recommend", folder, "--user=nobody", "--unknown=popular", capsys=capsys)
+
+
+def test_output_that_nobody_reads_or_that_a_terminal_cannot_show(folders: Any, tmp_path: Path) -> None:
+    """A closed pipe ends the command as it ends others; signs beyond the terminal's are escaped."""
+    program = [sys.executable, "-c", "import sys; from recbole_dsl.cli import main; sys.exit(main())"]
+    words = ["recommend", str(folders("BPR")), *[f"--user=u{n}" for n in range(1, 40)], "-k=20"]
+    process = subprocess.Popen([*program, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    told = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 141 and not told
+    done = subprocess.run(
+        [*program, "vectors", str(folders("BPR")), f"--to={tmp_path / 'v'}"],
+        capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 0 and rb"72 \xd7 16" in done.stdout
 
 
 def test_recommend_for_all(folders: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
