@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> None:
         for one in cells
         for cell in (one, one.dense)
     }
-    metric = _check(cells, request, each, options.metric and options.metric.lower())
+    metric = _check(cells, request, each, options.metric)
     _warn_of_untuned(cells, request)
     store = Store(request.folder)
     store.open(request.grid(densities, numbers_of_seeds), request.files)
@@ -65,7 +65,7 @@ def _check(
     cells: Sequence[Cell], request: Request, each: Mapping[Cell, Mapping[str, Any]], metric: str | None
 ) -> str:
     """Refuse what no cell could be run with, before any is; returns the metric of the table."""
-    found, all_known = metric or "", set(request.files)
+    found, all_known = (metric or "").lower(), set(request.files)
     for cell in {(c.model, c.dataset, c.method): c for c in cells}.values():
         _, method = request.methods[cell.method]
         sparse = {"dsl_density": cell.density} if method.procedure == "sparse" else {}

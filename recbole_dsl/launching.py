@@ -14,7 +14,7 @@ from typing import Any, Final
 from .errors import ConfigError, DSLError, RanksError
 
 GRACE: Final = 20.0
-"""Seconds that processes have to end when another has gone, before they are killed."""
+"""Seconds that processes have to end, when another has gone or they are stopped, before they are killed."""
 
 
 @dataclass(frozen=True)

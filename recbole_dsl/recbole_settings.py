@@ -6,7 +6,7 @@ Checks of mappings, which :class:`~recbole_dsl.config.RecBoleDSLConfig` makes be
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from recbole.evaluator import metric_types
@@ -149,11 +149,12 @@ def _check_split(given: Mapping[str, Any]) -> None:
             f"split={split!r} in eval_args is refused: allowed is a mapping with one of {', '.join(_SPLITS)}, "
             "such as {'RS': [0.8, 0.1, 0.1]}."
         )
-    for part, words in (("order", _ORDERS), ("group_by", (*_GROUPS, "None"))):
-        if part in given and str(given[part]) not in words:
-            raise ConfigError(
-                f"{part}={given[part]!r} in eval_args is refused: allowed are {' and '.join(words[:2])}."
-            )
+    for part, words in (("order", _ORDERS), ("group_by", _GROUPS)):
+        value = given.get(part, words[0])
+        if value not in words and not (
+            part == "group_by" and str(value) == "None"
+        ):  # which RecBole takes as none
+            raise ConfigError(f"{part}={value!r} in eval_args is refused: allowed are {' and '.join(words)}.")
     mode = given.get("mode", {})
     phases = mode if isinstance(mode, Mapping) else {"valid": mode}
     if not phases.keys() <= {"valid", "test"} or not all(_MODES.fullmatch(str(m)) for m in phases.values()):
@@ -215,14 +216,13 @@ def check_learner(learner: object) -> None:
     Raises:
         ConfigError: names it and those that are allowed.
     """
-    known: Collection[str] = LEARNERS
     if isinstance(learner, str) and learner.lower() == "sparse_adam":
         raise ConfigError(
             f"learner={learner!r} is refused, because no RecBole model has the sparse "
-            f"gradients it needs: allowed are {', '.join(known)}."
+            f"gradients it needs: allowed are {', '.join(LEARNERS)}."
         )
-    if not isinstance(learner, str) or learner.lower() not in known:
+    if not isinstance(learner, str) or learner.lower() not in LEARNERS:
         raise ConfigError(
             f"learner={learner!r} is unknown, and RecBole would use adam instead"
-            f"{nearest(str(learner), known)}: allowed are {', '.join(known)}."
+            f"{nearest(str(learner), LEARNERS)}: allowed are {', '.join(LEARNERS)}."
         )

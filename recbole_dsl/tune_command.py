@@ -79,17 +79,18 @@ def run(argv: Sequence[str]) -> None:
         "seed": seed,
         "metric": ", ".join(sorted({metric for metric, _ in metrics.values()})),
     }
-    chosen: dict[str, Any] = {"how": how, "chosen": dict(request.tuned.get("chosen") or {})}
     store = Store(request.folder)
     store.open(request.grid([density], [seed], points=points), request.files)
     path = store.folder / "tuned.yaml"
     before = read_tuned(str(path)).get("chosen", {}) if path.is_file() else {}
-    chosen["chosen"] = _merged(chosen["chosen"], before)  # the choices of methods that earlier calls have tuned
+    # Methods that earlier calls have tuned keep their choices.
+    chosen: dict[str, Any] = {"how": how, "chosen": _merged(request.tuned.get("chosen") or {}, before)}
     try:
         # What starts from the dense model starts from the tuned one.
         everything, starting = _cells_of_folder(store, density, seed)
         for model in read_grid(store.folder)["models"]:
-            metrics.setdefault(model, _check(model, request.datasets, common, points, flags))
+            if model not in metrics:
+                metrics[model] = _check(model, request.datasets, common, points, flags)
         for after in (None, "dense"):
             stage = [cell for cell in cells if request.methods[cell.method][1].after == after]
             if after == "dense":

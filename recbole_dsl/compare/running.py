@@ -16,12 +16,10 @@ from typing import Any, Final
 from tqdm import tqdm
 
 from ..errors import ConfigError
+from ..launching import GRACE
 from .grid import Cell
 from .methods import Method
 from .store import Store
-
-_SECONDS_TO_END: Final = 20
-"""What cells have to write their state after a signal, as the processes of one training have (launching.py)."""
 
 _HOME: Final = str(Path(__file__).resolve().parents[2])
 """Where this package is, which need not be installed."""
@@ -192,7 +190,7 @@ class Runner:
             process.terminate()
         for process, (job, started) in list(self.running.items()):
             try:
-                process.wait(timeout=_SECONDS_TO_END)
+                process.wait(timeout=GRACE)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -24,19 +24,18 @@ def write_vectors(
     Returns:
         The path of the matrix.
     """
-    sparse = isinstance(rows, SparseTable) and not dense
-    # The other form would be of another model than the tokens.
-    (folder / f"{name}{'.npy' if sparse else '.npz'}").unlink(missing_ok=True)
+    sparse = rows if isinstance(rows, SparseTable) and not dense else None
+    path, other = folder / f"{name}.npz", folder / f"{name}.npy"
+    if sparse is None:
+        path, other = other, path
     write_text_whole(folder / f"{name}.json", json.dumps(list(tokens)))
-    if isinstance(rows, SparseTable) and not dense:
-        path = folder / f"{name}.npz"
-        with written_whole(path) as file:
-            np.savez(
-                file, format=np.array(b"csr"), shape=np.array(rows.shape), data=rows.values,
-                indices=rows.columns.astype(np.int32), indptr=rows.pointers,
-            )  # fmt: skip
-        return path
-    path = folder / f"{name}.npy"
     with written_whole(path) as file:
-        np.save(file, as_dense(rows))
+        if sparse is None:
+            np.save(file, as_dense(rows))
+        else:
+            np.savez(
+                file, format=np.array(b"csr"), shape=np.array(sparse.shape), data=sparse.values,
+                indices=sparse.columns.astype(np.int32), indptr=sparse.pointers,
+            )  # fmt: skip
+    other.unlink(missing_ok=True)  # it would be of another model than the tokens
     return path
