@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -44,6 +45,10 @@ beside which its 300,000 make every step wait for a core (``benchmarks/busy_mach
 """
 
 
+_NO_PLACE: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+"""Errors of the system that tell of its disks and its rights, not of a mistake in this package."""
+
+
 _INTERRUPTED: Final = "interrupted; checkpoints that were written are kept."
 
 
@@ -68,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # whoever reads the output, such as head, has what it wants
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + 13
+        except OSError as error:
+            if error.errno not in _NO_PLACE:
+                raise
+            print(f"error: {_what_it_lacks(error)}", file=sys.stderr)
+            return 2
         except KeyboardInterrupt as stop:
             print(f"error: {str(stop) or _INTERRUPTED}", file=sys.stderr)
             return int(getattr(stop, "exit_status", 130))
@@ -77,6 +87,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {_INTERRUPTED}", file=sys.stderr)
             return 130
     return 0
+
+
+def _what_it_lacks(error: OSError) -> str:
+    file = "a file" if error.filename is None else repr(str(error.filename))
+    return (
+        f"{file} cannot be read or written ({error.strerror}); allowed is a place that has room and that "
+        "this user may read and write."
+    )
 
 
 def _refuse_unknown(command: str, arguments: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -316,6 +317,29 @@ def test_output_that_nobody_reads_or_that_a_terminal_cannot_show(folders: Any, t
         capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     assert done.returncode == 0 and rb"72 \xd7 16" in done.stdout
+
+
+def test_files_that_cannot_be_written(
+    folders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence, and nothing is left behind; other errors of the system stay as they are."""
+    folder, out, number = str(folders("BPR")), tmp_path / "out", errno.ENOSPC
+    out.mkdir()
+
+    def full(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", full)
+    for words in (
+        ["recommend", folder, "--all", f"--out={out}/r.csv"],
+        ["vectors", folder, f"--to={out}/v"],
+    ):
+        text = told(*words, capsys=capsys, status=2)
+        assert text.startswith("error: a file cannot be read or written (No space left on device); allowed is ")
+        assert not [path for path in out.rglob("*") if path.is_file()]
+    number = errno.EIO
+    with pytest.raises(OSError), no_flags():
+        main(["recommend", folder, "--all", f"--out={out}/r.csv"])
 
 
 def test_recommend_for_all(folders: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

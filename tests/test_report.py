@@ -9,6 +9,7 @@ import re
 import shutil
 import statistics
 import subprocess
+import urllib.parse
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,31 @@ def test_the_tables_are_the_cells(reported: Path) -> None:
     latex = (folder / "table.tex").read_text()
     assert r"\textbf{" in latex and r"\underline{" in latex and r"dsl\_plus" in latex
     assert latex.count(r"\\") == len(rows) + 1
+
+
+def test_names_with_signs_of_latex_and_of_addresses(tmp_path: Path) -> None:
+    """They stay text in the table, and the page's links lead to the cells' files."""
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "grid.json").write_text(json.dumps({"methods": ["static"], "settings": {}, "tuned": {}}))
+    for dataset in ("a#b%20c?", "R&D $5_{x}~^\\"):
+        result = replace(result_of("static", 0.1, 1), dataset=dataset)
+        result.save(tmp_path / "cells" / f"{Cell('BPR', dataset, 'static', 0.1, 1).key}.json")
+    write_report(tmp_path)
+    links = re.findall(r"href='(cells/[^']+)'", (tmp_path / "report.html").read_text())
+    files = {str(path.relative_to(tmp_path)) for path in (tmp_path / "cells").iterdir()}
+    assert {urllib.parse.unquote(urllib.parse.urlsplit(link).path) for link in links} == files
+    latex = (tmp_path / "table.tex").read_text()
+    assert r"a\#b\%20c?" in latex
+    assert r"R\&D \$5\_\{x\}\textasciitilde{}\^{}\textbackslash{}" in latex
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(99_990_000.0, "1.00·10^8"), (150_000_000.0, "1.50·10^8"), (99.5, "99.5"), (1234.5, "1,234"), (0.0, "0")],
+)
+def test_figures_of_a_table(value: float, told: str) -> None:
+    """Rounding may need a digit more."""
+    assert summary._figure(value) == told
 
 
 def test_paired_tests_by_hand() -> None:

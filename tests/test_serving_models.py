@@ -14,6 +14,7 @@ from recbole_dsl import SparseRecommender, export_artifact, load_data_and_model,
 from recbole_dsl.errors import ArtifactError
 from recbole_dsl.serving import models
 from recbole_dsl.serving.artifact import read_artifact
+from recbole_dsl.serving.description import description
 from tests.model_runs import no_flags, settings_of, sparse_run
 from tests.tiny_data import NAME, write_tiny
 
@@ -175,6 +176,16 @@ def test_other_simplex(aggregator: str, data: Path, tmp_path: Path) -> None:
     """With attention, vectors are computed when the artifact is written."""
     _, folder = exported("SimpleX", data, tmp_path, aggregator=aggregator)
     assert read_artifact(folder).manifest.encoder == "tables"
+
+
+def test_what_users_have_counts_once(data: Path, tmp_path: Path) -> None:
+    """SimpleX's own graph is a part of the history, LightGCN's is left out of it."""
+    told = {}
+    for name in ("SimpleX", "LightGCN"):
+        _, folder = exported(name, data, tmp_path / name)
+        groups = description(read_artifact(folder))["live_by_popularity"]
+        told[name] = [[group["interactions"] for group in groups[key]] for key in groups if "user" in key]
+    assert told["SimpleX"] == told["LightGCN"] and len(told["LightGCN"]) == 1
 
 
 def test_a_graph_with_dropped_edges(data: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ..errors import ConfigError
 from ..files import write_text_whole
@@ -213,7 +214,7 @@ def _table(rows: Sequence[Row], cells: Mapping[str, RunResult]) -> str:
         if kind:
             words[4] = f"<span class='{kind}'>{words[4]}</span>"
         links = [
-            f"<a href='cells/{_text(key)}.json'>{result.seed}</a>"
+            f"<a href='cells/{quote(key)}.json'>{result.seed}</a>"
             for key, result in cells.items()
             if (result.dataset, result.model, result.method, asked_density(key, result))
             == (row.dataset, row.model, row.method, row.density)

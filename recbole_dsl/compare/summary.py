@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -223,12 +222,12 @@ def words_of(row: Row) -> list[str]:
 
 def as_latex(rows: Sequence[Row]) -> str:
     """The rows as a LaTeX table (booktabs); the best at a density is bold, the second best underlined."""
-    signs = {"_": r"\_", "%": r"\%", "±": r"$\pm$", "·10^": r"e"}
+    words_for = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "±": r"$\pm$", "^": r"\^{}"}
+    words_for |= {sign: "\\" + sign for sign in "_%&#${}"}
+    signs = str.maketrans(words_for)
 
     def escaped(text: str) -> str:
-        for sign, word in signs.items():
-            text = text.replace(sign, word)
-        return text
+        return text.replace("·10^", "e").translate(signs)
 
     head = head_of(rows)
     lines = [r"\begin{tabular}{llll" + "r" * (len(head) - 4) + "}", r"\toprule"]
@@ -247,8 +246,8 @@ def _figure(value: float | None) -> str:
     if value is None:
         return ""
     if value != 0 and abs(value) >= 1e7:
-        power = math.floor(math.log10(abs(value)))
-        return f"{value / 10**power:.2f}·10^{power}"
+        digits, _, power = f"{value:.2e}".partition("e+")
+        return f"{digits}·10^{int(power)}"
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
 
 

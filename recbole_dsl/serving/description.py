@@ -48,8 +48,12 @@ def _popularity(artifact: Artifact, name: str, table: SparseTable) -> np.ndarray
     if "item" in name.lower() and table.shape[0] == manifest.items:
         return artifact.catalogue["popularity"]
     if "user" in name.lower() and table.shape[0] == manifest.users:
-        counts = [array for key, array in artifact.interactions.items() if key.endswith("#counts")]
-        return sum(array.astype(np.int64) for array in counts) if counts else None  # type: ignore[return-value]
+        # A history leaves out what the graph beside it has, and has what any other encoder's graph has.
+        arrays = artifact.interactions
+        names = [name for name in ("graph", "history") if f"{name}#counts" in arrays]
+        names = names or sorted({key.partition("#")[0] for key in arrays})
+        counts = [arrays[f"{name}#counts"].astype(np.int64) for name in names]
+        return sum(counts) if counts else None  # type: ignore[return-value]
     return None
 
 
