@@ -245,7 +245,8 @@ def record_bytes(group: Group) -> int:
 def artifact_bytes(group: Group, values: str, sparse: bool) -> int:
     """A served artifact: values; sparse also column ids and the number of live weights in each row.
 
-    That number takes one byte while it fits into one whatever the topology, that is up to 255 columns.
+    That number takes one byte while it fits into one whatever the topology, that is up to 255 columns. Ids are
+    counted as the widest table's: how many of the live weights are in each table is the topology's choice.
     What would be larger sparse is written dense. Headers, the manifest and the tokens of users and items are
     not counted.
     """
