@@ -774,8 +774,11 @@ def working_in(folder: Path) -> list[int]:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_an_interrupted_comparison_says_what_it_stopped(data: Path, tmp_path: Path) -> None:
-    """Ctrl-C: status 130, its cell is among the cancelled ones, and the next call goes on with it."""
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_comparison_says_what_it_stopped(
+    number: signal.Signals, status: int, data: Path, tmp_path: Path
+) -> None:
+    """Its cell is among the cancelled ones, and the next call goes on with it; SIGTERM is a scheduler's."""
     folder = tmp_path / "results" / "t"
     flags = ["--methods=static", "--densities=0.25", "--epochs=200", "--stopping_step=200"]
     flags = [flag for flag in command(data, *flags) if flag != "--epochs=2"]
@@ -786,9 +789,10 @@ def test_an_interrupted_comparison_says_what_it_stopped(data: Path, tmp_path: Pa
     process = subprocess.Popen([sys.executable, "-c", code, *flags[4:]], stderr=subprocess.PIPE, text=True)
     log = folder / "logs" / "BPR-tiny-static-0.25-2020.log"
     wait_for(lambda: log.is_file() and "epoch 2 training" in log.read_text())
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in error
+    assert process.returncode == status and "Traceback" not in error
+    assert "error: interrupted; checkpoints that were written are kept." in error
     told = json.loads((folder / "cancelled" / "BPR-tiny-static-0.25-2020.json").read_text())
     assert "interrupted" in told["error"] and told["cell"]["density"] == 0.25
     assert not working_in(tmp_path) and not list((folder / "cells").iterdir())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +41,29 @@ class Job:
     needs: Cell | None = None
     counts: bool = True
     keep: bool = False
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which job schedulers send, stops a comparison as Ctrl-C does."""
+
+    exit_status = 128 + signal.SIGTERM
+
+
+@contextlib.contextmanager
+def _terms_raised() -> Iterator[None]:
+    """SIGTERM raises :class:`Terminated`; Python delivers signals to the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass
@@ -97,12 +122,13 @@ class Runner:
     def run(self, jobs: Sequence[Job], total: int) -> Outcome:
         """Run all; ``total``: cells of the comparison, those that are finished included.
 
-        What runs when it is interrupted is stopped and noted as cancelled.
+        What runs when it is interrupted or terminated is told to save, stopped and noted as cancelled.
         """
         waiting = list(jobs)
         at_work = {job.cell for job in jobs}
         done = total - sum(job.counts for job in jobs)
-        with tqdm(total=total, initial=done, unit="cell", smoothing=0, dynamic_ncols=True) as bar:
+        bar_of_cells = tqdm(total=total, initial=done, unit="cell", smoothing=0, dynamic_ncols=True)
+        with _terms_raised(), bar_of_cells as bar:
             try:
                 while waiting or self.running:
                     while len(self.running) < self.at_once and (job := self._ready(waiting, at_work)):
