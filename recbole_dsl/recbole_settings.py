@@ -151,9 +151,8 @@ def _check_split(given: Mapping[str, Any]) -> None:
         )
     for part, words in (("order", _ORDERS), ("group_by", _GROUPS)):
         value = given.get(part, words[0])
-        if value not in words and not (
-            part == "group_by" and str(value) == "None"
-        ):  # which RecBole takes as none
+        is_none = part == "group_by" and str(value) == "None"  # which RecBole takes as "none"
+        if value not in words and not is_none:
             raise ConfigError(f"{part}={value!r} in eval_args is refused: allowed are {' and '.join(words)}.")
     mode = given.get("mode", {})
     phases = mode if isinstance(mode, Mapping) else {"valid": mode}

@@ -333,3 +333,10 @@ def test_help_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     """``--help`` is not taken for a configuration key."""
     assert main(["--help"]) == 0
     assert "--model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", [["--help", "tune"], ["-h", "tune"], ["tune", "--help"]])
+def test_help_about_a_command(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the command's name or after it."""
+    assert main(given) == 0
+    assert "recbole-dsl tune" in capsys.readouterr().out

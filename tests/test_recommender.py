@@ -107,6 +107,26 @@ def test_candidates(name: str, folders: Any) -> None:
     assert nothing == [] and len(none) == 0
 
 
+@pytest.mark.parametrize("name", ["BPR", "LightGCN", "NeuMF"])
+@pytest.mark.parametrize("at_once", [1, 45, 1 << 22])
+def test_candidates_of_several_users(
+    name: str, at_once: int, folders: Any, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scored together, in parts that fit: what each user is told alone, unknown users among them."""
+    monkeypatch.setattr("recbole_dsl.serving.recommender._SCORES", at_once)
+    recommender, seen = SparseRecommender.load(folders(name)), seen_in(data)
+    users, chosen = list(recommender.users), list(recommender.items[5:25])
+    users.insert(3, "nobody")
+    items, scores = recommender.recommend(users, 1000, candidates=chosen, unknown="popular")
+    assert len(items) == len(scores) == USERS + 1
+    for user, its_items, its_scores in zip(users, items, scores, strict=True):
+        assert set(its_items) == set(chosen) - seen.get(user, set())
+        alone, alone_scores = recommender.recommend(user, 1000, candidates=chosen, unknown="popular")
+        order = dict(zip(alone, alone_scores, strict=True))
+        assert np.allclose(its_scores, [order[item] for item in its_items], atol=1e-6)
+        assert np.all(np.diff(its_scores) <= 0)
+
+
 def test_unknown_users(folders: Any, data: Path) -> None:
     """An error, or the items with most interactions in training, whose numbers are the scores."""
     recommender = SparseRecommender.load(folders("BPR"))

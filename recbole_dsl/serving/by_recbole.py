@@ -123,9 +123,10 @@ class ModelScorer:
                 found.append(best(row, k))
         return found
 
-    def among(self, user: int, candidates: np.ndarray) -> np.ndarray:
+    def among(self, users: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """See :class:`~recbole_dsl.serving.scorers.Scorer`."""
-        return self.matrix(np.array([user]))[0][candidates]
+        parts = range(0, len(users), _USERS)
+        return np.concatenate([self.matrix(users[first : first + _USERS])[:, candidates] for first in parts])
 
     @torch.no_grad()
     def matrix(self, users: np.ndarray) -> np.ndarray:

@@ -44,10 +44,10 @@ class DeviceItems:
             found = found.topk(min(k, found.shape[1]), dim=1).values
         return [_unordered(row) for row in found.cpu().numpy()]
 
-    def scores(self, query: Matrix, numbers: np.ndarray) -> np.ndarray:
+    def scores(self, queries: Matrix, numbers: np.ndarray) -> np.ndarray:
         """See :class:`~recbole_dsl.serving.search.Items`."""
         rows = self.matrix[torch.from_numpy(numbers).to(self._device)]
-        return (rows @ torch.from_numpy(query).to(self._device)).cpu().numpy()
+        return (torch.from_numpy(queries).to(self._device) @ rows.T).cpu().numpy()
 
     def all_scores(self, query: Matrix) -> np.ndarray:
         """See :class:`~recbole_dsl.serving.search.Items`."""

@@ -13,9 +13,13 @@ from ..errors import ConfigError, RequestError, UnknownTokenError, nearest, on_o
 from .artifact import Artifact, Manifest, read_artifact, refusal
 from .encoders import ENCODERS, Graph
 from .scorers import ACTIVATIONS, Scorer, VectorScorer
+from .search import Found
 from .table import SparseTable, some_rows
 from .tokens import Tokens
 from .top import best
+
+_SCORES: Final = 1 << 22
+"""Scores of candidates that are held at once."""
 
 UNKNOWN: Final = ("error", "popular")
 """What to do about users that the artifact does not know."""
@@ -167,29 +171,41 @@ class SparseRecommender:
 
     def _found(
         self, users: list[int | None], k: int, exclude_seen: bool, chosen: np.ndarray | None
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        excluded = [self._excluded(user, exclude_seen) for user in users]
-        known = [place for place, user in enumerate(users) if user is not None]
-        answers: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        if chosen is None:
-            numbers_ = np.array([users[place] for place in known], np.int64)
-            found = self.scorer.top(numbers_, k, [excluded[place] for place in known]) if known else []
-            answers.update(zip(known, found, strict=True))
-        for place, user in enumerate(users):
-            if place in answers:
-                continue
-            among = np.arange(len(self._items)) if chosen is None else chosen
-            among = np.setdiff1d(among, excluded[place], assume_unique=True)
-            scores = (
-                self._popularity[among].astype(np.float32) if user is None else self.scorer.among(user, among)
-            )
-            places, scores = best(scores, min(k, len(among)) or 1)
-            answers[place] = among[places], scores
-        return [answers[place] for place in range(len(users))]
+    ) -> list[Found]:
+        known = np.array([user for user in users if user is not None], np.int64)
+        excluded = [self._excluded(user, exclude_seen) for user in known]
+        if not len(known):
+            answers: list[Found] = []
+        elif chosen is None:
+            answers = self.scorer.top(known, k, excluded)
+        else:
+            answers = self._best_among(known, chosen, k, excluded)
+        in_turn = iter(answers)
+        popular = [self._most_popular(chosen, k)] if None in users else []
+        return [popular[0] if user is None else next(in_turn) for user in users]
 
-    def _excluded(self, user: int | None, exclude_seen: bool) -> np.ndarray:
+    def _best_among(
+        self, users: np.ndarray, chosen: np.ndarray, k: int, excluded: list[np.ndarray]
+    ) -> list[Found]:
+        answers: list[Found] = []
+        at_once = max(1, _SCORES // max(1, len(chosen)))
+        for first in range(0, len(users), at_once):
+            here = slice(first, first + at_once)
+            rows = self.scorer.among(users[here], chosen)
+            for scores, left_out in zip(rows, excluded[here], strict=True):
+                scores[np.isin(chosen, left_out, assume_unique=True)] = -np.inf
+                places, scores = best(scores, k)
+                answers.append((chosen[places], scores))
+        return answers
+
+    def _most_popular(self, chosen: np.ndarray | None, k: int) -> Found:
+        among = np.arange(1, len(self._items)) if chosen is None else chosen
+        places, scores = best(self._popularity[among].astype(np.float32), k)
+        return among[places], scores
+
+    def _excluded(self, user: int, exclude_seen: bool) -> np.ndarray:
         parts = [np.zeros(1, np.int64)]
-        if exclude_seen and user is not None:
+        if exclude_seen:
             parts += [graph.row(user).astype(np.int64) for graph in self._seen or ()]
         return np.unique(np.concatenate(parts))
 

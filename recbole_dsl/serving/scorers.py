@@ -20,8 +20,8 @@ class Scorer(Protocol):
     def top(self, users: np.ndarray, k: int, excluded: Sequence[np.ndarray]) -> list[Found]:
         """The best ``k`` items of every user; ``excluded`` are ascending numbers, item 0 among them."""
 
-    def among(self, user: int, candidates: np.ndarray) -> np.ndarray:
-        """The scores of some items."""
+    def among(self, users: np.ndarray, candidates: np.ndarray) -> Matrix:
+        """The scores of some items, a row for every user."""
 
     def similar(self, item: int, k: int) -> Found:
         """The ``k`` items whose vectors point most nearly the same way, by cosine; not the item itself."""
@@ -78,10 +78,9 @@ class VectorScorer:
     def _score(self, products: np.ndarray) -> np.ndarray:
         return self._activation(products).astype(np.float32)
 
-    def among(self, user: int, candidates: np.ndarray) -> np.ndarray:
+    def among(self, users: np.ndarray, candidates: np.ndarray) -> Matrix:
         """See :class:`Scorer`."""
-        query = dense_rows(self.users, np.array([user]))[0]
-        return self._score(self.items.scores(query, candidates))
+        return self._score(self.items.scores(dense_rows(self.users, users), candidates))
 
     def matrix(self, users: np.ndarray) -> Matrix:
         """Scores of all items for each of some users."""

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from . import loops
-from .table import Matrix, SparseTable, as_dense
+from .table import Matrix, SparseTable, as_dense, dense_rows
 from .top import best
 
 Found = tuple[np.ndarray, np.ndarray]
@@ -45,8 +45,8 @@ class Items(Protocol):
             excluded: for each query the numbers of items that are left out, ascending.
         """
 
-    def scores(self, query: Matrix, numbers: np.ndarray) -> np.ndarray:
-        """Inner products of one dense query with some items."""
+    def scores(self, queries: Matrix, numbers: np.ndarray) -> np.ndarray:
+        """Inner products of dense queries with some items, shape (queries, numbers)."""
 
     def all_scores(self, query: Matrix) -> np.ndarray:
         """Inner products of one dense query with all items."""
@@ -190,10 +190,13 @@ class SparseItems:
         table = queries if isinstance(queries, SparseTable) else SparseTable.of_dense(queries)
         return self.columns.top(table, k, excluded)
 
-    def scores(self, query: Matrix, numbers: np.ndarray) -> np.ndarray:
+    def scores(self, queries: Matrix, numbers: np.ndarray) -> np.ndarray:
         """See :class:`Items`."""
-        rows = self.table.rows(numbers)
-        return _sums(rows.pointers, query[rows.columns] * rows.values)
+        result = np.empty((len(queries), len(numbers)), np.float32)
+        for first in range(0, len(numbers), _PANEL):
+            here = slice(first, first + _PANEL)
+            result[:, here] = queries @ dense_rows(self.table, numbers[here]).T
+        return result
 
     def all_scores(self, query: Matrix) -> np.ndarray:
         """See :class:`Items`."""
@@ -232,9 +235,9 @@ class DenseItems:
         )  # fmt: skip
         return heap.found()[0]
 
-    def scores(self, query: Matrix, numbers: np.ndarray) -> np.ndarray:
+    def scores(self, queries: Matrix, numbers: np.ndarray) -> np.ndarray:
         """See :class:`Items`."""
-        return self.matrix[numbers] @ query
+        return queries @ self.matrix[numbers].T
 
     def all_scores(self, query: Matrix) -> np.ndarray:
         """See :class:`Items`."""
