@@ -269,8 +269,8 @@ def _tensor(part: Any) -> SparseTable | np.ndarray:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    array = np.array(tensor.detach().cpu())
-    return array.astype(np.float32) if array.dtype.kind == "f" else array
+    array = tensor.detach().cpu().numpy()
+    return array.astype(np.float32 if array.dtype.kind == "f" else array.dtype)  # a copy, as weights go on
 
 
 def _without_zeros(tensor: SparseTable | np.ndarray) -> SparseTable | np.ndarray:
@@ -284,9 +284,10 @@ def _without_zeros(tensor: SparseTable | np.ndarray) -> SparseTable | np.ndarray
 def table_of(group: PackedGroup, number: int) -> SparseTable | np.ndarray:
     """A packed tensor as a table; dense if it is no matrix."""
     part = group.slices[number]
-    pointers = np.array(group.row_pointers[part.first_row : part.first_row + part.rows + 1].cpu(), np.int64)
+    rows = slice(part.first_row, part.first_row + part.rows + 1)
+    pointers = group.row_pointers[rows].cpu().numpy().astype(np.int64)
     here = slice(int(pointers[0]), int(pointers[-1]))
-    columns = np.array(group.column_ids[here].cpu()).astype(smallest_unsigned(part.cols - 1))
+    columns = group.column_ids[here].cpu().numpy().astype(smallest_unsigned(part.cols - 1))
     table = SparseTable(_array(group.weight[here]), columns, pointers_of(np.diff(pointers)), part.cols)
     return table if len(part.shape) == 2 else table.dense().reshape(part.shape)
 
@@ -309,12 +310,12 @@ def _all_tensors(model: nn.Module) -> dict[str, SparseTable | np.ndarray]:
 def _graph_of(dataset: Any) -> Graph:
     """Interactions of a dataset, each user's in the order of the data, or of time in sequential ones."""
     features = dataset.inter_feat
-    users, items = (np.array(features[field]) for field in (dataset.uid_field, dataset.iid_field))
+    users, items = (np.asarray(features[field]) for field in (dataset.uid_field, dataset.iid_field))
     lengths = getattr(dataset, "item_list_length_field", None)
     if lengths is not None and lengths in features:
         # A row is a target and what came before it, so a user's first item is in a list only.
-        first = np.array(features[lengths]) == 1
-        lists = np.array(features[dataset.iid_field + dataset.config["LIST_SUFFIX"]])
+        first = np.asarray(features[lengths]) == 1
+        lists = np.asarray(features[dataset.iid_field + dataset.config["LIST_SUFFIX"]])
         users = np.concatenate([users[first], users])
         items = np.concatenate([lists[first, 0], items])
     order = np.argsort(users, kind="stable")

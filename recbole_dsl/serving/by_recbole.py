@@ -134,7 +134,7 @@ class ModelScorer:
         with self._lock:
             batch = self._interactions(torch.from_numpy(np.asarray(users, np.int64)))
             scores = self._scores(batch.to(self._config["device"])).view(len(users), -1)
-            return np.array(scores.float().cpu())
+            return scores.float().cpu().numpy().copy()
 
     def _scores(self, batch: Any) -> Tensor:
         if type(self.model).full_sort_predict is not AbstractRecommender.full_sort_predict:
@@ -181,7 +181,7 @@ class ModelScorer:
                 "have an item_embedding."
             )
         with self._lock:
-            vectors = lengths_one(np.array(rows[: self._data.item_num].float().cpu()))
+            vectors = lengths_one(rows[: self._data.item_num].detach().float().cpu().numpy())
         assert isinstance(vectors, np.ndarray)
         cosines = vectors @ vectors[item]
         cosines[[0, item]] = -np.inf
