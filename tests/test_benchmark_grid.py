@@ -11,7 +11,7 @@ def test_the_lines_that_the_script_reads() -> None:
     """Model, dataset, space, as many trials as the space has points, own settings; of all if none is named."""
     assert list(grid.commands(["BPR/ml-1m", "NeuMF/ml-1m", "LightGCN/gowalla"])) == [
         "BPR ml-1m benchmarks/compare/space_of_five_small.txt 5",
-        "NeuMF ml-1m benchmarks/compare/space_of_three.txt 3 --eval_batch_size=16384",
+        "NeuMF ml-1m benchmarks/compare/space_of_five_small.txt 5 --eval_batch_size=16384",
         "LightGCN gowalla benchmarks/compare/space_of_three_large.txt 3",
     ]
     assert len(list(grid.commands([]))) == len(grid.order())
