@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # tokens may have letters that a terminal does not know
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] in (["--help"], ["-h"]) and arguments[1:2] and arguments[1] in COMMANDS:
+    if len(arguments) > 1 and arguments[0] in ("-h", "--help") and arguments[1] in COMMANDS:
         arguments[:2] = reversed(arguments[:2])  # as users of git ask for help about a command
     command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "train"
     with _noted_interrupts() as noted:
