@@ -631,6 +631,22 @@ def test_a_folder_has_one_content_of_a_method_file(tmp_path: Path) -> None:
         store.open(grid(method_files={"mine.yaml": {"dsl_drop": "magnitude"}}), {})
 
 
+def test_checkpoints_of_finished_cells_are_deleted(tmp_path: Path) -> None:
+    """A process that dies after its result is written leaves them; those of other cells are gone on from."""
+    store = Store(tmp_path / "s")
+    store.open(grid(), {})
+    store.close()
+    done, left = (Cell("BPR", "some", "dsl", density, 1) for density in (0.1, 0.05))
+    for cell in (done, left):
+        store.run_folder(cell).mkdir(parents=True)
+        (store.run_folder(cell) / "BPR-last.dsl").write_text("")
+    store.path("cells", done).write_text("{}")
+    store.open(grid(), {})
+    store.close()
+    assert list((store.folder / "runs").iterdir()) == [store.run_folder(left)]
+    assert (store.run_folder(left) / "BPR-last.dsl").is_file()
+
+
 def test_a_cell_that_runs_again_has_no_old_note(tmp_path: Path) -> None:
     """Else it would be told with an error of another time if it fails without a word."""
     store, cell = Store(tmp_path / "s"), Cell("BPR", "nothing", "dsl", 0.1, 1)

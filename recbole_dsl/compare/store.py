@@ -65,6 +65,7 @@ class Store:
             grid = _extended(json.loads(path.read_text(encoding="utf-8")), grid, self.folder)
         for name in FOLDERS:
             (self.folder / name).mkdir(exist_ok=True)
+        self._forget_runs_that_ended()
         self._write(path, grid)
         write_text_whole(self.folder / "settings.yaml", yaml.safe_dump(files, sort_keys=True))
 
@@ -83,6 +84,12 @@ class Store:
     def forget_run(self, cell: Cell) -> None:
         """Delete them."""
         shutil.rmtree(self.run_folder(cell), ignore_errors=True)
+
+    def _forget_runs_that_ended(self) -> None:
+        """A process that died after its result was written could not delete its checkpoints."""
+        for run in (self.folder / "runs").glob("*"):
+            if (self.folder / "cells" / f"{run.name}.json").is_file():
+                shutil.rmtree(run, ignore_errors=True)
 
     def is_finished(self, cell: Cell) -> bool:
         """Whether the cell has its result."""
