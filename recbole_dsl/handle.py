@@ -276,15 +276,16 @@ def insert(
         grow_row_power=config.grow_row_power,
         grow_column_power=config.grow_column_power,
         growth_memory=config.growth_memory,
-        growth_rows=config.growth_rows,
         record=config.exploration_record,
         seed=seed,
     )
     each, scales = [], []
     for group, (_, tensors, _) in zip(groups, plans, strict=True):
         interval, end = spans([s.name for s in group.slices])
-        each.append(settings(update_interval=interval, end=end))
-        density = group.budget / sum(t.parameter.numel() for t in tensors)
+        weights = sum(t.parameter.numel() for t in tensors)
+        scored = _scored_share(config.growth_rows, sum(map(dense, tensors)), weights)
+        each.append(settings(update_interval=interval, end=end, growth_rows=scored))
+        density = group.budget / weights
         scales.append(rate_scale([t.kind for t in tensors], density, config.learning_rate_power))
     inherited = [plan[0] for plan, start in zip(plans, starts, strict=True) if start is not None]
     explorer = Explorer(groups, each, on_update, scales)
@@ -387,6 +388,11 @@ def _named_groups(
                 f"tensor; allowed are those of {', '.join(t.name for t in taken)}."
             )
     return result
+
+
+def _scored_share(asked: float | str, dense: int, weights: int) -> float:
+    """The share of the rows that are scored before an update; ``auto``: those of ``dense`` positions in all."""
+    return min(1.0, dense / weights) if isinstance(asked, str) else asked
 
 
 def _budgets(plans: Sequence[GroupPlan], config: DSLConfig, dense: Callable[[TensorInfo], int]) -> list[int]:

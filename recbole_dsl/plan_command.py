@@ -24,7 +24,7 @@ from .planning import (
 )
 from .property_files import overall_settings
 from .quantities import COUNTS_ALLOWED, LARGEST, parse_count
-from .settings import SETTINGS, Refused
+from .settings import AUTO, SETTINGS, Refused
 
 Value = TypeVar("Value")
 
@@ -199,12 +199,13 @@ def _setup(given: Given) -> Setup:
     memory = SETTINGS["growth_memory"].parse(default_growth_memory())
     if given.has("--growth-memory"):
         memory = given.setting("--growth-memory", "growth_memory")
+    rows = given.setting("--growth-rows", "growth_rows", 1.0)
     return Setup(
         optimizer=optimizer,
         momentum=given.momentum,
         precision=given.word("--precision", PRECISIONS, "float32"),
         growth_memory=memory,
-        growth_rows=given.setting("--growth-rows", "growth_rows", 1.0),
+        growth_rows=1.0 if rows == AUTO else rows,  # no table is wider than the dense model's
         artifact_values=given.word("--artifact-values", ARTIFACT_VALUES, "fp32"),
     )
 

@@ -289,16 +289,17 @@ def _resume() -> Setting:
 
 
 AUTO: Final = "auto"
-"""Of ``dsl_width`` and ``dsl_init_norm``: chosen by the interactions."""
+"""Of ``dsl_width`` and ``dsl_init_norm``: chosen by the interactions; of ``dsl_growth_rows``: by the dense
+model's size."""
 
 
-def _or_auto(setting: Setting) -> Setting:
-    """The same setting, which may also be left to the interactions."""
+def _or_auto(setting: Setting, means: str = "the interactions decide") -> Setting:
+    """The same setting, which may also be ``auto``."""
 
     def parse(value: object) -> Any:
         return AUTO if isinstance(value, str) and value.lower() == AUTO else setting.parse(value)
 
-    return Setting(parse, f"{setting.allowed}, 'auto' (the interactions decide)", setting.text)
+    return Setting(parse, f"{setting.allowed}, 'auto' ({means})", setting.text)
 
 
 def _method() -> Setting:
@@ -343,7 +344,10 @@ SETTINGS: Final[dict[str, Setting]] = {
     "grow_row_power": _SHARE,
     "grow_column_power": _SHARE,
     "growth_memory": _optional(_memory(), "no bound"),
-    "growth_rows": number_setting(lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
+    "growth_rows": _or_auto(
+        number_setting(lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
+        "as many positions as the dense model has weights",
+    ),
     "init": _word(TOPOLOGY_NAMES),
     "init_values": _word(("model", "fan_in", "topology")),
     "init_norm": _or_auto(number_setting(lambda x: x > 0, "a number above 0")),
@@ -489,7 +493,7 @@ class DSLConfig:
     grow_row_power: float
     grow_column_power: float
     growth_memory: int | None
-    growth_rows: float
+    growth_rows: float | str
     init: str
     init_values: str
     init_norm: float | str

@@ -455,6 +455,7 @@ def test_every_option_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert sparse_figures(capsys, "--groups=per_tensor")["index"] == 6000 + 4 * 1502
     assert sparse_figures(capsys)["growth_scores"] == 96_000
     assert sparse_figures(capsys, "--growth-rows=0.1")["growth_scores"] == 6000 + 150 * 72
+    assert sparse_figures(capsys, "--growth-rows=auto")["growth_scores"] == 96_000
     assert sparse_figures(capsys, "--growth-memory=20kB")["growth_scores"] == 6000 + 194 * 72
     assert sparse_figures(capsys, "--artifact-values=int8")["artifact"] == 12_000 + 3 * 1500
     tables = ["plan", "--tables", "a=1e3x16, b = 500 × 16", "--budget=6k", "--json"]

@@ -12,6 +12,8 @@ from recbole_dsl import load_data_and_model
 from recbole_dsl.cli import main
 from recbole_dsl.config import RecBoleDSLConfig
 from recbole_dsl.experiment import build_model, choose_width, load_data, run_recbole_dsl
+from recbole_dsl.handle import insert
+from recbole_dsl.settings import DSLConfig
 from recbole_dsl.sparsity import ranking, width
 from recbole_dsl.sparsity.factors import FACTORISATIONS, Factorisation
 from recbole_dsl.sparsity.interactions import Interactions
@@ -275,6 +277,42 @@ def test_where_there_is_nothing_to_choose_the_width_stays(model: str, more: dict
     assert config["dsl_width"] is None and config.dense_sizes is None
     plain = config_of(data, model, dsl_width=None, **more)
     assert shapes == {name: p.shape for name, p in build_model(plain, train_data).named_parameters()}
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(64, 18 + 28), (24, 49 + 74), (16, None), (8, None)])
+def test_wider_tables_are_scored_in_as_many_positions_as_dense_has(
+    columns: int, rows: int | None, data: Path
+) -> None:
+    """By hand: 16 / 64 and 16 / 24 of 73 and 111 rows, each with eight bytes for its number; else all rows."""
+    settings = {**settings_of("BPR", data), "dsl_width": columns, "dsl_density": 0.1, "dsl_growth_rows": "auto"}
+    settings |= {"dsl_update_interval": 2, "dsl_end": "100%"}
+    with no_flags():
+        result = run_recbole_dsl("BPR", NAME, config_dict=settings)
+    bytes_of_all = (73 + 111) * columns * 4
+    expected = bytes_of_all if rows is None else rows * (columns * 4 + 8) + (73 + 111) * 4
+    assert result.costs["growth_bytes"] == expected and result.updates
+
+
+def test_every_group_scores_its_own_share() -> None:
+    """A table that is four times as wide as the dense model's beside one of its width."""
+    model = torch.nn.ModuleDict({"wide": torch.nn.Embedding(40, 64), "own": torch.nn.Embedding(20, 16)})
+    dense = {"wide.weight": 40 * 16, "own.weight": 20 * 16}
+    config = DSLConfig.from_config(
+        {"dsl_growth_rows": "auto", "dsl_groups": "per_tensor", "dsl_min_weights": 1, "dsl_density": 0.2}
+        | {"dsl_grow": "accumulated_gradient", "dsl_update_interval": 2, "dsl_end": 8}
+    )
+    handle = insert(model, config, spans=lambda _: (2, 8), dense_size=lambda t: dense[t.name])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    handle.attach(optimizer)
+    scored = {}
+    for _ in range(2):
+        for group in handle.groups:
+            rows = group.growth_scores.where.rows if group.growth_scores is not None else None
+            scored[group.name] = None if rows is None else [len(r) for r in rows]
+        optimizer.zero_grad()
+        sum(table.weight.square().sum() for table in model.values()).backward()
+        optimizer.step()
+    assert scored == {"wide.weight": [10], "own.weight": None}
 
 
 def test_weights_from_a_file_keep_their_width(data: Path, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ class Explorer:
     runs no hook and does not count.
 
     Args:
-        groups: which share all settings but ``update_interval`` and ``end``.
+        groups: which share all settings but ``update_interval``, ``end`` and ``growth_rows``.
         settings: one for all groups, or one for each.
         on_update: called after every update of a group.
         learning_rate_scales: how many times as fast as the optimizer's other parameters each group learns, > 0;
@@ -157,7 +157,7 @@ class Explorer:
             # A bound that is too small is told now, not at the first window, if there will be one.
             if progress.settings.updates and progress.group.budget < _weights(progress.group):
                 bounds = self._score_bounds(progress.group)
-                scored_row_counts(progress.group.table_shapes, *bounds, settings.growth_rows)
+                scored_row_counts(progress.group.table_shapes, *bounds, progress.settings.growth_rows)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> int:
         """Count the steps of ``optimizer`` for every group whose parameters it owns.
@@ -333,7 +333,7 @@ class Explorer:
     def _sample(self, progress: GroupProgress) -> PositionMap:
         group = progress.group
         size, memory = self._score_bounds(group)
-        share = self.settings.growth_rows
+        share = progress.settings.growth_rows
         return sample_rows(group.table_shapes, size, memory, progress.generator, group.device, share)
 
     def _score_bounds(self, group: SparseGroup) -> tuple[int, int | None]:
