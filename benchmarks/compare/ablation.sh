@@ -11,7 +11,7 @@
 #   STUDY=ablation-popularity DENSITY=0.5,0.1 DATA=folder bash benchmarks/compare/ablation.sh BPR ml-1m 0.0005 \
 #       base popularity--0.25 popularity--0.25-norm-0.3
 #   STUDY=ablation-scored bash benchmarks/compare/ablation.sh BPR ml-100k 0.001 base scored-0.25 scored-0.125
-#       (and LightGCN ml-100k 0.002, BPR citeulike-t 0.001)
+#       (and LightGCN ml-100k 0.002, BPR citeulike-t 0.001, this with scored-auto, too)
 # budgets-by-size, positions-only and linear-norm are for MultiVAE, random-positions for models that start from factors.
 # Arguments: model, dataset (with a YAML file beside this one; DATA is the folder of those that RecBole does not
 # bring along), learning rate: that which the comparison's tuning chose for dsl_plus; the names of variants, if not
@@ -61,6 +61,7 @@ variants=(
     until-60-percent:--dsl_end=60%
     scored-0.25:--dsl_growth_rows=0.25
     scored-0.125:--dsl_growth_rows=0.125
+    scored-auto:--dsl_growth_rows=auto
     width-32:--dsl_width=32
     width-64:--dsl_width=64
     width-128:--dsl_width=128
