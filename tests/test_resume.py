@@ -190,6 +190,20 @@ def test_a_run_resumes_wherever_it_was_stopped(position: str, grow: str, data: P
     check_resume("BPR", settings("BPR", data, tmp_path, **uni), POSITIONS[position], grow=grow, growth_rows=0.5)
 
 
+def test_a_run_is_stopped_twice_in_the_same_validation(data: Path, tmp_path: Path) -> None:
+    """As a queue does that gives a slow evaluation too little time: the second file is as good as the first."""
+    given = settings("BPR", data, tmp_path)
+    expected = finish(*sparse_trainer_of("BPR", given, **DSL))
+    file = stopped(*sparse_trainer_of("BPR", given, **DSL), POSITIONS["validation"])
+    for _ in range(2):
+        trainer, loaders = sparse_trainer_of("BPR", given, **DSL)
+        trainer.resume_checkpoint(file)
+        file = stopped(trainer, loaders, POSITIONS["validation"])
+    trainer, loaders = sparse_trainer_of("BPR", given, **DSL)
+    trainer.resume_checkpoint(file)
+    assert finish(trainer, loaders) == expected
+
+
 @pytest.mark.parametrize("storage", ["packed", "masked"])
 @pytest.mark.parametrize("learner", ["adam", "sgd", "adagrad", "rmsprop"])
 def test_the_state_of_every_optimizer_and_storage_is_kept(

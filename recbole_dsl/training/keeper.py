@@ -104,6 +104,7 @@ class Keeper:
                 self._save_if_due("epochs", epoch)
             return None
         if self.position.loss is not None:
+            self._epoch_end = self._resumed["run"]["randomness"]  # it may be stopped in the validation again
             self._restore_all()
             return self.position.loss
         if not self.position.inside_epoch:
