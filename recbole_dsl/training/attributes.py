@@ -22,7 +22,8 @@ _PLAIN: Final = (bool, int, float, str, type(None))
 _LONGEST: Final = 10_000
 """Entries of a list or dict up to which its contents are looked at."""
 
-_ARRAY: Final = "array"
+_ARRAY, _SCALAR, _SET, _TYPE = "array", "scalar", "set", "type"
+"""Keys under which a file, which has tensors and plain values only, holds what of numpy and sets there is."""
 
 
 class ChangedAttributes:
@@ -67,10 +68,10 @@ def _storable(value: Any) -> bool:
         return (
             len(value) <= _LONGEST and all(map(_storable, value.keys())) and all(map(_storable, value.values()))
         )
-    if type(value) in (list, tuple):
+    if type(value) in (list, tuple, set):
         return len(value) <= _LONGEST and all(map(_storable, value))
-    if isinstance(value, np.ndarray):
-        return value.dtype.kind in "if" and value.dtype.itemsize in (4, 8)
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype.kind in "biuf" and value.dtype.itemsize <= 8 and value.dtype.isnative
     return type(value) in _PLAIN or (isinstance(value, Tensor) and not isinstance(value, nn.Parameter))
 
 
@@ -80,8 +81,10 @@ def _mark(value: Any) -> Any:
         return tuple((key, _mark(item)) for key, item in value.items())
     if isinstance(value, list | tuple):
         return tuple(map(_mark, value))
+    if isinstance(value, set):
+        return set, tuple(sorted(map(repr, value)))
     if isinstance(value, np.ndarray):
-        return value.shape, hashlib.sha256(np.ascontiguousarray(value)).digest()
+        return value.shape, value.dtype, hashlib.sha256(np.ascontiguousarray(value)).digest()
     return _TensorMark(value) if isinstance(value, Tensor) else (type(value), repr(value))
 
 
@@ -101,14 +104,36 @@ class _TensorMark:
 
 
 def _stored(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return {_ARRAY: torch.from_numpy(np.ascontiguousarray(value))}
+    """``value`` as tensors and plain values."""
+    if isinstance(value, dict):
+        return {key: _stored(item) for key, item in value.items()}
+    if isinstance(value, set):
+        return {_SET: [_stored(item) for item in sorted(value, key=repr)]}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_stored, value))
+    if isinstance(value, np.ndarray | np.generic):
+        array = np.array(value)  # a copy, in order
+        kind = array.dtype.name
+        if array.dtype.kind == "u":  # a file of tensors has no unsigned numbers but bytes
+            array = array.view(f"i{array.dtype.itemsize}")
+        return {_ARRAY if isinstance(value, np.ndarray) else _SCALAR: torch.from_numpy(array), _TYPE: kind}
     return value.detach() if isinstance(value, Tensor) else value
 
 
 def _restored(value: Any, now: Any) -> Any:
-    if isinstance(value, dict) and set(value) == {_ARRAY}:
-        return value[_ARRAY].cpu().numpy().copy()
+    """What :func:`_stored` was given; ``now``: what it replaces, whose device a tensor gets."""
+    if isinstance(value, dict):
+        if set(value) == {_SET}:
+            return {_restored(item, None) for item in value[_SET]}
+        if set(value) - {_TYPE} in ({_ARRAY}, {_SCALAR}):
+            array = (value[_ARRAY] if _ARRAY in value else value[_SCALAR]).cpu().numpy().copy()
+            array = array.view(value.get(_TYPE, array.dtype))
+            return array if _ARRAY in value else array[()]
+        there = now if isinstance(now, dict) else {}
+        return {key: _restored(item, there.get(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        places = now if isinstance(now, list | tuple) and len(now) == len(value) else [None] * len(value)
+        return type(value)(map(_restored, value, places))
     if isinstance(value, Tensor) and isinstance(now, Tensor):
         return value.to(now.device)
     return value
