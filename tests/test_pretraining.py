@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from recbole_dsl.errors import ConfigError, DSLError
+from recbole_dsl.errors import CheckpointError, ConfigError, DSLError
 from recbole_dsl.stages import STAGES
+from recbole_dsl.training import pretraining
 from recbole_dsl.training.checkpoint import read_checkpoint, write_checkpoint
 from tests.model_runs import (
     Run,
@@ -88,6 +90,37 @@ def test_pretraining_files_are_kept_apart_and_the_last_epoch_is_among_them(data:
     again = sparse_run("RaCT", {**given, "seed": 1}, **SPARSE)
     assert Path(again.trainer.saved_model_file).name == "RaCT-tiny-actor_pretrain-3-1.dsl"
     assert all((tmp_path / "saved" / name).read_bytes() == content for name, content in files.items())
+
+
+def test_the_first_process_writes_a_pretraining_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are told its name."""
+    monkeypatch.setattr(pretraining, "checkpoint_state", lambda trainer, epoch: {"epoch": epoch})
+    names = []
+    for first in (True, False):
+        trainer: Any = pretraining.SparsePretrainingMixin()
+        trainer.ranks = SimpleNamespace(done_by_first=lambda do: do() if first else "told.dsl")  # noqa: B023
+        trainer.config, trainer.checkpoint_dir = {"model": "RaCT", "dataset": "tiny"}, str(tmp_path)
+        trainer.model = SimpleNamespace(train_stage="actor_pretrain")
+        trainer._save_stage(1, verbose=False)
+        names.append(Path(trainer.saved_model_file).name)
+    assert names == ["RaCT-tiny-actor_pretrain-2.dsl", "told.dsl"]
+    assert [path.name for path in tmp_path.iterdir()] == names[:1]
+
+
+def test_a_pretraining_file_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leaves no empty file."""
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        pretraining._write_stage(tmp_path / "missing" / "stage.dsl", {})
+
+    def full(*_: Any) -> None:
+        raise CheckpointError("full")
+
+    monkeypatch.setattr(pretraining, "write_checkpoint", full)
+    with pytest.raises(CheckpointError, match="full"):
+        pretraining._write_stage(tmp_path / "stage.dsl", {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_spans_of_a_stage_are_of_its_own_epochs(data: Path, tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from time import time
 from typing import Any
 
 from recbole.utils import set_color
 
+from ..errors import CheckpointError
 from ..files import claim
-from .checkpoint import checkpoint_state, write_checkpoint
+from .checkpoint import checkpoint_state, unwritable, write_checkpoint
+from .ranks import Ranks
 
 
 class SparsePretrainingMixin:
@@ -24,6 +27,7 @@ class SparsePretrainingMixin:
     logger: Any
     checkpoint_dir: str
     saved_model_file: str
+    ranks: Ranks
     _keeps = True
 
     def fit(
@@ -60,11 +64,29 @@ class SparsePretrainingMixin:
     def _save_stage(self, epoch: int, verbose: bool) -> None:
         stage = self.model.train_stage
         name = f"{self.config['model']}-{self.config['dataset']}-{stage}-{epoch + 1}.dsl"
-        path = claim(Path(self.checkpoint_dir) / name)
-        write_checkpoint(path, checkpoint_state(self, epoch))
-        self.saved_model_file = str(path)
+        state = checkpoint_state(self, epoch)
+        write = functools.partial(_write_stage, Path(self.checkpoint_dir) / name, state)
+        path = self.saved_model_file = self.ranks.done_by_first(write)
         if verbose:
             self.logger.info(
                 set_color("Saving pre-trained model", "blue")
                 + f": {path} (the next stage takes it as --pre_model_path={path})"
             )
+
+
+def _write_stage(path: Path, state: dict[str, Any]) -> str:
+    """Write ``state`` to ``path``, or beside what is there; returns where.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    try:
+        path = claim(path)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    try:
+        write_checkpoint(path, state)
+    except CheckpointError:
+        path.unlink(missing_ok=True)  # claimed, and empty
+        raise
+    return str(path)
