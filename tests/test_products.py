@@ -291,6 +291,19 @@ def test_scores_follow_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_numba
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
+def test_a_linear_layer_takes_sparse_inputs(layout: str) -> None:
+    """As torch's own does; compiled loops take strided ones only."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"layer": nn.Linear(256, 300, bias=False)})
+    sparsify(model, 0.1, include=["*.weight"])
+    inputs = torch.randn(70, 256).relu()
+    with torch.no_grad():
+        expected = inputs @ model["layer"].weight.as_subclass(Tensor).t()
+        torch.testing.assert_close(model["layer"](getattr(inputs, layout)()), expected)
+
+
+@needs_numba
 def test_other_products_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a gradient, few vectors, parts of the table, other orders, half precision, few columns."""
     model, group, taken = ranker(monkeypatch)

@@ -66,6 +66,7 @@ def _suits(group: PackedGroup, tensor: int, input: Tensor) -> bool:
     cols = group.slices[tensor].cols
     return (
         group.products == "fastest"
+        and input.layout == torch.strided
         and input.shape[-1] == cols
         and input.numel() >= SMALLEST_BATCH * cols
         and input.dtype == group.weight.dtype
