@@ -27,6 +27,7 @@ from .sparsity.budget import (
     budget_of_density,
     bytes_of_everything,
     erdos_renyi_shares,
+    least_bytes,
 )
 from .sparsity.explorer import ExplorationSettings, Explorer, UpdateEvent
 from .sparsity.factors import Factorisation
@@ -445,13 +446,14 @@ def _budgets_of_bytes(plans: Sequence[GroupPlan], total: Budget, shares: Sequenc
         )
     memories = allocate(total.count, shares, most)
     budgets = list(map(budget_of_bytes, memories, shapes, sizes))
-    for (name, *_), share, memory, tables, budget in zip(plans, shares, memories, shapes, budgets, strict=True):
+    each = zip(plans, shares, memories, shapes, sizes, budgets, strict=True)
+    for (name, *_), share, memory, tables, size, budget in each:
         if budget < 1:
-            rows = sum(rows for rows, _ in tables)
+            rows, least = sum(rows for rows, _ in tables), least_bytes(tables, size)
             raise ConfigError(
                 f"dsl_budget={total} leaves {memory} bytes for sparse group {name!r}, less "
-                f"than the index of its {rows} rows takes; allowed is "
-                f"more than {math.ceil(4 * (1 + rows) * sum(shares) / share)} bytes."
+                f"than the {least} that a weight and the index of its {rows} rows take; allowed are "
+                f"at least {math.ceil(least * sum(shares) / share)} bytes."
             )
     return budgets
 

@@ -253,7 +253,7 @@ def test_unknown_settings_are_refused_with_the_nearest() -> None:
         ({"update_interval": "2 epochs"}, "dsl_update_interval='2 epochs' cannot be counted"),
         ({"width": 128}, "dsl_width=128"),
         ({"budget": 801}, "from 1 to 800 weights"),
-        ({"budget": "100B"}, "less than the index"),
+        ({"budget": "100B"}, "less than the"),
         ({"init": "nmf"}, "dsl_init='nmf' and 'spectral' need the interactions of users"),
     ],
 )
@@ -264,6 +264,13 @@ def test_wrong_settings_are_refused(options: dict, message: str) -> None:
         sparsify(model, **{"include": ["*.weight"], "groups": "joint", **options})
     assert type(model["user"]) is nn.Embedding
     assert [n for n, _ in model.named_parameters()] == ["bias", "user.weight", "item.weight"]
+
+
+def test_the_fewest_bytes_that_are_told_are_enough() -> None:
+    """And one byte less is refused: a weight, its column id and a pointer for each of 100 rows."""
+    with pytest.raises(ConfigError, match="at least 409 bytes"):
+        sparsify(nn.ModuleDict({"a": nn.Embedding(100, 64)}), include=["*"], budget="408B")
+    assert sparsify(nn.ModuleDict({"a": nn.Embedding(100, 64)}), include=["*"], budget="409B").live == 1
 
 
 def test_a_refusal_for_the_last_group_leaves_the_first_alone(monkeypatch) -> None:

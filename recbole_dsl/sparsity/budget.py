@@ -49,6 +49,11 @@ def budget_of_bytes(memory: int, shapes: Sequence[tuple[int, int]], value_bytes:
     return min(budget, sum(r * c for r, c in shapes))
 
 
+def least_bytes(shapes: Sequence[tuple[int, int]], value_bytes: int = 4) -> int:
+    """The fewest bytes of which :func:`budget_of_bytes` makes a weight."""
+    return value_bytes + index_bytes(shapes, 1)
+
+
 def bytes_of_everything(shapes: Sequence[tuple[int, int]], value_bytes: int = 4) -> int:
     """Bytes of a group of tensors (rows, columns) at density 1: values, column ids and row pointers."""
     weights = sum(r * c for r, c in shapes)
