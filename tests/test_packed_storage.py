@@ -449,6 +449,20 @@ def test_dense_copies_follow_a_topology_update() -> None:
     assert torch.equal(model.user(torch.arange(9)), whole)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_table_read_before_the_step_is_not_that_of_after_it(fused: bool) -> None:
+    """Fused optimizers move no counter of writes."""
+    model = Mixed()
+    handle = sparsify(model, 0.3, include=["user.weight"], update_interval=100, end=1000)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=fused)
+    handle.attach(optimizer)
+    model.user.weight.sin().sum().backward()
+    before = model.user.weight.detach().clone()
+    optimizer.step()
+    live = handle.masks()["user.weight"]
+    assert ((model.user.weight - before).abs()[live] > 0.01).all()
+
+
 @pytest.mark.parametrize("read", [lambda m: m.user(USERS), lambda m: m.user.weight])
 def test_backward_through_an_old_topology_is_refused(read) -> None:
     """Its gradient would go to other positions than it belongs to."""

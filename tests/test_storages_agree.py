@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -95,6 +97,111 @@ def run(kind: type[nn.Module], storage: str, dtype: torch.dtype) -> tuple[list[f
         losses.append(loss.item())
     assert handle.explorer.updates == UPDATES
     return losses, [set(g.live_positions().tolist()) for g in handle.groups]
+
+
+class Training:
+    """A run of :class:`BPR` in double precision, step by step."""
+
+    def __init__(self, storage: str) -> None:
+        torch.manual_seed(0)
+        self.model = BPR().double()
+        self.handle = sparsify(
+            self.model, 0.2, groups="joint", include=["*.weight"], storage=storage, seed=3,
+            update_interval=2, end=1000, update_ratio=0.3,
+        )  # fmt: skip
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.02, amsgrad=True)
+        self.handle.attach(self.optimizer)
+        self.draw = torch.Generator().manual_seed(2)
+
+    def losses(self, steps: int) -> list[float]:
+        found = []
+        for _ in range(steps):
+            batch = [torch.randint(n, (32,), generator=self.draw) for n in (USERS, ITEMS, ITEMS)]
+            self.optimizer.zero_grad()
+            loss = self.model.loss(*batch)
+            loss.backward()
+            self.optimizer.step()
+            found.append(loss.item())
+        return found
+
+    def weights(self) -> dict:
+        return copy.deepcopy(self.model.state_dict())
+
+
+def test_optimizer_state_follows_to_a_topology_that_is_loaded() -> None:
+    """The weights of an earlier step are loaded and trained on with the optimizer as it is."""
+
+    def losses(storage: str) -> list[float]:
+        run = Training(storage)
+        run.losses(5)
+        earlier = run.weights()
+        run.losses(8)
+        run.model.load_state_dict(earlier)
+        return run.losses(6)
+
+    assert losses("packed") == pytest.approx(losses("masked"), rel=1e-12)
+
+
+def test_weights_that_are_loaded_for_a_while_leave_no_trace() -> None:
+    """As to evaluate another epoch's."""
+    run, other = Training("packed"), Training("packed")
+    earlier = [run.losses(5), run.weights()][1]
+    other.losses(5)
+    assert run.losses(8) == other.losses(8)
+    now = run.weights()
+    run.model.load_state_dict(earlier)
+    run.model.load_state_dict(now)
+    assert run.losses(6) == other.losses(6)
+
+
+@pytest.mark.parametrize("optimizer_first", [False, True])
+def test_optimizer_state_that_is_loaded_too_is_of_the_loaded_topology(optimizer_first: bool) -> None:
+    """In either order: the run repeats what it has done."""
+    run = Training("packed")
+    run.losses(5)
+    kept = run.weights(), copy.deepcopy(run.optimizer.state_dict()), run.draw.get_state()
+    explorer = copy.deepcopy(run.handle.explorer.state_dict())
+    expected = run.losses(7)
+    parts = [(run.model, kept[0]), (run.optimizer, kept[1])]
+    for part, state in reversed(parts) if optimizer_first else parts:
+        part.load_state_dict(copy.deepcopy(state))
+    run.handle.explorer.load_state_dict(explorer)
+    run.draw.set_state(kept[2])
+    assert run.losses(7) == expected
+
+
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+@pytest.mark.parametrize("to_none", [True, False])
+def test_scores_do_not_depend_on_the_order_of_passes(storage: str, to_none: bool) -> None:
+    """One of the passes of a step touches rows without live weights only, so its gradient of these is zero."""
+
+    def check(dead_first: bool, thrown_away: bool) -> None:
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"table": nn.Embedding(64, 2)})
+        handle = sparsify(
+            model, 0.1, include=["table.weight"], storage=storage, update_interval=5, end=100, seed=1
+        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        handle.attach(optimizer)
+        alive = handle.masks()["table.weight"].any(1)
+        some, none = alive.nonzero().flatten()[:2], (~alive).nonzero().flatten()[:3]
+        for step in range(2):
+            optimizer.zero_grad(set_to_none=to_none)
+            if thrown_away and step:
+                model["table"](torch.cat([some, none])).sum().backward()
+                optimizer.zero_grad(set_to_none=to_none)
+            for rows in (none, some) if dead_first else (some, none):
+                (2 * model["table"](rows)).sum().backward()
+            optimizer.step()
+        expected = torch.zeros(64, 2)
+        expected[some] = expected[none] = 4.0
+        found = handle.groups[0].growth_scores
+        assert found is not None
+        assert torch.equal(found.sums.view(64, 2), expected)
+
+    for dead_first in (False, True):
+        for thrown_away in (False, True):
+            check(dead_first, thrown_away)
 
 
 MODELS = pytest.mark.parametrize("kind", [BPR, LightGCN, AutoEncoder])

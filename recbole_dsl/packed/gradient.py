@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import SecondOrderError, StaleGraphError
 from ..kernels import gpu_rows, rows
+from ..sparsity.scores import writes_after
 from .lookup import add_rows
 
 if TYPE_CHECKING:
@@ -166,14 +167,14 @@ class StepGradient:
         scored, self._scored = self._scored, []
         for tensor, gradient in scored:
             self.group.collect_dense(tensor, gradient)
-        if self.group.growth_scores is not None:
-            self.group.growth_scores.land()
         for looked_up in later.values():
             assert buffer is not None
             index = self.group.row_pointers, self.group.column_ids
             gpu_rows().add_rows(buffer, *index, *zip(*looked_up, strict=True))
         if buffer is not None and self._spans is not None:
             self.group.gradient_memory.came_from(buffer, self._spans)
+        if self.group.growth_scores is not None:
+            self.group.growth_scores.land(writes_after(self.group.weight.grad, buffer))
         self.group.end_step()
         return buffer
 

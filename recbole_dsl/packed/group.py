@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..kernels import compiled, on_gpu
 from ..sparsity.rows import LiveRows
@@ -69,6 +70,9 @@ class PackedGroup(nn.Module):
         self._asked_last: set[int] = set()
         self._read_in_vain: set[int] = set()
         self.gradient_memory = Memory()
+        self._followed = False  # whether an optimizer's state is to follow to topologies that are loaded
+        self._follows = False  # … until the next step: not to those that belong to a state that is loaded, too
+        self._replaced: tuple[Tensor, Tensor] | None = None  # the index of the last step, if it is another now
 
     # --- what an explorer asks -------------------------------------------------------------------
 
@@ -122,7 +126,41 @@ class PackedGroup(nn.Module):
         check_optimizer(optimizer)
 
     def after_step(self) -> None:
-        """Nothing to do: dead weights do not exist."""
+        """Forget dense copies made between backward pass and step: fused optimizers move no version counter."""
+        self.clear_caches()
+        self._follows = self._followed
+
+    def follow_loads(self, optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
+        """Let the optimizer's per-weight state follow its positions when another topology is loaded.
+
+        It moves before the next step, unless the optimizer has loaded a state, too: that is of the topology
+        that was or will be loaded. Returns the hooks, to be removed by who wants no more of it.
+        """
+
+        def state_is_loaded(_: torch.optim.Optimizer) -> None:
+            self._follows, self._replaced = False, None
+
+        self._followed = self._follows = True
+        self._replaced = None
+        return [
+            optimizer.register_step_pre_hook(lambda optimizer, *_: self._move_to_loaded(optimizer)),
+            optimizer.register_load_state_dict_post_hook(state_is_loaded),
+        ]
+
+    @torch.no_grad()
+    def _move_to_loaded(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._replaced is None:
+            return
+        before = LiveRows(self.table_shapes, *self._replaced, self.kernels).positions()
+        now = self.live_positions()
+        place = torch.searchsorted(before, now).clamp_(max=before.numel() - 1)
+        lived = before[place] == now
+        self._replaced = None
+
+        def follow(state: Tensor, birth: float) -> None:
+            state.copy_(torch.where(lived, state[place], torch.full_like(state, birth)))
+
+        move_state(optimizer, self.weight, follow)
 
     @torch.no_grad()
     def apply_update(self, plan: UpdatePlan, optimizer: torch.optim.Optimizer) -> None:
@@ -356,8 +394,18 @@ class PackedGroup(nn.Module):
                     f"{self.row_pointers.numel() - 1} rows."
                 )
                 return
+            self._keep_replaced(found["row_pointers"], found["column_ids"])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.clear_caches()
+
+    def _keep_replaced(self, row_pointers: Tensor, column_ids: Tensor) -> None:
+        """Before another index is loaded: what is of the order that the weights have now."""
+        pairs = (row_pointers, self.row_pointers), (column_ids, self.column_ids)
+        if all(torch.equal(new.to(old), old) for new, old in pairs):
+            return
+        self.weight.grad = None
+        if self._follows and self._replaced is None:
+            self._replaced = self.row_pointers.clone(), self.column_ids.clone()
 
     def extra_repr(self) -> str:
         weights = sum(s.rows * s.cols for s in self.slices)

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..sparsity.rows import LiveRows
-from ..sparsity.scores import GrowthScores, is_cleared
+from ..sparsity.scores import GrowthScores, is_cleared, writes_after
 from ..sparsity.targets import TensorInfo
 from ..sparsity.update import UpdatePlan
 from .index import build_index, slices_of
@@ -71,6 +72,10 @@ class MaskedGroup(nn.Module):
         """Keep dead weights at zero, whatever was written into the dense tensors."""
         self._add_hooks()
         self._clear_dead()
+
+    def follow_loads(self, optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
+        """Nothing to do: state lies at its positions."""
+        return []
 
     def masks(self) -> dict[str, Tensor]:
         """The boolean mask of every tensor by its name."""
@@ -212,13 +217,16 @@ class _MaskGradient:
 
     def __init__(self, group: MaskedGroup, tensor: int) -> None:
         self.group, self.tensor = group, tensor
+        self.writes = 0  # of the parameter's gradient after the last pass
 
     def __call__(self, gradient: Tensor) -> Tensor:
         if gradient.is_sparse:
             gradient = gradient.to_dense()
-        scores = self.group.growth_scores
+        scores, before = self.group.growth_scores, self.group.trained_parameters()[self.tensor].grad
         if self.group.collects and scores is not None:
-            if scores.holds(self.tensor) and is_cleared(self.group.trained_parameters()[self.tensor].grad):
+            if scores.holds(self.tensor) and is_cleared(before, self.writes):
                 scores.discard(self.tensor)  # of a pass whose gradients were thrown away
             scores.add_dense(self.tensor, gradient.clone())  # others may own it, and clip it
-        return gradient.masked_fill(~getattr(self.group, f"mask_{self.tensor}"), 0.0)
+        live = gradient.masked_fill(~getattr(self.group, f"mask_{self.tensor}"), 0.0)
+        self.writes = writes_after(before, live)
+        return live

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import CheckpointError, ConfigError, DSLError
 from .criteria import (
@@ -100,7 +101,11 @@ class GroupProgress:
     updates: int = 0
     score_bytes: int = 0  # the most that growth scores have held
     optimizer: torch.optim.Optimizer | None = None
-    hook: Any = field(default=None, repr=False)
+    hooks: list[RemovableHandle] = field(default_factory=list, repr=False)
+
+    def remove_hooks(self) -> None:
+        while self.hooks:
+            self.hooks.pop().remove()
 
 
 class Explorer:
@@ -174,10 +179,12 @@ class Explorer:
         for progress in owned:
             scale_learning_rate(optimizer, progress.group.trained_parameters(), progress.learning_rate_scale)
         for progress in owned:
-            if progress.hook is not None:
-                progress.hook.remove()
+            progress.remove_hooks()
             progress.optimizer = optimizer
-            progress.hook = optimizer.register_step_post_hook(_StepHook(self, progress))
+            progress.hooks = [
+                optimizer.register_step_post_hook(_StepHook(self, progress)),
+                *progress.group.follow_loads(optimizer),
+            ]
             self._prepare_next_step(progress, begins=False)
         return len(owned)
 
@@ -206,9 +213,8 @@ class Explorer:
     def detach(self) -> None:
         """Stop exploring: remove all hooks and free the growth scores."""
         for progress in self.progress:
-            if progress.hook is not None:
-                progress.hook.remove()
-            progress.hook = progress.optimizer = None
+            progress.remove_hooks()
+            progress.optimizer = None
             progress.group.growth_scores = None
             progress.group.collects = False
 

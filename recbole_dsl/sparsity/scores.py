@@ -160,9 +160,19 @@ class _Contribution:
     first: int = 0
 
 
-def is_cleared(gradient: Tensor | None) -> bool:
-    """Whether ``zero_grad`` has been called since a gradient was made, in either of its ways."""
-    return gradient is None or not bool(gradient.any())
+def writes_after(gradient: Tensor | None, arriving: Tensor | None) -> int:
+    """How many writes torch will have counted of a gradient when ``arriving`` has been added to it."""
+    if arriving is None:
+        return gradient._version if gradient is not None else 0
+    return gradient._version + 1 if gradient is not None else arriving._version  # or becomes it itself
+
+
+def is_cleared(gradient: Tensor | None, writes: int) -> bool:
+    """Whether ``zero_grad`` has been called, in either of its ways, since a gradient had so many ``writes``.
+
+    A gradient of zeros alone tells nothing: of live weights it may be zero where that of dead ones is not.
+    """
+    return gradient is None or (gradient._version != writes and not bool(gradient.any()))
 
 
 class GrowthScores:
@@ -180,6 +190,7 @@ class GrowthScores:
         self.sums = torch.zeros(where.count, dtype=score_dtype(dtype), device=device)
         self._pending: list[_Contribution] = []
         self._landed = 0  # so many of them, the first, are in the weights' gradient
+        self._writes = 0  # of that gradient, then
 
     def _table(self, tensor: int) -> Tensor:
         cols = self.where.shapes[tensor][1]
@@ -232,16 +243,16 @@ class GrowthScores:
         """Forget what was handed in since the last step, for one tensor or (None) for all."""
         self._pending, self._landed = [p for p in self._pending if tensor not in (None, p.tensor)], 0
 
-    def land(self) -> None:
-        """Everything handed in so far has now reached the gradient of the weights."""
-        self._landed = len(self._pending)
+    def land(self, writes: int) -> None:
+        """Everything handed in so far reaches the weights' gradient, which has so many ``writes`` then."""
+        self._landed, self._writes = len(self._pending), writes
 
     def discard_landed(self, gradient: Tensor | None) -> None:
         """Forget what had reached a gradient that is gone: ``gradient``, that of now, is None or zero.
 
         What a pass hands in that has begun but not reached the weights (around a checkpoint's) stays.
         """
-        if self._landed and is_cleared(gradient):
+        if self._landed and is_cleared(gradient, self._writes):
             self._pending, self._landed = self._pending[self._landed :], 0
 
     def holds(self, tensor: int) -> bool:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .rows import LiveRows
 from .scores import GrowthScores
@@ -66,6 +67,10 @@ class SparseGroup(Protocol):
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Raise UnsupportedOptimizerError if its per-weight state is not understood."""
+        ...
+
+    def follow_loads(self, optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
+        """Let per-weight state follow its positions when another topology is loaded; returns hooks."""
         ...
 
     def apply_update(self, plan: UpdatePlan, optimizer: torch.optim.Optimizer) -> None:
