@@ -163,6 +163,13 @@ class Parser(argparse.ArgumentParser):
         return options
 
 
+def a_path(text: str) -> Path:
+    """The ``type`` of an option that is a path: an empty one, which would be the current folder, is refused."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; allowed is a path")
+    return Path(text)
+
+
 def refuse_existing(path: Path, option: str, force: bool) -> None:
     """Raise ConfigError if a file exists and may not be replaced, or its folder does not exist."""
     if path.is_dir() or (path.exists() and not force):

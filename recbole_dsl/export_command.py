@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .command_line import Parser
+from .command_line import Parser, a_path
 from .config import no_flags
 from .exporting import export_artifact
 from .recbole_names import import_model
@@ -21,8 +21,8 @@ def parser() -> Parser:
         "Write a checkpoint as an artifact: a folder of sparse weights, names and a manifest, which "
         "'recbole-dsl recommend' and 'recbole-dsl serve' read without the data. The dataset has to be there.",
     )
-    result.add_argument("checkpoint", type=Path, help="a file ….dsl or …-last.dsl")
-    result.add_argument("--to", type=Path, required=True, metavar="DIR", help="the folder to write")
+    result.add_argument("checkpoint", type=a_path, help="a file ….dsl or …-last.dsl")
+    result.add_argument("--to", type=a_path, required=True, metavar="DIR", help="the folder to write")
     result.add_argument(
         "--values", choices=VALUES, default="fp32", help="how weights are written (default: fp32)"
     )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from .command_line import Parser
+from .command_line import Parser, a_path
 from .serving.artifact import read_artifact
 from .serving.description import description
 
@@ -17,7 +16,7 @@ def parser() -> Parser:
     result = Parser(
         "inspect", "Check an artifact and say what is in it: sizes, metrics, and where live weights are."
     )
-    result.add_argument("artifact", type=Path, help="the artifact's folder")
+    result.add_argument("artifact", type=a_path, help="the artifact's folder")
     result.add_argument("--json", action="store_true", help="print JSON")
     return result
 

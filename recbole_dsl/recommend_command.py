@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from .command_line import Parser, refuse_existing
+from .command_line import Parser, a_path, refuse_existing
 from .errors import ConfigError
 from .serving.recommender import UNKNOWN, SparseRecommender
 from .serving.tables_out import ENDINGS, writer_of
@@ -23,9 +23,11 @@ def parser() -> Parser:
         "Recommend items from an artifact that 'recbole-dsl export' has written.",
         epilog="recbole-dsl recommend model/ --user 196 -k 5; recbole-dsl recommend model/ --all --out r.csv",
     )
-    result.add_argument("artifact", type=Path, help="the artifact's folder")
+    result.add_argument("artifact", type=a_path, help="the artifact's folder")
     result.add_argument("--user", action="append", default=[], help="a user, as in the data; may be repeated")
-    result.add_argument("--users-file", type=Path, metavar="FILE", help="a text file with a user on each line")
+    result.add_argument(
+        "--users-file", type=a_path, metavar="FILE", help="a text file with a user on each line"
+    )
     result.add_argument("--all", action="store_true", help="all users; needs --out")
     result.add_argument("--similar-to", metavar="ITEM", help="items that are similar to one, in place of users")
     result.add_argument("-k", type=int, default=10, help="number of items (default: 10)")
@@ -33,7 +35,10 @@ def parser() -> Parser:
         "--keep-seen", action="store_true", help="recommend what users have in the data as well"
     )
     result.add_argument(
-        "--candidates-file", type=Path, metavar="FILE", help="choose from these items only, one on each line"
+        "--candidates-file",
+        type=a_path,
+        metavar="FILE",
+        help="choose from these items only, one on each line",
     )
     result.add_argument(
         "--unknown",
@@ -41,7 +46,7 @@ def parser() -> Parser:
         default="error",
         help="users that are not in the data: an error (default), or the most popular items",
     )
-    result.add_argument("--out", type=Path, metavar="FILE", help=f"write a file, one of {', '.join(ENDINGS)}")
+    result.add_argument("--out", type=a_path, metavar="FILE", help=f"write a file, one of {', '.join(ENDINGS)}")
     result.add_argument("--json", action="store_true", help="print a JSON object for each user")
     result.add_argument("--force", action="store_true", help="replace a file that exists")
     return result

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from pathlib import Path
 
-from .command_line import Parser
+from .command_line import Parser, a_path
 from .errors import ConfigError
 from .serving.recommender import SparseRecommender
 
@@ -18,7 +17,7 @@ def parser() -> Parser:
         "Answer HTTP requests from an artifact: /recommend, /similar, /health; a page to try it at /, "
         "and all requests at /docs. Needs 'pip install recbole-dsl[serve]'.",
     )
-    result.add_argument("artifact", type=Path, help="the artifact's folder")
+    result.add_argument("artifact", type=a_path, help="the artifact's folder")
     result.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
     result.add_argument(
         "--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine only)"

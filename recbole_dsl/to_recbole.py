@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .command_line import Parser
+from .command_line import Parser, a_path
 from .errors import ConfigError
 from .settings import check_writable
 
@@ -19,8 +19,8 @@ def parser() -> Parser:
         "Write a checkpoint as a dense one of RecBole's own (a pickle, as RecBole needs it), which "
         "its load_data_and_model, case studies and trainers read. The dataset has to be there.",
     )
-    result.add_argument("checkpoint", type=Path, help="a file ….dsl or …-last.dsl")
-    result.add_argument("--out", type=Path, required=True, help="the file to write, usually ….pth")
+    result.add_argument("checkpoint", type=a_path, help="a file ….dsl or …-last.dsl")
+    result.add_argument("--out", type=a_path, required=True, help="the file to write, usually ….pth")
     result.add_argument("--data_path", help="folder of the datasets, if it is not that of the training")
     result.add_argument("--force", action="store_true", help="write over a file that exists")
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .command_line import Parser
+from .command_line import Parser, a_path
 from .errors import ConfigError
 from .serving.recommender import SparseRecommender
 from .serving.vectors_out import write_vectors
@@ -19,8 +19,8 @@ def parser() -> Parser:
         "scipy.sparse.load_npz reads them, or users.npy and items.npy where vectors are dense; their tokens "
         "are in users.json and items.json, in the order of the rows.",
     )
-    result.add_argument("artifact", type=Path, help="the artifact's folder")
-    result.add_argument("--to", type=Path, required=True, metavar="DIR", help="the folder to write into")
+    result.add_argument("artifact", type=a_path, help="the artifact's folder")
+    result.add_argument("--to", type=a_path, required=True, metavar="DIR", help="the folder to write into")
     result.add_argument("--dense", action="store_true", help="write dense matrices (.npy) in any case")
     result.add_argument("--force", action="store_true", help="replace files that exist")
     return result
@@ -36,6 +36,8 @@ def run(argv: Sequence[str]) -> None:
         raise ConfigError(f"--to={folder} is a file; allowed is a folder.")
     names = [folder / f"{name}{ending}" for name in ("users", "items") for ending in (".npz", ".npy", ".json")]
     for path in names:
+        if path.is_dir():
+            raise ConfigError(f"'{path}' is a folder, where a file is to be written; allowed is another --to.")
         if path.exists() and not options.force:
             raise ConfigError(f"'{path}' exists; allowed is another folder, or --force to replace files.")
     recommender = SparseRecommender.load(options.artifact)

@@ -449,6 +449,12 @@ def test_vectors_for_other_tools(folders: Any, tmp_path: Path, capsys: pytest.Ca
     told("vectors", str(folder), "--to", str(out), "--dense", "--force", capsys=capsys)
     assert np.allclose(np.load(out / "items.npy"), items.toarray())
     assert not list(out.glob("*.npz"))  # which would be another model's, next time
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    (out / "items.npz").mkdir()
+    assert "items.npz' is a folder" in told(
+        "vectors", str(folder), "--to", str(out), "--force", capsys=capsys, status=2
+    )
+    assert all(path.read_bytes() == content for path, content in before.items())
     told("vectors", str(folders("LightGCN")), "--to", str(tmp_path / "dense"), capsys=capsys)
     assert np.load(tmp_path / "dense" / "users.npy").shape == (USERS, 16)
     assert "does not score by inner products" in told(

@@ -76,6 +76,8 @@ class Request:
                     "files with different names."
                 )
             methods[method.name] = (word, method)
+        if options.name is not None and not options.name.strip():
+            raise ConfigError("--name is empty; allowed is the name of a folder, or no --name.")
         name = options.name or re.sub(r"\W+", "-", f"{'-'.join(models)}-{'-'.join(datasets)}{ending}")
         if Path(name).name != name or name == "..":
             raise ConfigError(f"--name={name} is refused: allowed is the name of a folder.")
