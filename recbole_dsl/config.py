@@ -347,6 +347,7 @@ class RecBoleDSLConfig(Config):
     def _set_default_parameters(self) -> None:
         recbole_settings.check_kinds(self.external_config_dict, self._recbole_defaults)
         recbole_settings.check_evaluation(self.final_config_dict)
+        recbole_settings.check_intervals(self.final_config_dict)
         recbole_settings.check_devices(self.final_config_dict["gpu_id"])
         with _recbole_errors():
             super()._set_default_parameters()

@@ -114,15 +114,28 @@ def check_keys(keys: Mapping[str, object], known: Collection[str], source: str) 
     """Refuse keys that are meant for us but unknown, such as ``dsl_densty`` or ``dsl-density``.
 
     Raises:
-        ConfigError: names the key, its value, ``source`` and the nearest known key.
+        ConfigError: names the key, its value, ``source`` and the nearest known key; or one is below another.
     """
     for key, value in keys.items():
         plain = str(key).lower().replace("-", "_")
+        if isinstance(value, Mapping) and (plain == PREFIX.rstrip("_") or _holds_ours(value)):
+            raise ConfigError(
+                f"{key}={value!r} in {source} is refused, because settings are not nested: allowed is each "
+                "by its full name, such as 'dsl_density: 0.1'."
+            )
         if plain.startswith(PREFIX) and key not in known:
             raise ConfigError(
                 f"{key}={value!r} in {source} is no known setting{nearest(plain, sorted(known))}; "
                 f"allowed are {', '.join(sorted(known))}."
             )
+
+
+def _holds_ours(content: Mapping[Any, Any]) -> bool:
+    """Whether one of our keys is anywhere in a mapping."""
+    return any(
+        str(key).startswith(PREFIX) or (isinstance(value, Mapping) and _holds_ours(value))
+        for key, value in content.items()
+    )
 
 
 # --- methods --------------------------------------------------------------------------------------

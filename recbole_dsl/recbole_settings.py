@@ -5,6 +5,7 @@ Checks of mappings, which :class:`~recbole_dsl.config.RecBoleDSLConfig` makes be
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -39,12 +40,15 @@ _VALUES: Final = {
     "stopping_step": whole_setting(0),
     "seed": whole_setting(0, 2**32 - 1),
     "clip_grad_norm": mapping_setting(
-        "a mapping with max_norm and other options of torch's clip_grad_norm_, such as {'max_norm': 1.0}",
+        "a mapping with max_norm, above 0, and other options of torch's clip_grad_norm_, such as "
+        "{'max_norm': 1.0}",
         needed={"max_norm"},
         known={"max_norm", "norm_type", "error_if_nonfinite", "foreach"},
+        positive="max_norm",
     ),
     "eval_step": whole_setting(0),
     "metric_decimal_place": whole_setting(0),
+    "loss_decimal_place": whole_setting(0),
     "checkpoint_dir": path_setting("the path of a folder"),
 }
 
@@ -63,6 +67,16 @@ _PARTS: Final = {
 """The keys of RecBole's settings that are mappings."""
 
 _SPLITS: Final = ("RS", "LS", "TS")
+_LEFT_OUT: Final = ("valid_and_test", "valid_only", "test_only")
+_MAPPINGS: Final = {
+    "load_col": "{inter: [user_id, item_id]}",
+    "unload_col": "{inter: [timestamp]}",
+    "val_interval": "{rating: '[3,inf)'}",
+    "threshold": "{rating: 3}",
+}
+"""RecBole's settings that are mappings and None by default, with an example of each."""
+_COUNTS: Final = ("user_inter_num_interval", "item_inter_num_interval")
+_INTERVAL: Final = re.compile(r"\s*[\[(]([^,;]+),([^,;]+)[\])]\s*")
 _ORDERS: Final = ("RO", "TO")
 _GROUPS: Final = ("user", "none")
 _MODES: Final = re.compile(r"full|labeled|(uni|pop)[1-9]\d*")
@@ -87,6 +101,12 @@ def check_kinds(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key}={value!r} is refused: allowed is True or False.")
         if isinstance(default, int | float) and isinstance(value, str):
             raise ConfigError(f"{key}={value!r} is refused: allowed is a number such as {default}.")
+        if key in _MAPPINGS and not isinstance(value, Mapping):
+            raise ConfigError(
+                f"{key}={value!r} is refused: allowed is a mapping such as {_MAPPINGS[key]}, and None."
+            )
+        if key == "n_layers" and isinstance(default, int):
+            _read(key, value, whole_setting(0))
         if isinstance(default, list) and key not in _SCALAR_TOO and not isinstance(value, list | tuple):
             raise ConfigError(f"{key}={value!r} is refused: allowed is a list such as {default}.")
         if key == "loss_type" and default in _LOSSES_OF_SEQUENCES and value not in _LOSSES_OF_SEQUENCES:
@@ -127,6 +147,48 @@ def check_evaluation(settings: Mapping[str, Any]) -> None:
                 )
     if isinstance(settings["eval_args"], Mapping):
         _check_split(settings["eval_args"])
+    if isinstance(settings.get("train_neg_sample_args"), Mapping):
+        _check_sampling(settings["train_neg_sample_args"])
+
+
+def check_intervals(settings: Mapping[str, Any]) -> None:
+    """Refuse intervals of which RecBole would warn, and then filter nothing, or that it cannot read.
+
+    Raises:
+        ConfigError: names the setting and what is allowed.
+    """
+    given = {key: settings.get(key) for key in _COUNTS}
+    for field, value in (settings.get("val_interval") or {}).items():
+        if isinstance(value, str):  # others are of values, not of bounds
+            given[f"val_interval of {field}"] = value
+    for key, value in given.items():
+        if str(value) != "None" and not all(map(_is_interval, str(value).split(";"))):
+            raise ConfigError(
+                f"{key}={value!r} is refused: allowed are intervals such as '[5,inf)' and '(0,3];[10,20]', the "
+                "smaller bound first."
+            )
+
+
+def _is_interval(text: str) -> bool:
+    found = _INTERVAL.fullmatch(text)
+    try:
+        return found is not None and float(found[1]) <= float(found[2])
+    except ValueError:
+        return False
+
+
+def _check_sampling(given: Mapping[str, Any]) -> None:
+    """Negatives in training; RecBole reads the numbers only where it draws some, and has defaults for them."""
+    if str(given.get("distribution")).lower() == "none":
+        return
+    kinds = {
+        "sample_num": whole_setting(1),
+        "alpha": number_setting(lambda _: True, "a number"),
+        "candidate_num": whole_setting(1 if given.get("dynamic") else 0),
+    }
+    for part in given.keys() & kinds.keys():
+        value = given[part] if not isinstance(given[part], str) else None  # which RecBole does not convert
+        _read(f"{part} in train_neg_sample_args", value, kinds[part])
 
 
 def _check_metrics(metrics: object) -> None:
@@ -149,6 +211,18 @@ def _check_split(given: Mapping[str, Any]) -> None:
             f"split={split!r} in eval_args is refused: allowed is a mapping with one of {', '.join(_SPLITS)}, "
             "such as {'RS': [0.8, 0.1, 0.1]}."
         )
+    ((kind, value),) = split.items()
+    if kind == "LS":
+        if value not in _LEFT_OUT:
+            raise ConfigError(
+                f"LS={value!r} in eval_args is refused{nearest(str(value), _LEFT_OUT)}: allowed are "
+                f"{', '.join(_LEFT_OUT)}."
+            )
+    elif value is not None and not _are_ratios(value):
+        raise ConfigError(
+            f"{kind}={value!r} in eval_args is refused: allowed is a list of three numbers for training, "
+            "validation and test, none below 0 and the first above, such as [0.8, 0.1, 0.1]."
+        )
     for part, words in (("order", _ORDERS), ("group_by", _GROUPS)):
         value = given.get(part, words[0])
         is_none = part == "group_by" and str(value) == "None"  # which RecBole takes as "none"
@@ -161,6 +235,16 @@ def _check_split(given: Mapping[str, Any]) -> None:
             f"mode={mode!r} in eval_args is refused: allowed are full, labeled, uni100 and pop100 (with any "
             "number), and a mapping of valid and test to them."
         )
+
+
+def _are_ratios(value: object) -> bool:
+    """A negative one would put interactions into two parts."""
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(type(part) in (int, float) and 0 <= part < math.inf for part in value)
+        and value[0] > 0
+    )
 
 
 def read_values(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -142,11 +142,16 @@ def whole_setting(least: int, most: int = LARGEST) -> Setting:
     return Setting(lambda value: _as_whole(value, least, most), allowed)
 
 
-def mapping_setting(allowed: str, needed: Set[str], known: Set[str]) -> Setting:
-    """A mapping of ``known`` words, the ``needed`` ones among them, to values."""
+def mapping_setting(allowed: str, needed: Set[str], known: Set[str], positive: str) -> Setting:
+    """A mapping of ``known`` words, the ``needed`` ones and ``positive`` among them, to values.
+
+    ``positive``: one whose value is a number above 0.
+    """
 
     def parse(value: object) -> dict[str, Any]:
-        if not isinstance(value, Mapping) or not needed <= value.keys() <= known:
+        if not isinstance(value, Mapping) or not needed | {positive} <= value.keys() <= known:
+            raise Refused
+        if not _as_number(value[positive]) > 0:
             raise Refused
         return dict(value)
 

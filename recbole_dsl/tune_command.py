@@ -21,7 +21,7 @@ from .compare.space import points_of, read_space
 from .compare.store import Store
 from .compare.summary import read_cells, read_grid
 from .config import RecBoleDSLConfig, no_flags
-from .errors import ConfigError
+from .errors import ConfigError, nearest
 from .files import write_text_whole
 from .results import RunResult
 
@@ -235,5 +235,8 @@ def _check(
     for key in ("epochs", "eval_step"):
         if config[key] == 0:
             raise ConfigError(f"{key}=0 is refused, because nothing would be validated: allowed are others.")
+    for name in points[0].keys() - settings.keys() - config.known_keys:
+        if hint := nearest(name, sorted(config.known_keys), cutoff=0.85):  # all trials would be the same
+            raise ConfigError(f"{name!r} in --space is no known setting{hint}; allowed are those of the model.")
     warn_unknown_flags([*flags, *points[0]], config.known_keys, parser().words)
     return str(config["valid_metric"]).lower(), bool(config["valid_metric_bigger"])

@@ -67,6 +67,37 @@ CASES = {
         ["'distrbution'", "'distribution'"],
     ),
     "unknown split": (["--eval_args={'split':{'XX':[0.8,0.1,0.1]}}"], ["'XX'", "RS, LS, TS"]),
+    "negative share of a split": (
+        ["--eval_args={'split':{'RS':[0.8,-0.1,0.3]}}"],
+        ["RS=[0.8, -0.1, 0.3]", "three"],
+    ),
+    "nothing to train on": (["--eval_args={'split':{'TS':[0,0,1]}}"], ["TS=[0, 0, 1]", "first above"]),
+    "two shares": (["--eval_args={'split':{'RS':[0.8,0.2]}}"], ["RS=[0.8, 0.2]", "three numbers"]),
+    "shares of a word": (["--eval_args={'split':{'LS':'valid'}}"], ["LS='valid'", "valid_only"]),
+    "negatives below zero": (
+        ["--train_neg_sample_args={'distribution':'uniform','sample_num':-1,'alpha':1.0}"],
+        ["sample_num in train_neg_sample_args=-1", "at least 1"],
+    ),
+    "negatives that are text": (
+        ["--train_neg_sample_args={'distribution':'uniform','sample_num':'1','alpha':1.0}"],
+        ["sample_num in train_neg_sample_args", "whole number"],
+    ),
+    "no candidates": (
+        ["--train_neg_sample_args={'distribution':'uniform','dynamic':True,'candidate_num':0}"],
+        ["candidate_num in train_neg_sample_args=0", "at least 1"],
+    ),
+    "no interval": (["--user_inter_num_interval=abc"], ["user_inter_num_interval='abc'", "[5,inf)"]),
+    "interval the wrong way round": (["--val_interval={'rating':'[5,3]'}"], ["val_interval of rating='[5,3]'"]),
+    "columns that are text": (["--load_col=abc"], ["load_col='abc'", "inter: [user_id, item_id]"]),
+    "bounds without a field": (["--val_interval=[3,5]"], ["val_interval=[3, 5]", "mapping"]),
+    "places of losses": (["--loss_decimal_place=-1"], ["loss_decimal_place=-1", "at least 0"]),
+    "fewer than no layers": (["--model=LightGCN", "--n_layers=-1"], ["n_layers=-1", "at least 0"]),
+    "clipping to less than nothing": (["--clip_grad_norm={'max_norm':-1}"], ["'max_norm': -1", "above 0"]),
+    "settings below dsl": (
+        ["--config_files=nested.yaml"],
+        ["dsl={'density': 0.05} in 'nested.yaml'", "'dsl_density: 0.1'"],
+    ),
+    "settings below another": (["--config_files=deep.yaml"], ["methods=", "deep.yaml", "not nested"]),
     "unknown order": (["--eval_args={'order':'XX'}"], ["order='XX'", "RO and TO"]),
     "unknown groups": (["--eval_args={'group_by':'item'}"], ["group_by='item'", "user and none"]),
     "unknown mode": (["--eval_args={'mode':'uniform'}"], ["mode='uniform'", "uni100"]),
@@ -84,6 +115,8 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a_file").write_text("")
     (tmp_path / "model.yaml").write_text("model: LightGNC\n")
+    (tmp_path / "nested.yaml").write_text("dsl: {density: 0.05}\n")
+    (tmp_path / "deep.yaml").write_text("methods: {dsl_plus: {dsl_density: 0.05}}\n")
     (tmp_path / "twice.yaml").write_text("epochs: 1\neval_args: {order: RO}\nepochs: 2\n")
     for name, text in (("nohead", "1\t2\n"), ("norows", "user_id:token\titem_id:token\n")):
         (tmp_path / name).mkdir()
@@ -130,9 +163,9 @@ def test_numbers_are_what_they_say(key: str, given: object, meant: object) -> No
 def test_settings_of_a_comparison_that_nobody_knows_are_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A slip in a flag or in a search space would run the whole grid with defaults."""
+    """A slip in a flag would run the whole grid with defaults; a tuned setting may be one's own model's."""
     monkeypatch.setattr("sys.argv", ["recbole-dsl"])
-    (tmp_path / "space").write_text("learning_rte choice [0.1]\n")
+    (tmp_path / "space").write_text("my_own choice [0.1]\n")
     for module in ("compare_command", "tune_command"):
         monkeypatch.setattr(f"recbole_dsl.{module}.Store", _NoStore)
     with pytest.raises(_NoStore.Reached):
@@ -140,14 +173,17 @@ def test_settings_of_a_comparison_that_nobody_knows_are_warned_of(
     with pytest.raises(_NoStore.Reached):
         main(["tune", "--methods=static", "--space=space", "--epoch=1"])
     told = [record.getMessage() for record in caplog.records if "known neither" in record.getMessage()]
-    assert [line.split()[0] for line in told] == ["--learning_rat", "--epoch", "--learning_rte"]
-    assert "'learning_rate'" in told[0] and "'epochs'" in told[1] and "'learning_rate'" in told[2]
+    assert [line.split()[0] for line in told] == ["--learning_rat", "--epoch", "--my_own"]
+    assert "'learning_rate'" in told[0] and "'epochs'" in told[1] and "did you mean" not in told[2]
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["compare", "--nmae=foo"], ["--nmae", "'--name'"]),
+        (["compare", "--name="], ["--name is empty"]),
+        (["vectors", "art", "--to", ""], ["argument --to", "it is empty"]),
+        (["export", "", "--to", "art"], ["argument checkpoint", "it is empty"]),
         (["tune", "--space=space", "--trails=3"], ["--trails", "'--trials'"]),
         (["compare", "--datasets=ml-100k", "--dataset=ml-1m"], ["--datasets and --dataset"]),
         (["trian", "--epochs=1"], ["'trian'", "'train'"]),

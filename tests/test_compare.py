@@ -870,7 +870,7 @@ def test_points_are_a_grid_or_drawn_once(tmp_path: Path) -> None:
     "line",
     ["a choice", "a choice []", "a choice x", "a uniform 2,1", "a uniform 1", "a quniform 1,2,0", "a magic 1,2",
      "a choice [1]\na choice [2]", "", "seed choice [1, 2]", "dsl_densty choice [1]",
-     "learning_rate choice [-1]"],
+     "learning_rate choice [-1]", "learning_rte choice [0.1]"],
 )  # fmt: skip
 def test_bad_spaces_are_one_sentence(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Before any trial, and with what is allowed."""
