@@ -29,6 +29,7 @@ CITEULIKE_SEEDS = RESULTS / "compare/BPR-citeulike-t-seeds"
 MULTIVAE = RESULTS / "compare/MultiVAE-ml-1m"
 MULTIVAE_SEEDS = RESULTS / "compare/MultiVAE-ml-1m-seeds"
 BPR_ML1M = RESULTS / "compare/BPR-ml-1m"
+NEUMF_ML1M = RESULTS / "compare/NeuMF-ml-1m"
 NEUMF = RESULTS / "compare/NeuMF-ml-100k"
 MULTIVAE_SMALL = RESULTS / "compare/MultiVAE-ml-100k"
 FOURSQUARE = RESULTS / "compare/BPR-foursquare-fgcrec"
@@ -92,7 +93,8 @@ def _notes(found: Sequence[Row]) -> str:
             if (o.dataset, o.model, o.method, o.density) == (r.dataset, r.model, other, r.density)
         ]
         above = sum(r.mean > o.mean for r, o in pairs)
-        told.append(f"{other} in {above} of {len(pairs)}")
+        if pairs:
+            told.append(f"{other} in {above} of {len(pairs)}")
     significant = [r for r in found if r.method == "dsl_plus" and r.p_narrow is not None and r.p_narrow < 0.05]
     above_both = " and above ".join(told)
     text = f"Seeds for each cell: {' or '.join(map(str, seeds))}. dsl_plus is above {above_both} cells"
@@ -172,9 +174,11 @@ def _reached(density: float, cells: Cells) -> list[str]:
     aim, dense = AIMS[density], cells["dense"].mean
     of = {method: cells[method].mean / dense for method in METHODS if method in cells}
     missed = [f"below {aim:g}"] if of["dsl_plus"] < aim else []
-    missed += [f"below {other}" for other in ("narrow", "dsl") if of["dsl_plus"] <= of[other]]
+    beside = ("narrow", "dsl")
+    missed += [f"below {other}" for other in beside if other in of and of["dsl_plus"] <= of[other]]
+    absent = "".join(f", {other} not run" for other in beside if other not in of)
     ratios = (f"{of[method]:.3f}" if method in of else "–" for method in METHODS)
-    reached = f"no: {', '.join(missed)}" if missed else "yes"
+    reached = (f"no: {', '.join(missed)}" if missed else "yes") + absent
     return [f"{density:g}", str(len(cells["dsl_plus"].scores)), f"{dense:.4f}", *ratios, f"{aim:g}", reached]
 
 
@@ -313,6 +317,7 @@ SECTIONS = {
     "lightgcn_trials": trials,
     "gowalla": functools.partial(accuracy, GOWALLA),
     "gowalla_trials": functools.partial(trials, GOWALLA_TUNING),
+    "neumf_movielens": functools.partial(accuracy, NEUMF_ML1M),
     "neumf": functools.partial(accuracy, NEUMF),
     "multivae_small": functools.partial(accuracy, MULTIVAE_SMALL),
     "out_of_the_box": out_of_the_box,

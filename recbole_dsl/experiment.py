@@ -74,6 +74,11 @@ def run_recbole_dsl(
     """
     config = RecBoleDSLConfig(model, dataset, config_file_list, config_dict)
     warn_misspelt_keys(config.external_config_dict.keys() - config.cmd_config_dict.keys(), config.known_keys)
+    if config.dataset == "ml-100k" and "data_path" in config.external_config_dict:
+        getLogger().warning(
+            f"data_path={config.external_config_dict['data_path']!r} is not used, as RecBole reads "
+            "ml-100k from its own folder; allowed is another name for another copy."
+        )
     finished = train_and_test(config, saved)
     result = collect_result(config, finished)
     if config.dsl.result is not None and finished.trainer.ranks.is_first:

@@ -257,6 +257,17 @@ def test_keys_in_files_that_look_like_others_are_warned_of(
     assert "did you mean 'learning_rate'" in told[1]
 
 
+def test_another_folder_for_the_data_inside_recbole_is_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RecBole drops it without a word."""
+    monkeypatch.setattr("sys.argv", ["run_recbole_dsl.py", "--data_path=elsewhere"])
+    monkeypatch.setattr("recbole_dsl.experiment.train_and_test", _NoStore)
+    with pytest.raises(_NoStore.Reached):
+        run_recbole_dsl("BPR", "ml-100k")
+    assert [r.getMessage() for r in caplog.records if "data_path='elsewhere' is not used" in r.getMessage()]
+
+
 class _NoStore:
     class Reached(BaseException):
         """All checks are made."""
