@@ -29,6 +29,7 @@ TABLES = (
         "lightgcn_trials",
         "gowalla",
         "gowalla_trials",
+        "neumf_movielens",
         "neumf",
         "multivae_small",
         "out_of_the_box",
