@@ -27,7 +27,8 @@ VALUES: dict[str, Any] = {
     "no entries": np.empty((0, 2), dtype=np.int32),
     "set": {3, "three", None},
     "nested": {"a": [np.array([1.5]), (np.int32(2), torch.ones(2))], "b": {"c": np.array([1])}},
-    "looks like ours": {"value": 1, "type": "float"},
+    "looks like an older file's": {"array": 1},
+    "looks like a set": {"set": [1, 2]},
 }
 
 

@@ -22,8 +22,11 @@ _PLAIN: Final = (bool, int, float, str, type(None))
 _LONGEST: Final = 10_000
 """Entries of a list or dict up to which its contents are looked at."""
 
-_ARRAY, _SCALAR, _SET, _TYPE = "array", "scalar", "set", "type"
+_ARRAY, _SCALAR, _SET, _TYPE = "numpy.ndarray", "numpy.generic", "builtins.set", "numpy.dtype"
 """Keys under which a file, which has tensors and plain values only, holds what of numpy and sets there is."""
+
+_ARRAY_BEFORE: Final = "array"
+"""The key of arrays in older files, which say no type."""
 
 
 class ChangedAttributes:
@@ -112,7 +115,7 @@ def _stored(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(map(_stored, value))
     if isinstance(value, np.ndarray | np.generic):
-        array = np.array(value)  # a copy, in order
+        array = np.array(value, order="C")
         kind = array.dtype.name
         if array.dtype.kind == "u":  # a file of tensors has no unsigned numbers but bytes
             array = array.view(f"i{array.dtype.itemsize}")
@@ -125,9 +128,11 @@ def _restored(value: Any, now: Any) -> Any:
     if isinstance(value, dict):
         if set(value) == {_SET}:
             return {_restored(item, None) for item in value[_SET]}
-        if set(value) - {_TYPE} in ({_ARRAY}, {_SCALAR}):
-            array = (value[_ARRAY] if _ARRAY in value else value[_SCALAR]).cpu().numpy().copy()
-            array = array.view(value.get(_TYPE, array.dtype))
+        if set(value) == {_ARRAY_BEFORE} and isinstance(value[_ARRAY_BEFORE], Tensor):
+            return value[_ARRAY_BEFORE].cpu().numpy().copy()
+        if set(value) in ({_ARRAY, _TYPE}, {_SCALAR, _TYPE}):
+            kept = value[_ARRAY] if _ARRAY in value else value[_SCALAR]
+            array = kept.cpu().numpy().copy().view(value[_TYPE])
             return array if _ARRAY in value else array[()]
         there = now if isinstance(now, dict) else {}
         return {key: _restored(item, there.get(key)) for key, item in value.items()}
