@@ -7,6 +7,7 @@ import signal
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -248,11 +249,8 @@ def test_keys_in_files_that_look_like_others_are_warned_of(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of flags it is told once, as of flags; keys of one's own are nobody's business."""
-    monkeypatch.setattr("sys.argv", ["run_recbole_dsl.py", "--epoch=1"])
-    monkeypatch.setattr("recbole_dsl.experiment.train_and_test", _NoStore)
-    with pytest.raises(_NoStore.Reached):
-        run_recbole_dsl("BPR", "ml-100k", None, {"learnig_rate": 0.1, "my_own": 3, "epochs": 1})
-    told = [record.getMessage() for record in caplog.records if "known neither" in record.getMessage()]
+    settings = {"learnig_rate": 0.1, "my_own": 3, "epochs": 1}
+    told = told_before_training(caplog, monkeypatch, "known neither", "--epoch=1", settings)
     assert [line.split(" is ")[0] for line in told] == ["--epoch", "Key 'learnig_rate'"]
     assert "did you mean 'learning_rate'" in told[1]
 
@@ -261,11 +259,24 @@ def test_another_folder_for_the_data_inside_recbole_is_told(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RecBole drops it without a word."""
-    monkeypatch.setattr("sys.argv", ["run_recbole_dsl.py", "--data_path=elsewhere"])
+    assert told_before_training(
+        caplog, monkeypatch, "data_path='elsewhere' is not used", "--data_path=elsewhere"
+    )
+
+
+def told_before_training(
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+    flag: str,
+    settings: dict[str, Any] | None = None,
+) -> list[str]:
+    """The messages with ``words`` of a run of BPR on ml-100k, which all checks let through."""
+    monkeypatch.setattr("sys.argv", ["run_recbole_dsl.py", flag])
     monkeypatch.setattr("recbole_dsl.experiment.train_and_test", _NoStore)
     with pytest.raises(_NoStore.Reached):
-        run_recbole_dsl("BPR", "ml-100k")
-    assert [r.getMessage() for r in caplog.records if "data_path='elsewhere' is not used" in r.getMessage()]
+        run_recbole_dsl("BPR", "ml-100k", None, settings)
+    return [record.getMessage() for record in caplog.records if words in record.getMessage()]
 
 
 class _NoStore:

@@ -248,7 +248,7 @@ class GrowthScores:
         self._landed, self._writes = len(self._pending), writes
 
     def discard_landed(self, gradient: Tensor | None) -> None:
-        """Forget what had reached a gradient that is gone: ``gradient``, that of now, is None or zero.
+        """Forget what had reached a gradient that is gone: ``gradient``, that of now, is None or was made zero.
 
         What a pass hands in that has begun but not reached the weights (around a checkpoint's) stays.
         """
