@@ -72,6 +72,8 @@ class RecBoleDSLConfig(Config):
         config_dict: settings that win over files; command-line flags win over both.
         evaluates: read text values of RecBole's keys as RecBole does, by ``eval``; False takes literals only,
             for settings from a file that somebody else may have made.
+        from_files: keys of ``config_dict`` whose values came from property files once, so that they may ask
+            for tensors that a model does not have.
 
     Raises:
         ConfigError: something is unknown, missing, not allowed or contradictory.
@@ -87,9 +89,11 @@ class RecBoleDSLConfig(Config):
         config_file_list: Sequence[str | os.PathLike[str]] | None = None,
         config_dict: dict[str, Any] | None = None,
         evaluates: bool = True,
+        from_files: Collection[str] = (),
     ) -> None:
         compat.apply()
         self._evaluates = evaluates
+        self._from_files = frozenset(from_files)
         self.dense_sizes: dict[str, int] | None = None  # weights per tensor without dsl_width, where it is set
         super().__init__(model, dataset, config_file_list, config_dict)
         self.given: Settings = plain(self.external_config_dict)
@@ -269,7 +273,8 @@ class RecBoleDSLConfig(Config):
         ``init`` with the model's default method only, as another one is meant as it is.
         """
         names = ("include", "exclude", "groups", *(("init",) if self._by_default else ()))
-        return frozenset(name for name in names if self.external_config_dict.get(PREFIX + name) is None)
+        given = {key for key, value in self.external_config_dict.items() if value is not None}
+        return frozenset(name for name in names if PREFIX + name not in given - self._from_files)
 
     def _check_model_file(self, name: str, model_class: type) -> None:
         """Refuse what the model's property file says cannot be trained, or not without a package."""

@@ -168,9 +168,8 @@ def load_data(config: RecBoleDSLConfig) -> tuple[Any, Any, Any, Any]:
     logger = getLogger()
     logger.info(sys.argv)
     logger.info(config)
-    # RecBole finds datasets and loaders by the model's name.
+    data = read_dataset(config)
     with _data_errors(config), config.under_recbole_name():
-        data = create_dataset(config)
         logger.info(data)
         loaders = data_preparation(config, data)
         _give_back_generators(loaders, config["seed"])
@@ -183,6 +182,17 @@ def load_data(config: RecBoleDSLConfig) -> tuple[Any, Any, Any, Any]:
             share_out(loader)
     init_seed(config["seed"], config["reproducibility"])
     return data, *loaders
+
+
+def read_dataset(config: RecBoleDSLConfig) -> Any:
+    """RecBole's dataset before it is split: its tables are pandas' and have all interactions.
+
+    Raises:
+        DataError: RecBole cannot read it.
+    """
+    # RecBole finds datasets and loaders by the model's name.
+    with _data_errors(config), config.under_recbole_name():
+        return create_dataset(config)
 
 
 def _check_topk(config: RecBoleDSLConfig, data: Any) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from . import __version__
 from .errors import ArtifactError, ConfigError, nearest
-from .loading import LEFT_OUT, load_data_and_model
+from .experiment import read_dataset
+from .loading import LEFT_OUT, load_data_and_model, no_saved_data
 from .packed.group import PackedGroup
 from .packed.layers import SLOTS
 from .packed.layout import layout_of
@@ -131,7 +132,7 @@ class _Draft:
             if needs == "interactions":
                 graphs["graph"] = trained
         if with_history:
-            graphs["history"] = _without(_graph_of(dataset), graphs.get("graph"))
+            graphs["history"] = _without(_history_of(dataset, config), graphs.get("graph"))
         # Masked tensors are dense ones with zeros.
         self.tensors = {key: _without_zeros(tensor) for key, tensor in tensors.items()}
         self.history = with_history
@@ -242,6 +243,8 @@ class ServedModel:
 def _metrics(config: Any, model: Any, scorer: Any, test_data: Any) -> dict[str, Any]:
     """Test results of the trained model and of the artifact, by RecBole's evaluation."""
     served = ServedModel(scorer, config) if isinstance(scorer, VectorScorer) else scorer.model
+    if not test_data:  # as RecBole asks it, which evaluates nothing then
+        return {}
     results, places = [], config["metric_decimal_place"]
     config["metric_decimal_place"] = _PLACES
     for candidate in (model, served):
@@ -249,10 +252,11 @@ def _metrics(config: Any, model: Any, scorer: Any, test_data: Any) -> dict[str, 
         results.append(Evaluation(config, candidate).evaluate(test_data, load_best_model=False))
     config["metric_decimal_place"] = places
     trained, own = ({key: float(value) for key, value in result.items()} for result in results)
+    told = [key for key in trained if math.isfinite(trained[key]) and math.isfinite(own[key])]
     return {
-        "trained": trained,
-        "artifact": own,
-        "largest_difference": max((abs(trained[key] - own[key]) for key in trained), default=0.0),
+        "trained": {key: trained[key] for key in told},
+        "artifact": {key: own[key] for key in told},
+        "largest_difference": max((abs(trained[key] - own[key]) for key in told), default=0.0),
     }
 
 
@@ -323,6 +327,23 @@ def _graph_of(dataset: Any) -> Graph:
     return Graph.of_counts(counts, items[order], dataset.item_num)
 
 
+def _history_of(dataset: Any, config: Any) -> Graph:
+    """All interactions of a dataset; RecBole's sequences leave out users who have one only."""
+    graph = _graph_of(dataset)
+    if not hasattr(dataset, "item_list_length_field") or config["benchmark_filename"] is not None:
+        return graph
+    with no_saved_data(config):
+        whole = read_dataset(config)
+    users, items = (whole.inter_feat[field].to_numpy() for field in (whole.uid_field, whole.iid_field))
+    alone = np.flatnonzero(np.bincount(users, minlength=whole.user_num)[users] == 1)
+    alone = alone[np.argsort(users[alone])]
+    users, items = users[alone], items[alone]
+    counts = graph.counts.copy()
+    counts[users] += 1
+    places = pointers_of(graph.counts)[users]
+    return Graph(pointers_of(counts), np.insert(graph.items, places, items), graph.size)
+
+
 def _without(graph: Graph, known: Graph | None) -> Graph:
     """A graph's interactions that are not in another one."""
     if known is None:
@@ -342,7 +363,16 @@ def _settings(config: Any) -> dict[str, Any]:
     }
     if config.dsl.width is not None:
         given["embedding_size"] = config.dsl.width
-    return {"model": config["model"], "dataset": config["dataset"], "given": plain(given)}
+    return {"model": config["model"], "dataset": config["dataset"], "given": _as_json_knows(plain(given))}
+
+
+def _as_json_knows(value: Any) -> Any:
+    """Numbers that are not finite, such as an infinite ``norm_type``, as text."""
+    if isinstance(value, dict):
+        return {key: _as_json_knows(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_as_json_knows(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _not_served(lineage: list[str]) -> str:

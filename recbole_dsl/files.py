@@ -22,8 +22,7 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     target = Path(path)
     _remove_abandoned(target)
-    mark = f".{target.name}.{_here()}-{os.getpid()}-"
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=mark)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=_mark(target) + f"{os.getpid()}-")
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -48,15 +47,36 @@ def _here() -> str:
     return re.sub(r"\W", "_", platform.node())
 
 
-def _remove_abandoned(target: Path) -> None:
-    """Remove temporary files for ``target`` that processes of this machine have left when they were killed."""
+def temporary_folder(target: Path) -> Path:
+    """A new folder beside ``target``, for its owner alone; those of killed processes are removed."""
+    _remove_abandoned(target)
+    return Path(tempfile.mkdtemp(dir=target.parent, prefix=_mark(target) + f"{os.getpid()}-"))
+
+
+def _mark(target: Path) -> str:
+    """How the names of temporary files and folders for ``target`` start; the process follows."""
+    return f".{target.name}.{_here()}-"
+
+
+def abandoned(target: Path) -> list[Path]:
+    """Temporary files and folders for ``target`` that killed processes of this machine have left."""
     if os.name != "posix":
-        return
-    mark = f".{target.name}.{_here()}-"
-    for file in target.parent.glob(f"{glob.escape(mark)}*"):
-        writer = file.name.removeprefix(mark).partition("-")[0]
+        return []
+    mark = _mark(target)
+    found = []
+    for path in target.parent.glob(f"{glob.escape(mark)}*"):
+        writer = path.name.removeprefix(mark).partition("-")[0]
         if writer.isdigit() and not _is_alive(int(writer)):
-            file.unlink(missing_ok=True)
+            found.append(path)
+    return found
+
+
+def _remove_abandoned(target: Path) -> None:
+    for path in abandoned(target):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _is_alive(process: int) -> bool:

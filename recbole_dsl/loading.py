@@ -49,7 +49,7 @@ def load_data_and_model(
     """
     state = read_checkpoint(model_file)
     config = _config_of(state, model_file, model_class, settings)
-    with _no_saved_data(config):
+    with no_saved_data(config):
         dataset, train_data, valid_data, test_data = load_data(config)
         model = build_model(config, train_data)
         # The trainer makes the model sparse; its optimizer has no state before the first step.
@@ -60,7 +60,7 @@ def load_data_and_model(
 
 
 @contextmanager
-def _no_saved_data(config: RecBoleDSLConfig) -> Iterator[None]:
+def no_saved_data(config: RecBoleDSLConfig) -> Iterator[None]:
     """An empty folder for checkpoints: RecBole opens pickles of data that lie there, whoever put them."""
     folder = config["checkpoint_dir"]
     with tempfile.TemporaryDirectory() as empty:
@@ -82,6 +82,7 @@ def _config_of(
             "class as model_class."
         )
     given["dsl_method"] = kept["dsl_method"]  # which may have been the default of its day
+    of_file: dict[str, Any] = {}
     if kept["dsl_method"] not in property_files.method_names():  # a file of one's own, whose settings are here
         of_file = {key: kept[key] for key in KEYS.difference(LEFT_OUT) if kept.get(key) is not None}
         if "dsl_budget" in of_file:
@@ -98,4 +99,11 @@ def _config_of(
     given["dsl_width"] = kept["dsl_width"]  # what was chosen where "auto" was given
     given = {key: value for key, value in given.items() if key not in ("model", "dataset")} | settings
     with no_flags():
-        return RecBoleDSLConfig(model_class or name, str(kept["dataset"]), None, given, evaluates=False)
+        return RecBoleDSLConfig(
+            model_class or name,
+            str(kept["dataset"]),
+            None,
+            given,
+            evaluates=False,
+            from_files=of_file.keys() - state["given"].keys() - settings.keys(),
+        )

@@ -62,12 +62,13 @@ def run(argv: Sequence[str]) -> None:
         raise ConfigError(
             "recbole-dsl recommend: allowed is exactly one of --user, --users-file, --all and --similar-to."
         )
+    _refuse_ignored(options)
     if options.all and options.out is None:
         raise ConfigError("recbole-dsl recommend: --all needs --out=FILE.")
     if options.out is not None:
         refuse_existing(options.out, "--out", options.force)
         writer_of(options.out)
-    users = _lines(options.users_file, "--users-file") if options.users_file else options.user
+    users = _lines(options.users_file, "--users-file") if options.users_file else None
     candidates = _lines(options.candidates_file, "--candidates-file") if options.candidates_file else None
     recommender = SparseRecommender.load(options.artifact)
     if options.similar_to is not None:
@@ -79,8 +80,29 @@ def run(argv: Sequence[str]) -> None:
             f"'{options.artifact}' does not hold what its users have seen; allowed is --keep-seen, or an "
             "artifact exported with --with-history."
         )
-    everyone: Sequence[str] = recommender.users if options.all else users
+    everyone: Sequence[str] = recommender.users if options.all else options.user
+    if users is not None:
+        everyone = _names(users, recommender.users)
+    if candidates is not None:
+        candidates = _names(candidates, recommender.items)
     _tell(_answers(recommender, everyone, options, candidates), len(everyone), options, "user")
+
+
+def _refuse_ignored(options: Any) -> None:
+    """Raise ConfigError for an option that the others leave without a meaning."""
+    of_users = {
+        "--candidates-file": options.candidates_file is not None,
+        "--keep-seen": options.keep_seen,
+        "--unknown": options.unknown != "error",
+    }
+    for option, is_given in of_users.items():
+        if is_given and options.similar_to is not None:
+            raise ConfigError(
+                f"recbole-dsl recommend: {option} is for recommendations; allowed with --similar-to are -k, "
+                "--out, --json and --force."
+            )
+    if options.json and options.out is not None:
+        raise ConfigError("recbole-dsl recommend: allowed is one of --json, which prints, and --out=FILE.")
 
 
 def _answers(
@@ -142,7 +164,12 @@ def _lines(path: Path, option: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"{option}={path} cannot be read ({reason}); allowed is a text file.") from None
-    lines = [line.strip() for line in text.split("\n") if line.strip()]  # tokens may have other ends of lines
+    lines = [line for line in text.split("\n") if line.strip()]  # tokens may have other ends of lines
     if not lines:
         raise ConfigError(f"{option}={path} is empty; allowed is a text file with one name on each line.")
     return lines
+
+
+def _names(lines: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Names of a file's lines; spaces around them count only where they belong to one that is ``known``."""
+    return [line if line in known else line.strip() for line in lines]

@@ -70,8 +70,9 @@ def _listen(host: str, port: int) -> socket.socket:
             0
         ]
         return socket.create_server(address[:2], family=family, reuse_port=False)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be one of a host
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"--host={host} --port={port} cannot be listened at ({error.strerror or error}); allowed are an "
+            f"--host={host} --port={port} cannot be listened at ({reason}); allowed are an "
             "address of this machine and a free port."
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def run(argv: Sequence[str]) -> None:
     if options is None:
         return
     folder: Path = options.to
-    if folder.exists() and not folder.is_dir():
+    if os.path.lexists(folder) and not folder.is_dir():
         raise ConfigError(f"--to={folder} is a file; allowed is a folder.")
     names = [folder / f"{name}{ending}" for name in ("users", "items") for ending in (".npz", ".npy", ".json")]
     for path in names:
@@ -42,7 +43,13 @@ def run(argv: Sequence[str]) -> None:
             raise ConfigError(f"'{path}' exists; allowed is another folder, or --force to replace files.")
     recommender = SparseRecommender.load(options.artifact)
     vectors = recommender.vectors()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--to={folder} cannot be made ({error.strerror or error}); allowed is a folder that may be "
+            "written to."
+        ) from None
     for name, rows, tokens in zip(
         ("users", "items"), vectors, (recommender.users, recommender.items), strict=True
     ):

@@ -6,6 +6,9 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from recbole_dsl.errors import ArtifactError
+from recbole_dsl.files import temporary_folder
 from recbole_dsl.planning import Group, Table, artifact_bytes
 from recbole_dsl.serving import artifact as artifacts
 from recbole_dsl.serving.artifact import (
@@ -244,7 +248,57 @@ def test_a_link_to_an_artifact_stays_one(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "v1").values == "int8"
 
 
-@pytest.mark.parametrize("fails_at", range(1, 9))
+def test_what_comes_to_the_folder_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another artifact, or somebody's folder, made while the files are written."""
+
+    def meanwhile(change: Any) -> None:
+        def written(*arguments: Any) -> Any:
+            monkeypatch.undo()
+            change()
+            return plain(*arguments)
+
+        plain = artifacts._write
+        monkeypatch.setattr(artifacts, "_write", written)
+
+    meanwhile(lambda: write_some(tmp_path / "a", "int8"))
+    with pytest.raises(ArtifactError, match="a' exists; allowed is another name, or --force"):
+        write_some(tmp_path / "a")
+    assert read_manifest(tmp_path / "a").values == "int8"
+
+    def mine() -> None:
+        (tmp_path / "b").mkdir()
+        (tmp_path / "b" / "thesis.tex").write_text("mine")
+
+    for replace in (False, True):
+        meanwhile(mine)
+        with pytest.raises(ArtifactError, match="exists and is no artifact"):
+            write_some(tmp_path / "b", replace=replace)
+        assert (tmp_path / "b" / "thesis.tex").read_text() == "mine"
+        shutil.rmtree(tmp_path / "b")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems do not say whether a process lives")
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_a_killed_export_leaves(kept: bool, tmp_path: Path) -> None:
+    """Its folders are removed by the next one, and an artifact that lost its name has it again."""
+    write_some(tmp_path / "a")
+    telling = [sys.executable, "-c", "import os; print(os.getpid())"]
+    ended = subprocess.run(telling, capture_output=True, text=True).stdout.strip()
+    folder = temporary_folder(tmp_path / "a")
+    left = folder.rename(tmp_path / folder.name.replace(f"-{os.getpid()}-", f"-{ended}-"))
+    (left / "manifest.json").write_text("{")
+    if not kept:
+        (tmp_path / "a").rename(left / "old")
+        with pytest.raises(ArtifactError, match="a' exists; allowed"):
+            write_some(tmp_path / "a", "int8")
+        assert read_manifest(tmp_path / "a").values == "fp32"
+    write_some(tmp_path / "a", "int8", replace=True)
+    assert read_manifest(tmp_path / "a").values == "int8"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("fails_at", range(1, 10))
 def test_a_write_that_breaks_off(fails_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever call of the system fails, the old artifact is there, whole, and nothing else."""
     write_some(tmp_path / "a")
@@ -269,7 +323,8 @@ def test_a_write_that_breaks_off(fails_at: int, tmp_path: Path, monkeypatch: pyt
         except ArtifactError as error:
             broke = True
             assert "cannot be written (No space left on device)" in str(error)
-    assert broke == (fails_at <= 7)  # four files, the folder's mode, two names
+    # Four files, the folder's mode, a first name that is taken in any case, two names.
+    assert broke == (fails_at <= 8 and fails_at != 6)
     assert read_artifact(tmp_path / "a").manifest.values == ("fp32" if broke else "int8")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 

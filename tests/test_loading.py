@@ -18,7 +18,7 @@ from recbole.utils.case_study import full_sort_topk
 from benchmarks.baseline import recbole_trainer, run_recbole_itself
 from recbole_dsl import load_data_and_model, property_files, support
 from recbole_dsl.cli import main
-from recbole_dsl.errors import CheckpointError, ConfigError, DSLError
+from recbole_dsl.errors import CheckpointError, ConfigError, DSLError, TargetError
 from recbole_dsl.experiment import run_recbole_dsl
 from recbole_dsl.packed.group import PackedGroup
 from recbole_dsl.packed.layout import dense_state_dict
@@ -209,6 +209,19 @@ def test_a_method_file_may_be_gone(amount: str, data: Path, tmp_path: Path) -> N
     (group,) = [m for m in model.modules() if isinstance(m, PackedGroup)]
     assert [part.name for part in group.slices] == ["item_embedding.weight"]
     assert torch.equal(group.weight, read_checkpoint(file)["state_dict"][f"{_name_of(model, group)}.weight"])
+
+
+def test_a_method_file_of_a_model_without_all_tensors(data: Path, tmp_path: Path) -> None:
+    """The family's file excludes tensors that GRU4Rec does not have, with any method."""
+    (tmp_path / "mine.yaml").write_text("dsl_density: 0.4\n")
+    with no_flags():
+        own = {"dsl_method": "mine.yaml", "checkpoint_dir": str(tmp_path / "saved")}
+        run_recbole_dsl("GRU4Rec", NAME, config_dict={**settings_of("GRU4Rec", data), **own})
+    (file,) = [p for p in (tmp_path / "saved").glob("*.dsl") if not p.stem.endswith("-last")]
+    _, model, *_ = load_data_and_model(file)
+    assert any(isinstance(module, PackedGroup) for module in model.modules())
+    with pytest.raises(TargetError, match="pattern 'nothing' matches no tensor"):
+        load_data_and_model(file, dsl_exclude=["nothing"])
 
 
 def _name_of(model: Any, group: PackedGroup) -> str:

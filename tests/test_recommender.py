@@ -15,14 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from recbole_dsl import SparseRecommender, export_artifact
 from recbole_dsl.cli import main
 from recbole_dsl.errors import ArtifactError, ConfigError, RequestError, UnknownTokenError
+from recbole_dsl.recommend_command import _lines, _names
 from recbole_dsl.serving.artifact import read_artifact, read_manifest
 from tests.model_runs import no_flags, settings_of, sparse_run
 from tests.tiny_data import ITEMS, NAME, USERS
 
+INFINITE = {"max_norm": 5.0, "norm_type": float("inf")}
 DSL = {"method": "dsl", "density": 0.3, "update_interval": 3}
 
 pytestmark = pytest.mark.usefixtures("in_folder")
@@ -415,6 +418,13 @@ def test_recommend_for_all(folders: Any, tmp_path: Path, capsys: pytest.CaptureF
         (["serve", "{a}", "--max-k=0"], "--max-k=0 is refused"),
         (["serve", "nowhere"], "there is no such folder"),
         (["serve", "{a}", "--host=no.such.host.invalid"], "cannot be listened at"),
+        (["serve", "{a}", "--host=1..2"], "cannot be listened at"),
+        (["recommend", "{a}", "--similar-to=i1", "--candidates-file=c"], "--candidates-file is for recommend"),
+        (["recommend", "{a}", "--similar-to=i1", "--unknown=popular"], "--unknown is for recommendations"),
+        (["recommend", "{a}", "--similar-to=i1", "--keep-seen"], "--keep-seen is for recommendations"),
+        (["recommend", "{a}", "--user=u1", "--json", "--out=x.csv"], "one of --json, which prints, and --out"),
+        (["recommend", "{a}", "--user=\udcff", "--unknown=popular"], "allowed are texts in UTF-8"),
+        (["vectors", "{a}", "--to={mine}/x"], "cannot be made"),
     ],
 )
 def test_mistakes_are_one_sentence(
@@ -425,6 +435,58 @@ def test_mistakes_are_one_sentence(
     mine.write_text("mine")
     said = told(*(w.format(a=folders("BPR"), mine=mine) for w in words), capsys=capsys, status=2)
     assert said.startswith("error: ") and says in said and mine.read_text() == "mine"
+
+
+def test_spaces_of_names_in_files(folders: Any, tmp_path: Path) -> None:
+    """Count where a name has them, else they are the file's."""
+    (tmp_path / "users").write_text("u1 \n u2 \r\nu3\t\n")
+    known = SparseRecommender.load(folders("BPR")).users
+    assert _names(_lines(tmp_path / "users", "--users-file"), known) == ["u1", "u2", "u3"]
+    assert _names(_lines(tmp_path / "users", "--users-file"), [*known, "u1 "]) == ["u1 ", "u2", "u3"]
+    assert "u1" in known and "u1 " not in known and 1 not in known
+
+
+def test_a_user_with_one_interaction(data: Path, tmp_path: Path) -> None:
+    """RecBole makes no sequence of it, but it is what the user has: left out, and gone on from."""
+    places = {"data_path": str(tmp_path), "checkpoint_dir": str(tmp_path / "saved")}
+    columns = ["user_id", "item_id", "rating", "timestamp"]
+    given = {**settings_of("SASRec", data), **places, "load_col": {"inter": columns}}
+    shutil.copytree(data / NAME, tmp_path / NAME)
+    table = tmp_path / NAME / f"{NAME}.inter"
+    first, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([first, "z\ti3\t4\t1", *rows, "a\ti5\t4\t1"]) + "\n")
+    run = sparse_run("SASRec", given, **DSL)
+    export_artifact(run.trainer.saved_model_file, tmp_path / "a", with_history=True, metrics=False)
+    recommender = SparseRecommender.load(tmp_path / "a")
+    everything = set(recommender.items)
+    for user, own in (("z", {"i3"}), ("a", {"i5"}), *((u, seen_in(data)[u]) for u in ("u1", "u40"))):
+        assert everything - set(recommender.recommend(user, 1000)[0]) == own
+
+
+def test_products_rank_candidates(folders: Any) -> None:
+    """Where an activation makes scores equal, candidates are chosen as all items are."""
+    recommender = SparseRecommender.load(folders("BPR"))
+    plain = recommender.recommend(recommender.users, 5)
+    recommender.scorer._activation = lambda x: np.sign(x)  # type: ignore[attr-defined]
+    for ask in ({}, {"candidates": list(recommender.items)}):
+        items, scores = recommender.recommend(recommender.users, 5, **ask)  # type: ignore[call-overload]
+        assert items == plain[0]
+        assert [row.tolist() for row in scores] == [np.sign(row).tolist() for row in plain[1]]
+
+
+@pytest.mark.parametrize("change", [{"eval_args": {"split": {"RS": [1, 0, 0]}}}, {"clip_grad_norm": INFINITE}])
+def test_what_json_does_not_know(change: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    """No test part gives no metrics; a number that is not finite is kept as text."""
+    given = {**settings_of("BPR", data), "checkpoint_dir": str(tmp_path / "saved"), **change}
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump(given))
+    words = ["--model=BPR", f"--dataset={NAME}", "--dsl_density=0.3"]
+    assert main(["train", *words, f"--config_files={tmp_path / 'given.yaml'}"]) == 0
+    (file,) = [path for path in (tmp_path / "saved").glob("*.dsl") if not path.stem.endswith("-last")]
+    manifest = export_artifact(file, tmp_path / "a", with_history=True)
+    assert bool(manifest.metrics) == ("eval_args" not in change)
+    if "clip_grad_norm" in change:
+        assert read_manifest(tmp_path / "a").config["given"]["clip_grad_norm"]["norm_type"] == "inf"
+    assert len(SparseRecommender.load(tmp_path / "a").recommend("u1", 3)[0]) == 3
 
 
 def test_vectors_for_other_tools(folders: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,13 +138,14 @@ def test_answers_are_the_recommender_s(server: Server) -> None:
         (422, "/similar", {"item": "a", "k": -1}),
         (400, "/recommend", {"user": "u1", "kk": 3}),
         (400, "/health", {"verbose": 1}),
+        (400, "/recommend", [("user", "u1"), ("user", "u2")]),
         (404, "/nothing", {}),
         (404, "/../../etc/passwd", {}),
     ],
 )
-def test_wrong_requests(status: int, path: str, values: dict[str, Any], server: Server) -> None:
+def test_wrong_requests(status: int, path: str, values: Any, server: Server) -> None:
     """Their status, and what was wrong."""
-    found, body = server.get(path, **values)
+    found, body = server.ask("GET", f"{path}?{urlencode(values)}")
     assert found == status and body["detail"]
 
 
@@ -161,6 +162,26 @@ def test_wrong_bodies(body: bytes, server: Server) -> None:
     """422, whatever they are."""
     status, found = server.post(body)
     assert status in (400, 422) and found["detail"]
+
+
+def test_limits_hold_where_nothing_is_asked_for(folder: Path) -> None:
+    """The default k is at most the largest one, on the page, too; an answer is bounded as a whole."""
+    with Server(folder, k=3, items=8) as server:
+        for path, values in (
+            ("/recommend", {"user": "u1", "exclude_seen": False}),
+            ("/similar", {"item": "b"}),
+        ):
+            status, body = server.get(path, **values)
+            assert status == 200 and len(body["items"]) == 3
+        status, page = server.get("/")
+        assert page.count('name="k" value="3" min="1" max="3"') == 2
+        users = {"users": ["u1", "u2", "u3"], "exclude_seen": False}
+        assert server.post(users) == (
+            400,
+            {"detail": "3 users with k=3 are 9 items: allowed are at most 8 in one answer."},
+        )
+        status, body = server.post({**users, "k": 2})
+        assert status == 200 and [len(r["items"]) for r in body["recommendations"]] == [2, 2, 2]
 
 
 def answered(ask: Callable[[], int]) -> int:

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..errors import ArtifactError, on_one_line
-from ..files import usual_mode
+from ..files import abandoned, temporary_folder, usual_mode
 from .quantise import STORED, VALUES, decode, encode
 from .table import SparseTable, is_table, pointers_of, smallest_unsigned, sparse_bytes
 
@@ -37,6 +36,9 @@ FILES: Final = (WEIGHTS, CATALOGUE, INTERACTIONS)
 Arrays = dict[str, np.ndarray]
 
 _LARGEST_MANIFEST: Final = 1 << 26
+
+_OLD: Final = "old"
+"""The name of an artifact, in a temporary folder, while another one takes its place."""
 
 
 @dataclass(frozen=True)
@@ -216,13 +218,14 @@ def write_artifact(
         ArtifactError: something is there, or cannot be written.
     """
     target = Path(folder).resolve()  # a link stays, and what it names is replaced
-    refuse_occupied(target, replace)
-    temporary: str | None = None
+    temporary: Path | None = None
     try:
+        _recover(target)
+        refuse_occupied(target, replace)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.")
+        temporary = temporary_folder(target)
         written = {
-            name: _write(Path(temporary, name), _safetensors(arrays))
+            name: _write(temporary / name, _safetensors(arrays))
             for name, arrays in zip(FILES, (weights, catalogue, interactions), strict=True)
             if arrays
         }
@@ -230,9 +233,9 @@ def write_artifact(
         sizes["weights_file"] = int(written[WEIGHTS]["bytes"])
         whole = dataclasses.replace(manifest, files=written, sizes=sizes)
         text = json.dumps(whole.to_json(), indent=1, allow_nan=False)
-        _write(Path(temporary, MANIFEST), text.encode())
+        _write(temporary / MANIFEST, text.encode())
         os.chmod(temporary, usual_mode(0o777))
-        _take_the_place_of(target, temporary)
+        _take_the_place_of(target, temporary, replace)
     except OSError as error:
         raise ArtifactError(
             f"The artifact '{target}' cannot be written ({error.strerror or error}); what was there is as it "
@@ -259,18 +262,32 @@ def refuse_occupied(target: Path, replace: bool) -> None:
         )
 
 
-def _take_the_place_of(target: Path, temporary: str) -> None:
-    if not target.exists():
-        os.rename(temporary, target)
+def _take_the_place_of(target: Path, temporary: Path, replace: bool) -> None:
+    """Rename a folder; what has come to ``target`` while it was written stays, unless it may be replaced."""
+    try:
+        os.rename(temporary, target)  # replaces an empty folder at most
         return
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as aside:
-        old = Path(aside, "old")
-        os.rename(target, old)
+    except OSError:
+        if not os.path.lexists(target):
+            raise
+    refuse_occupied(target, replace)
+    aside = temporary_folder(target)
+    try:
+        os.rename(target, aside / _OLD)
         try:
             os.rename(temporary, target)
         except BaseException:
-            os.rename(old, target)
+            os.rename(aside / _OLD, target)
             raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _recover(target: Path) -> None:
+    """Give its name back to an artifact whose replacement was killed between the two renames."""
+    for folder in abandoned(target):
+        if (folder / _OLD / MANIFEST).is_file() and not os.path.lexists(target):
+            os.rename(folder / _OLD, target)
 
 
 def _safetensors(arrays: Arrays) -> bytes:

@@ -123,10 +123,14 @@ class ModelScorer:
                 found.append(best(row, k))
         return found
 
-    def among(self, users: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    def products(self, users: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """See :class:`~recbole_dsl.serving.scorers.Scorer`."""
         parts = range(0, len(users), _USERS)
         return np.concatenate([self.matrix(users[first : first + _USERS])[:, candidates] for first in parts])
+
+    def score(self, products: np.ndarray) -> np.ndarray:
+        """See :class:`~recbole_dsl.serving.scorers.Scorer`; the model's own are scores already."""
+        return products
 
     @torch.no_grad()
     def matrix(self, users: np.ndarray) -> np.ndarray:

@@ -191,11 +191,11 @@ class SparseRecommender:
         at_once = max(1, _SCORES // max(1, len(chosen)))
         for first in range(0, len(users), at_once):
             here = slice(first, first + at_once)
-            rows = self.scorer.among(users[here], chosen)
+            rows = self.scorer.products(users[here], chosen)
             for scores, left_out in zip(rows, excluded[here], strict=True):
                 scores[np.isin(chosen, left_out, assume_unique=True)] = -np.inf
                 places, scores = best(scores, k)
-                answers.append((chosen[places], scores))
+                answers.append((chosen[places], self.scorer.score(scores)))
         return answers
 
     def _most_popular(self, chosen: np.ndarray | None, k: int) -> Found:
@@ -249,12 +249,19 @@ class _All(Sequence[str]):
             raise IndexError(place)
         return self._tokens[place % len(self) + 1]
 
+    def __contains__(self, token: object) -> bool:
+        return isinstance(token, str) and self._tokens.number(token) is not None
+
 
 def _token(name: Any) -> str:
     if type(name) is not bool and isinstance(name, numbers.Integral):
         return str(int(name))
     if not isinstance(name, str):
         raise RequestError(f"{name!r} is no token: allowed are texts and whole numbers.")
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # what a shell gives for bytes that are no UTF-8
+        raise RequestError(f"{name!r} is no token: allowed are texts in UTF-8.") from None
     return name
 
 

@@ -20,8 +20,11 @@ class Scorer(Protocol):
     def top(self, users: np.ndarray, k: int, excluded: Sequence[np.ndarray]) -> list[Found]:
         """The best ``k`` items of every user; ``excluded`` are ascending numbers, item 0 among them."""
 
-    def among(self, users: np.ndarray, candidates: np.ndarray) -> Matrix:
-        """The scores of some items, a row for every user."""
+    def products(self, users: np.ndarray, candidates: np.ndarray) -> Matrix:
+        """What ranks some items, a row for every user: their scores before :meth:`score`."""
+
+    def score(self, products: np.ndarray) -> np.ndarray:
+        """Scores, float32. They grow with products, but products that differ may have one score."""
 
     def similar(self, item: int, k: int) -> Found:
         """The ``k`` items whose vectors point most nearly the same way, by cosine; not the item itself."""
@@ -73,20 +76,21 @@ class VectorScorer:
     def top(self, users: np.ndarray, k: int, excluded: Sequence[np.ndarray]) -> list[Found]:
         """See :class:`Scorer`."""
         found = self.items.top(some_rows(self.users, users), k, excluded)
-        return [(numbers, self._score(products)) for numbers, products in found]
+        return [(numbers, self.score(products)) for numbers, products in found]
 
-    def _score(self, products: np.ndarray) -> np.ndarray:
+    def score(self, products: np.ndarray) -> np.ndarray:
+        """See :class:`Scorer`."""
         return self._activation(products).astype(np.float32)
 
-    def among(self, users: np.ndarray, candidates: np.ndarray) -> Matrix:
+    def products(self, users: np.ndarray, candidates: np.ndarray) -> Matrix:
         """See :class:`Scorer`."""
-        return self._score(self.items.scores(dense_rows(self.users, users), candidates))
+        return self.items.scores(dense_rows(self.users, users), candidates)
 
     def matrix(self, users: np.ndarray) -> Matrix:
         """Scores of all items for each of some users."""
         queries = dense_rows(self.users, users)
         blocks = range(0, self.vectors.shape[0], _PANEL)
-        return self._score(np.hstack([queries @ as_dense(self.vectors, b, b + _PANEL).T for b in blocks]))
+        return self.score(np.hstack([queries @ as_dense(self.vectors, b, b + _PANEL).T for b in blocks]))
 
     def pairs(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """The scores of pairs of a user and an item."""
@@ -98,7 +102,7 @@ class VectorScorer:
             )
             for b in range(0, len(users), _PANEL)
         ]
-        return self._score(np.concatenate(products))
+        return self.score(np.concatenate(products))
 
     def similar(self, item: int, k: int) -> Found:
         """See :class:`Scorer`."""

@@ -29,11 +29,17 @@ _Send = Callable[[_Scope], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Limits:
-    """The most items of an answer, users of a request, and candidates of a request."""
+    """The most items for a user, users of a request, candidates of a request, and items of a whole answer."""
 
     k: int = 1000
     batch: int = 1000
     candidates: int = 10_000
+    items: int = 100_000
+
+    @property
+    def usual_k(self) -> int:
+        """Items for a user where a request does not say."""
+        return min(10, self.k)
 
 
 Token = Annotated[str, Field(max_length=LONGEST_TOKEN)]
@@ -117,7 +123,7 @@ def application(
 
         model_config = ConfigDict(extra="forbid")
         users: list[Token] = Field(min_length=1, max_length=limits.batch)
-        k: int = Field(10, ge=1, le=limits.k)
+        k: int = Field(limits.usual_k, ge=1, le=limits.k)
         exclude_seen: bool = recommender.has_history
         candidates: list[Token] | None = Field(None, max_length=limits.candidates)
         unknown: Literal["error", "popular"] = "error"
@@ -144,7 +150,7 @@ def application(
     @app.get("/recommend", responses=problems)
     def recommend(
         user: Annotated[str, Query(max_length=LONGEST_TOKEN)],
-        k: Annotated[int, Query(ge=1, le=limits.k)] = 10,
+        k: Annotated[int, Query(ge=1, le=limits.k)] = limits.usual_k,
         exclude_seen: bool = recommender.has_history,
         unknown: Literal["error", "popular"] = "error",
     ) -> Recommendation:
@@ -155,6 +161,12 @@ def application(
     @app.post("/recommend", responses=problems)
     def recommend_several(ask: Ask) -> Recommendations:
         """The best items of several users, all or some candidates."""
+        wanted = len(ask.users) * min(ask.k, len(recommender.items))
+        if wanted > limits.items:
+            raise RequestError(
+                f"{len(ask.users)} users with k={ask.k} are {wanted} items: allowed are at most {limits.items} "
+                "in one answer."
+            )
         found = recommender.recommend(ask.users, ask.k, ask.exclude_seen, ask.candidates, ask.unknown)
         return Recommendations(
             recommendations=[
@@ -166,12 +178,13 @@ def application(
     @app.get("/similar", responses=problems)
     def similar(
         item: Annotated[str, Query(max_length=LONGEST_TOKEN)],
-        k: Annotated[int, Query(ge=1, le=limits.k)] = 10,
+        k: Annotated[int, Query(ge=1, le=limits.k)] = limits.usual_k,
     ) -> Similar:
         """The items whose vectors point most nearly the same way."""
         return Similar(item=item, items=_items(*recommender.similar_items(item, k)))
 
     page = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    page = page.replace("USUAL_K", str(limits.usual_k)).replace("LARGEST_K", str(limits.k))
 
     @app.get("/", include_in_schema=False)
     def home() -> HTMLResponse:
@@ -182,9 +195,11 @@ def application(
 
 
 def _known_parameters(request: Request) -> None:
-    """Refuse what a path does not take, such as a misspelt name, instead of ignoring it."""
+    """Refuse what would be ignored: a name that the path does not take, a value of one given twice."""
     known = {field.alias for field in request.scope["route"].dependant.query_params}
     for name in request.query_params:
+        if len(request.query_params.getlist(name)) > 1:
+            raise RequestError(f"The parameter {name!r} is given more than once: allowed is one value.")
         if name not in known:
             raise RequestError(
                 f"The parameter {name!r} is unknown{nearest(name, known)}: allowed "
