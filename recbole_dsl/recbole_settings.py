@@ -29,6 +29,16 @@ LEARNERS: Final = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
 _METRICS_WITHOUT_K: Final = frozenset({"gauc"})
 """RecBole computes them from rankings, but over whole lists."""
 
+_LEVELS: Final = ("debug", "info", "warning", "error", "critical")
+
+
+def _level(value: object) -> str:
+    word = str(value)
+    if word.lower() not in _LEVELS:
+        raise Refused(nearest(word.lower(), _LEVELS))
+    return word
+
+
 _VALUES: Final = {
     "learning_rate": number_setting(lambda x: x > 0, "a number above 0"),
     "weight_decay": number_setting(lambda x: x >= 0, "a number of at least 0"),
@@ -50,9 +60,10 @@ _VALUES: Final = {
     "metric_decimal_place": whole_setting(0),
     "loss_decimal_place": whole_setting(0),
     "checkpoint_dir": path_setting("the path of a folder"),
+    "state": Setting(_level, f"one of {', '.join(_LEVELS)}"),
 }
 
-_MAY_BE_NONE: Final = {"clip_grad_norm"}
+_MAY_BE_NONE: Final = {"clip_grad_norm", "state"}
 """Of those the ones for which None has a meaning."""
 
 _SCALAR_TOO: Final = frozenset({"metrics", "topk"})

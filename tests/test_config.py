@@ -744,6 +744,8 @@ REFUSED_RUNS = [
         )
     ),
     ({"checkpoint_dir": "/dev/null/saved"}, "cannot be written"),
+    ({"state": "WARN"}, "did you mean 'warning'"),
+    ({"state": 3}, "one of debug, info, warning, error, critical"),
     ({"valid_metric": "NDGC@10"}, "did you mean 'ndcg@10'"),
     ({"valid_metric": "NDCG@20"}, "ndcg@10"),
     ({"dsl_Density": 0.1}, "did you mean 'dsl_density'"),
