@@ -11,7 +11,7 @@ import torch
 
 from recbole_dsl import support
 from recbole_dsl.config import RecBoleDSLConfig
-from recbole_dsl.errors import ConfigError
+from recbole_dsl.errors import ConfigError, TargetError
 from recbole_dsl.experiment import run_recbole_dsl
 from tests.model_checks import check_density_one, check_sparse
 from tests.model_runs import names_of_models, no_flags, settings_of, sparse_run, sparse_trainer_of
@@ -133,6 +133,29 @@ def test_packed_weights_stay_in_the_regularisation(name: str, data: Path) -> Non
     check_density_one(name, data, **REGULARISED[name])
 
 
+INNER: dict[str, dict[str, Any]] = {
+    "ConvNCF": {"include": ["*_embedding.weight", "predict_layers.*"], "min_weights": 0},
+    "EulerNet": {"include": ["*.embedding.weight", "Euler_*.im.weight"]},
+    "MacridVAE": {},
+    "NAIS": {},
+    "PNN": {},
+    "xDeepFM": {},
+}
+"""Settings that make tensors of a regularised module sparse."""
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_regularised_parameters_are_groups_of_their_own(name: str, data: Path) -> None:
+    """In a group with others they would drop out of losses that take a norm of each parameter."""
+    settings = {**settings_of(name, data), **REGULARISED.get(name, {"reg_weight": 0.01})}
+    dsl = {"density": 0.5, "method": "dsl", **INNER[name]}
+    with pytest.raises(TargetError, match=f"but {name}'s loss takes a norm of each parameter of .*per_tensor"):
+        sparse_trainer_of(name, settings, groups="joint", **dsl)
+    sparse_trainer_of(name, settings, groups="per_tensor", **dsl)
+    if name == "PNN":
+        sparse_trainer_of(name, {**settings, "reg_weight": 0.0}, groups="joint", **dsl)
+
+
 @pytest.mark.parametrize(
     "name, settings, tensors",
     [
@@ -160,6 +183,15 @@ def test_recvae_unpacked_is_recboles(data: Path) -> None:
     assert not any(".packed_" in key for key in model.state_dict())
     model.update_prior()
     assert torch.equal(model.prior.encoder_old.fc1.weight, model.encoder.fc1.weight)
+
+
+def test_recvae_masked_copies_live_weights(data: Path) -> None:
+    """Dead ones of the frozen encoder are zero from the start, as in packed storage."""
+    trainer, _ = sparse_trainer_of("RecVAE", settings_of("RecVAE", data), density=0.2, storage="masked")
+    copies = trainer.sparse.copies
+    assert copies
+    for group in copies:
+        assert sum(int(p.count_nonzero()) for p in group.trained_parameters()) <= group.budget
 
 
 @pytest.mark.slow

@@ -410,6 +410,19 @@ def test_gradient_of_the_view_can_be_asked_for() -> None:
     assert torch.equal(gradient, 2 * w)
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_freezing_is_the_module_s(wanted: bool) -> None:
+    """A view would forget it, so only what changes nothing is taken."""
+    model = packed_model()
+    model.table.weight.requires_grad_(True)
+    model.table.weight.requires_grad = True
+    if not wanted:
+        with pytest.raises(PackedWriteError, match=r"allowed is requires_grad_\(False\) of its module"):
+            model.table.weight.requires_grad = False
+    with torch.no_grad(), pytest.raises(PackedWriteError, match=f"requires_grad={wanted} for packed weight"):
+        model.table.weight.requires_grad_(wanted)
+
+
 def test_saved_and_copied_views() -> None:
     """A deep copy is a plain tensor of its own; a saved one loads without this package's class."""
     w = packed_model().table.weight.detach()

@@ -19,6 +19,7 @@ from recbole_dsl.errors import (
 )
 from recbole_dsl.settings import DSLConfig
 from recbole_dsl.sparsity import topology
+from recbole_dsl.sparsity.explorer import UpdateEvent
 from recbole_dsl.sparsity.factors import Factorisation
 from recbole_dsl.sparsity.interactions import Interactions
 from recbole_dsl.sparsity.targets import list_tensors
@@ -181,9 +182,59 @@ def test_attaching_again_moves_to_the_new_optimizer_and_keeps_the_count() -> Non
     train(model, handle, 2, old)
     train(model, handle, 1, torch.optim.Adam(model.parameters()))
     assert handle.explorer.updates == 1
+
+
+def test_an_optimizer_that_was_replaced_must_not_step() -> None:
+    """Its state would be of weights that have moved since; without a gradient, or attached again, it may."""
+    model, handle = sparse_tables(update_interval=3)
+    old, new = (torch.optim.Adam(model.parameters()) for _ in range(2))
+    train(model, handle, 2, old)
+    train(model, handle, 1, new)
     loss(model).backward()
+    with pytest.raises(DSLError, match="group 'joint' belongs to another optimizer, which was attached later"):
+        old.step()
+    model.zero_grad()
     old.step()
     assert handle.explorer.progress[0].step == 3
+    train(model, handle, 1, old)
+    with pytest.raises(DSLError, match="attached later"):
+        new.step()
+    assert handle.explorer.progress[0].step == 4
+    handle.explorer.detach()
+    assert handle.explorer.attach(new) == 1
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+@pytest.mark.parametrize("grow", ["accumulated_gradient", "momentum"])
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+def test_a_gradient_that_is_thrown_away_before_the_step(storage: str, grow: str, to_none: bool) -> None:
+    """As loops do with what is no number: growth scores forget it, too, and every update goes on exchanging."""
+    events: list[UpdateEvent] = []
+    options = {"grow": grow, "update_interval": 2, "end": 100, "on_update": events.append}
+    model, handle = sparse_tables(storage=storage, **options)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    handle.attach(optimizer)
+    for step in range(6):
+        optimizer.zero_grad(set_to_none=to_none)
+        (loss(model) * (float("nan") if step == 1 else 1.0)).backward()
+        if step == 1:
+            optimizer.zero_grad(set_to_none=to_none)
+        optimizer.step()
+    assert [event.grown > 0 for event in events] == [True] * 3
+    assert all(group.live_values().isfinite().all() for group in handle.groups)
+
+
+def test_masks_of_another_budget_are_not_loaded() -> None:
+    """As packed weights of another number are not."""
+    other, _ = sparse_tables(0.5, storage="masked")
+    model, handle = sparse_tables(storage="masked")
+    before = handle.masks()
+    with pytest.raises(
+        RuntimeError, match="size mismatch for .*masked_joint: the masks leave 400 weights live"
+    ):
+        model.load_state_dict(other.state_dict())
+    assert all(torch.equal(mask, before[name]) for name, mask in handle.masks().items())
+    assert handle.live == handle.budget == 200
 
 
 @pytest.mark.parametrize("window", [None, 1])

@@ -14,6 +14,33 @@ from recbole_dsl.packed.surgery import pack
 from recbole_dsl.sparsity.targets import list_tensors, select_targets
 
 
+@pytest.mark.parametrize("hook", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_a_hooked_parameter_is_not_packed(hook: str) -> None:
+    """Its hook would never be called; under masks it is."""
+    model = nn.Sequential(nn.Embedding(64, 16), nn.Linear(16, 64))
+    called = []
+    getattr(model[1].weight, hook)(lambda _: called.append(1))
+    handle = sparsify(model, 0.2)
+    assert [group.storage for group in handle.groups] == ["packed", "masked"]
+    model(torch.arange(8)).sum().backward()
+    assert called == [1]
+
+
+def test_what_is_no_matrix_of_a_linear_layer() -> None:
+    """Empty tensors, and vectors that a class of one's own adds."""
+
+    class Scaled(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(64, 2048)
+            self.scale = nn.Parameter(torch.ones(2048))
+            self.empty = nn.Parameter(torch.ones(0, 5))
+
+    handle = sparsify(Scaled(), 0.2, init_values="fan_in")
+    assert [part.name for group in handle.groups for part in group.slices] == ["weight"]
+    reasons = {t.name: reason for t, reason in handle.selection.left}
+    assert "raw parameter" in reasons["scale"] and reasons["empty"] == "it has no weights"
+
+
 class Model(nn.Module):
     """A bit of everything; comments say what happens by default."""
 

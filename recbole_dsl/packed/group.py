@@ -125,6 +125,11 @@ class PackedGroup(nn.Module):
         """Raise UnsupportedOptimizerError if its per-weight state is not understood."""
         check_optimizer(optimizer)
 
+    def discard_cleared(self) -> None:
+        """Forget growth scores of passes whose gradients ``zero_grad`` has thrown away."""
+        if self.growth_scores is not None:
+            self.growth_scores.discard_landed(self.weight.grad)
+
     def after_step(self) -> None:
         """Forget dense copies made between backward pass and step: fused optimizers move no version counter."""
         self.clear_caches()

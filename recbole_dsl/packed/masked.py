@@ -46,32 +46,38 @@ class MaskedGroup(nn.Module):
         for t, s in enumerate(self.slices):
             self.register_buffer(f"mask_{t}", torch.zeros(s.shape, dtype=torch.bool, device=live.device))
         self._set_masks(live)
-        self._hooks: list[tuple[nn.Parameter, Any]] = []
+        self._hooks: list[tuple[nn.Parameter, RemovableHandle, _MaskGradient]] = []
         self._add_hooks()
-        self._clear_dead()
+        self.clear_dead()
 
     def _add_hooks(self) -> None:
         """Hook the parameters as they are now; loading or copying may have put others in place."""
         # A frozen tensor takes no hook, but one that it has serves again once it is trained.
-        hooked = {id(p) for p, _ in self._hooks}
+        hooked = {id(p) for p, *_ in self._hooks}
         parameters = [
             (t, p) for t, p in enumerate(self.trained_parameters()) if p.requires_grad or id(p) in hooked
         ]
-        if [id(p) for p, _ in self._hooks] == [id(p) for _, p in parameters]:
+        if [id(p) for p, *_ in self._hooks] == [id(p) for _, p in parameters]:
             return
         self.release()
-        self._hooks = [(p, p.register_hook(_MaskGradient(self, t))) for t, p in parameters if p.requires_grad]
+        made = [(p, _MaskGradient(self, t)) for t, p in parameters if p.requires_grad]
+        self._hooks = [(p, p.register_hook(hook), hook) for p, hook in made]
 
     def release(self) -> None:
         """Leave the parameters as they are and let them train dense again."""
-        for _, hook in self._hooks:
-            hook.remove()
+        for _, handle, _ in self._hooks:
+            handle.remove()
         self._hooks = []
+
+    def discard_cleared(self) -> None:
+        """Forget growth scores of passes whose gradients ``zero_grad`` has thrown away."""
+        for parameter, _, hook in self._hooks:
+            hook.discard_cleared(parameter.grad)
 
     def after_step(self) -> None:
         """Keep dead weights at zero, whatever was written into the dense tensors."""
         self._add_hooks()
-        self._clear_dead()
+        self.clear_dead()
 
     def follow_loads(self, optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
         """Nothing to do: state lies at its positions."""
@@ -189,9 +195,33 @@ class MaskedGroup(nn.Module):
             getattr(self, f"mask_{t}").copy_(part.view(s.shape))
 
     @torch.no_grad()
-    def _clear_dead(self) -> None:
+    def clear_dead(self) -> None:
+        """Set all that the masks leave out to zero."""
         for t, parameter in enumerate(self.trained_parameters()):
             parameter.masked_fill_(~getattr(self, f"mask_{t}"), 0.0)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Masks of another budget are of another size, as packed weights of one are."""
+        masks = [state_dict.get(f"{prefix}mask_{t}") for t in range(len(self.slices))]
+        live = sum(int(mask.sum()) for mask in masks if mask is not None)
+        if all(mask is not None for mask in masks) and live != self.budget:
+            error_msgs.append(
+                f"size mismatch for {prefix.removesuffix('.')}: the masks leave {live} weights live, and this "
+                f"group has {self.budget}."
+            )
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Without hooks and scores, which belong to one training run."""
@@ -224,9 +254,14 @@ class _MaskGradient:
             gradient = gradient.to_dense()
         scores, before = self.group.growth_scores, self.group.trained_parameters()[self.tensor].grad
         if self.group.collects and scores is not None:
-            if scores.holds(self.tensor) and is_cleared(before, self.writes):
-                scores.discard(self.tensor)  # of a pass whose gradients were thrown away
+            self.discard_cleared(before)
             scores.add_dense(self.tensor, gradient.clone())  # others may own it, and clip it
         live = gradient.masked_fill(~getattr(self.group, f"mask_{self.tensor}"), 0.0)
         self.writes = writes_after(before, live)
         return live
+
+    def discard_cleared(self, gradient: Tensor | None) -> None:
+        """Forget the scores of earlier passes if ``gradient``, the parameter's, has been thrown away since."""
+        scores = self.group.growth_scores
+        if scores is not None and scores.holds(self.tensor) and is_cleared(gradient, self.writes):
+            scores.discard(self.tensor)

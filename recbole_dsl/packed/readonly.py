@@ -40,6 +40,9 @@ class ReadOnlyWeight(torch.Tensor):
             if product is not None:
                 return product
         sources = list(_read_only(args)) + list(_read_only(kwargs.values()))
+        if _sets_requires_grad(func):
+            _refuse_freezing(args[0], kwargs.get("requires_grad", args[1] if len(args) > 1 else True))
+            return args[0]
         _refuse_named_write(func, args, kwargs)
         before = [_version(t) for t in sources]
         with torch._C.DisableTorchFunctionSubclass():
@@ -111,11 +114,26 @@ def _refuse_named_write(func: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         target = args[0] if args else kwargs.get("input", kwargs.get("tensor"))
     elif kwargs.get("inplace"):
         target = args[0] if args else kwargs.get("input")
-    if name == "__set__" and _property_of(func) in ("grad", "requires_grad"):
-        assigns_gradient = _property_of(func) == "grad" and len(args) > 1 and args[1] is not None
-        target = target if assigns_gradient else None
+    if name == "__set__" and _property_of(func) == "grad" and len(args) > 1 and args[1] is None:
+        target = None
     for written in _read_only([target]):
         raise _refusal(written, name)
+
+
+def _sets_requires_grad(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return name == "requires_grad_" or (name == "__set__" and _property_of(func) == "requires_grad")
+
+
+def _refuse_freezing(view: ReadOnlyWeight, wanted: bool) -> None:
+    """Raise PackedWriteError unless nothing changes: a view knows nothing of the group's parameter."""
+    with torch._C.DisableTorchFunctionSubclass():
+        if torch.is_grad_enabled() and view.requires_grad == wanted:
+            return
+    raise PackedWriteError(
+        f"requires_grad={wanted} for packed weight {view._packed_name!r} would change a copy only; allowed is "
+        f"requires_grad_({wanted}) of its module."
+    )
 
 
 def _is_in_place(name: str) -> bool:

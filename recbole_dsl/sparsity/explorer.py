@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -102,10 +103,24 @@ class GroupProgress:
     score_bytes: int = 0  # the most that growth scores have held
     optimizer: torch.optim.Optimizer | None = None
     hooks: list[RemovableHandle] = field(default_factory=list, repr=False)
+    replaced: WeakKeyDictionary[torch.optim.Optimizer, RemovableHandle] = field(
+        default_factory=WeakKeyDictionary, repr=False
+    )
 
     def remove_hooks(self) -> None:
         while self.hooks:
             self.hooks.pop().remove()
+
+    def take(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Make ``optimizer`` the group's; the one before must not step it any more, since its state stays."""
+        self.remove_hooks()
+        before, self.optimizer = self.optimizer, optimizer
+        if optimizer is None:
+            return
+        if optimizer in self.replaced:
+            self.replaced.pop(optimizer).remove()
+        if before is not None and before is not optimizer:
+            self.replaced[before] = before.register_step_pre_hook(_Replaced(self))
 
 
 class Explorer:
@@ -167,8 +182,10 @@ class Explorer:
     def attach(self, optimizer: torch.optim.Optimizer) -> int:
         """Count the steps of ``optimizer`` for every group whose parameters it owns.
 
-        A group attached before to another optimizer moves to the new one and keeps its count. A group with a
-        learning rate of its own gets a parameter group of its own. Returns the number of groups it owns.
+        A group attached before to another optimizer moves to the new one and keeps its count; a step of the
+        old one with a gradient of the group is a DSLError then, as its state would be of other weights.
+        A group with a learning rate of its own gets a parameter group of its own. Returns the number of groups
+        it owns.
 
         Raises:
             DSLError: the optimizer owns only a part of a group, or a learning-rate scheduler would not know
@@ -179,8 +196,7 @@ class Explorer:
         for progress in owned:
             scale_learning_rate(optimizer, progress.group.trained_parameters(), progress.learning_rate_scale)
         for progress in owned:
-            progress.remove_hooks()
-            progress.optimizer = optimizer
+            progress.take(optimizer)
             progress.hooks = [
                 optimizer.register_step_post_hook(_StepHook(self, progress)),
                 *progress.group.follow_loads(optimizer),
@@ -213,8 +229,7 @@ class Explorer:
     def detach(self) -> None:
         """Stop exploring: remove all hooks and free the growth scores."""
         for progress in self.progress:
-            progress.remove_hooks()
-            progress.optimizer = None
+            progress.take(None)
             progress.group.growth_scores = None
             progress.group.collects = False
 
@@ -296,6 +311,7 @@ class Explorer:
                 scores.discard()
             return
         if scores is not None:
+            progress.group.discard_cleared()
             scores.commit(self.loss_scale or getattr(optimizer, "grad_scale", None))
         progress.group.after_step()
         progress.step += 1
@@ -486,6 +502,24 @@ class _StepHook:
     def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self.progress.optimizer is optimizer:
             self.explorer._after_step(self.progress, optimizer)
+
+
+class _Replaced:
+    """A pre-step hook of an optimizer in whose place another one has been attached; see :class:`_StepHook`."""
+
+    def __init__(self, progress: GroupProgress) -> None:
+        self.progress = progress
+
+    def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if optimizer not in self.progress.replaced:
+            return
+        mine = {id(p) for p in self.progress.group.trained_parameters()}
+        stepped = (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
+        if any(id(parameter) in mine for parameter in stepped):
+            raise DSLError(
+                f"sparse group {self.progress.group.name!r} belongs to another optimizer, which was attached "
+                "later; allowed is one at a time for a group: attach this one again, or clear the gradient."
+            )
 
 
 def _was_skipped(optimizer: torch.optim.Optimizer) -> bool:

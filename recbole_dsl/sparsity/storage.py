@@ -57,6 +57,10 @@ class SparseGroup(Protocol):
         """Live weights of each tensor, counted from the topology."""
         ...
 
+    def discard_cleared(self) -> None:
+        """Forget growth scores of passes whose gradients have been thrown away, before a step is counted."""
+        ...
+
     def after_step(self) -> None:
         """Called after every optimizer step, before an update."""
         ...

@@ -76,7 +76,9 @@ def list_tensors(root: nn.Module) -> list[TensorInfo]:
 
 def _describe(parameter: nn.Parameter, names: list, places: list) -> TensorInfo:
     kinds = [_kind(module, attribute, parameter) for module, attribute in places]
-    packable = all(_packable(module, kind) for (module, _), kind in zip(places, kinds, strict=True))
+    packable = not _is_hooked(parameter) and all(
+        _packable(module, kind) for (module, _), kind in zip(places, kinds, strict=True)
+    )
     return TensorInfo(names[0], tuple(names), tuple(places), parameter, kinds[0], packable)
 
 
@@ -87,7 +89,7 @@ def _kind(module: nn.Module, attribute: str, parameter: nn.Parameter) -> str:
         return "bias"
     if isinstance(module, nn.Embedding):
         return "embedding"
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and attribute == "weight":
         return "linear"
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return "rnn"
@@ -96,6 +98,12 @@ def _kind(module: nn.Module, attribute: str, parameter: nn.Parameter) -> str:
     if isinstance(module, nn.MultiheadAttention):
         return "attention"
     return "raw"
+
+
+def _is_hooked(parameter: nn.Parameter) -> bool:
+    """Whether its gradient is to be told to somebody, who would hear nothing of a packed weight's."""
+    hooks = (getattr(parameter, name, None) for name in ("_backward_hooks", "_post_accumulate_grad_hooks"))
+    return any(hooks)
 
 
 def _packable(module: nn.Module, kind: str) -> bool:
@@ -181,6 +189,8 @@ def _reason_to_leave(
         return "biases and norms are never sparse"
     if not torch.is_floating_point(parameter):
         return f"dtype {parameter.dtype} is not a real floating-point type"
+    if parameter.numel() == 0:
+        return "it has no weights"
     if matches(tensor, exclude):
         return "excluded by dsl_exclude"
     if include is not None:
@@ -188,7 +198,8 @@ def _reason_to_leave(
     if tensor.kind not in ("embedding", "linear"):
         return f"{tensor.kind} parameter, sparse only if dsl_include names it"
     if tensor.kind == "embedding" and not tensor.packable:
-        return "embedding with max_norm, sparse or scale_grad_by_freq, sparse only if dsl_include names it"
+        reason = "embedding with max_norm, sparse, scale_grad_by_freq or a gradient hook"
+        return f"{reason}, sparse only if dsl_include names it"
     if parameter.dim() > 1 and parameter.numel() == parameter.shape[0]:
         return "a single column, whose index would take more than its weights"
     if parameter.numel() < min_weights:

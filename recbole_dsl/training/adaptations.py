@@ -115,7 +115,11 @@ def store_old_encoder_packed(model: Any) -> list[Group]:
             if name in own:
                 parameter.copy_(own[name])
     model.prior.encoder_old = twin.requires_grad_(False)
-    return [group for group in twin.modules() if isinstance(group, PackedGroup | MaskedGroup)]
+    groups = [group for group in twin.modules() if isinstance(group, PackedGroup | MaskedGroup)]
+    for group in groups:
+        if isinstance(group, MaskedGroup):
+            group.clear_dead()  # the copy is a dense model's
+    return groups
 
 
 @torch.no_grad()
@@ -141,7 +145,47 @@ def _build_adj(plain: Callable[[Tensor, int], Tensor], context: Tensor, topk: in
     return plain(torch.where(empty, torch.ones_like(context), context), topk)
 
 
+def _has_penalty(model: Any) -> bool:
+    """Whether the factors that RecBole's models multiply norms of parameters with are not all zero."""
+    factors = next(
+        getattr(model, name) for name in ("regs", "reg_weights", "reg_weight") if hasattr(model, name)
+    )
+    return any(factors) if isinstance(factors, list | tuple) else bool(factors)
+
+
+def _one_by_one(*parts: str) -> Callable[[Any], list[Group]]:
+    """Packed tensors of modules ``parts`` must be groups of their own: losses have a norm of each parameter.
+
+    Groups of several have one parameter, of which such a loss would take one norm, or none, where the group
+    is registered above the module. Where the norms count nothing, any groups will do.
+    """
+
+    def check(model: Any) -> list[Group]:
+        if not _has_penalty(model):
+            return []
+        for part in parts:
+            for module in getattr(model, part).modules():
+                for group, number in module.__dict__.get(SLOTS, {}).values():
+                    if len(group.slices) > 1:
+                        raise TargetError(
+                            f"sparse group {group.name!r} holds {group.slices[number].name!r} together with "
+                            f"other tensors, but {type(model).__name__}'s loss takes a norm of each parameter "
+                            f"of {part}; allowed is a group for each, such as dsl_groups='per_tensor'."
+                        )
+        return []
+
+    return check
+
+
 ADAPTATIONS: dict[str, Callable[[Any], list[Group]]] = {
+    "Caser": _one_by_one("conv_h"),
+    "ConvNCF": _one_by_one("cnn_layers", "predict_layers"),
+    "EulerNet": _one_by_one("Euler_interaction_layers", "reg"),
+    "MacridVAE": _one_by_one("encoder"),
+    "NAIS": _one_by_one("mlp_layers"),
+    "NextItNet": _one_by_one("residual_blocks"),
+    "PNN": _one_by_one("mlp_layers"),
+    "xDeepFM": _one_by_one("mlp_layers", "first_order_linear", "conv1d_list"),
     "RecVAE": store_old_encoder_packed,
     "MCCLK": keep_item_graph_finite,
 }
