@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from .command_line import Parser, warn_unknown_flags
+from .command_line import Parser, warn_misspelt_keys, warn_unknown_flags
 from .compare.grid import Cell
-from .compare.methods import method_names
+from .compare.methods import Method, method_names
+from .compare.narrow import Widths
 from .compare.options import Request, add_options, numbers, seeds, settings_of
 from .compare.running import Runner, jobs_of, refuse_unfinished
 from .compare.store import Store
@@ -65,7 +67,7 @@ def _check(
     cells: Sequence[Cell], request: Request, each: Mapping[Cell, Mapping[str, Any]], metric: str | None
 ) -> str:
     """Refuse what no cell could be run with, before any is; returns the metric of the table."""
-    found, all_known = (metric or "").lower(), set(request.files)
+    found, all_known = (metric or "").lower(), set[str]()
     for cell in {(c.model, c.dataset, c.method): c for c in cells}.values():
         _, method = request.methods[cell.method]
         sparse = {"dsl_density": cell.density} if method.procedure == "sparse" else {}
@@ -76,12 +78,35 @@ def _check(
         known = config.metric_names()
         found = found or str(config["valid_metric"]).lower()
         if found not in known:
+            option = f"metric={metric}" if metric else f"valid_metric={found}"
             raise ConfigError(
-                f"--metric={metric} is none of the metrics that are computed: {', '.join(known)}."
+                f"--{option} is none of the metrics that are computed for {cell.model}: {', '.join(known)}; "
+                "allowed are models with the same metrics in one comparison."
             )
+        if method.procedure == "narrow":
+            Widths.of(config, method.widths, method.even)
+            _refuse_other_size(cell, method, request)
     tuned = {key: None for cell in each for key in settings_of(request.tuned, cell)}
+    both = sorted(tuned.keys() & request.settings.keys())
+    if both:
+        raise ConfigError(
+            f"--{both[0]} is in the tuned settings, too, which would win: allowed is one of both."
+        )
     warn_unknown_flags({**request.settings, **tuned}, all_known, parser().words)
+    warn_misspelt_keys(request.files, all_known)
     return found
+
+
+def _refuse_other_size(cell: Cell, method: Method, request: Request) -> None:
+    """Raise ConfigError if a method and the sparse one whose bytes it is to have are tuned to other sizes."""
+    own, whole = settings_of(request.tuned, cell), str(method.trains_as)
+    others = settings_of(request.tuned, replace(cell, method=whole))
+    for key in sorted(method.sizes(cell.model)):
+        if own.get(key) != others.get(key):
+            raise ConfigError(
+                f"the tuned settings have {key}={own.get(key)} for {cell.method} and {others.get(key)} for "
+                f"{whole}, whose bytes {cell.method} is to have: allowed is the same size for both."
+            )
 
 
 def _warn_of_untuned(cells: Sequence[Cell], request: Request) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from .command_line import Parser, warn_unknown_flags
+from .command_line import Parser, warn_misspelt_keys, warn_unknown_flags
 from .compare.grid import FIRST_SEED, Cell, cells_of
 from .compare.methods import read_method
 from .compare.options import Request, add_options, number, read_tuned, refuse_own, settings_of, whole
@@ -23,7 +23,9 @@ from .compare.summary import read_cells, read_grid
 from .config import RecBoleDSLConfig, no_flags
 from .errors import ConfigError, nearest
 from .files import write_text_whole
+from .plain import plain
 from .results import RunResult
+from .settings import literal
 
 Point = Mapping[str, Any]
 """Settings that are tried together."""
@@ -66,6 +68,13 @@ def run(argv: Sequence[str]) -> None:
         raise ConfigError(
             f"method {fixed[0]} has nothing to tune, since it trains nothing; allowed are others."
         )
+    for model in request.models:
+        for name, (_, method) in request.methods.items():
+            if size := method.sizes(model) & {dimension.name for dimension in space}:
+                raise ConfigError(
+                    f"{min(size)!r} in --space is refused, because {name} is to have the bytes of "
+                    f"{method.trains_as}: allowed are settings that do not change the size, or other methods."
+                )
     density, seed = number(options.density, "density"), whole(options.seed, "seed", least=0)
     points = points_of(space, whole(options.trials, "trials"), seed)
     cells = request.cells([density], [seed])
@@ -80,6 +89,7 @@ def run(argv: Sequence[str]) -> None:
         "metric": ", ".join(sorted({metric for metric, _ in metrics.values()})),
     }
     store = Store(request.folder)
+    _refuse_other_trials(store, density, seed)
     store.open(request.grid([density], [seed], points=points), request.files)
     path = store.folder / "tuned.yaml"
     before = read_tuned(str(path)).get("chosen", {}) if path.is_file() else {}
@@ -104,6 +114,19 @@ def run(argv: Sequence[str]) -> None:
         store.close()
     print(path.read_text(encoding="utf-8"))
     print(f"Use it with: recbole-dsl compare --tuned={path}")
+
+
+def _refuse_other_trials(store: Store, density: float, seed: int) -> None:
+    """Raise ConfigError if trials are there of another density or seed: ``tuned.yaml`` says one of each."""
+    if not (store.folder / "grid.json").is_file():
+        return
+    grid = read_grid(store.folder)
+    for name, before, now in (("density", grid["densities"], density), ("seed", grid["seeds"], seed)):
+        if before != [now]:
+            raise ConfigError(
+                f"'{store.folder}' has trials of {name} {', '.join(map(str, before))}, and now it is {now}: "
+                "allowed is the same for all methods, or another --name."
+            )
 
 
 def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,7 +154,9 @@ def _refuse_other_dense(store: Store, cells: Sequence[Cell], chosen: Mapping[str
         if not figures.is_file():
             continue
         config = RunResult.from_json(figures.read_text(encoding="utf-8")).config
-        if any(config.get(key) != value for key, value in settings.items()):
+        # A dense model has no settings of ours, and RecBole has read the others.
+        asked = {key: plain(literal(value)) for key, value in settings.items() if not key.startswith("dsl_")}
+        if any(plain(literal(config.get(key))) != value for key, value in asked.items()):
             raise ConfigError(
                 f"'{store.folder}' has trials of {cell.method} that started from a dense model before that was "
                 "tuned; allowed is another --name."
@@ -193,7 +218,7 @@ def _choose(
 def _score(results: Mapping[str, RunResult], trial: Cell, metric: str) -> float | None:
     """Of a trial on validation; None if it failed, or that is no number."""
     result = results.get(trial.key)
-    return None if result is None or result.best_valid_result is None else result.best_valid_result[metric]
+    return None if result is None else (result.best_valid_result or {}).get(metric)
 
 
 def _as_csv(
@@ -202,17 +227,17 @@ def _as_csv(
     points: Sequence[Point],
     metrics: Mapping[str, tuple[str, bool]],
 ) -> str:
-    """A line for every trial that is finished."""
+    """A line for every trial; without figures if it failed, or is not run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["model", "dataset", "method", *points[0], "metric", "best validation result", "epochs"])
     for cell in cells:
         metric, _ = metrics[cell.model]
         for trial, point in _trials(cell, points):
-            if (result := results.get(trial.key)) is None:
-                continue
+            result = results.get(trial.key)
             own = [cell.model, cell.dataset, cell.method, *point.values(), metric]
-            writer.writerow([*own, result.best_valid_result[metric], result.epochs_run])
+            epochs = None if result is None else result.epochs_run
+            writer.writerow([*own, _score(results, trial, metric), epochs])
     return text.getvalue()
 
 
@@ -232,11 +257,14 @@ def _check(
             with no_flags():
                 own = {**settings, **point, "dsl_method": "static"}
                 config = RecBoleDSLConfig(model, dataset, None, own)
-    for key in ("epochs", "eval_step"):
-        if config[key] == 0:
-            raise ConfigError(f"{key}=0 is refused, because nothing would be validated: allowed are others.")
+            for key in ("epochs", "eval_step"):
+                if config[key] == 0:
+                    raise ConfigError(
+                        f"{key}=0 is refused, because nothing would be validated: allowed are others."
+                    )
     for name in points[0].keys() - settings.keys() - config.known_keys:
         if hint := nearest(name, sorted(config.known_keys), cutoff=0.85):  # all trials would be the same
             raise ConfigError(f"{name!r} in --space is no known setting{hint}; allowed are those of the model.")
     warn_unknown_flags([*flags, *points[0]], config.known_keys, parser().words)
+    warn_misspelt_keys(settings.keys() - flags, config.known_keys)
     return str(config["valid_metric"]).lower(), bool(config["valid_metric_bigger"])

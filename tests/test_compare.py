@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import datetime
 import gc
 import importlib
 import itertools
@@ -25,6 +26,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+import yaml
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
@@ -627,8 +629,48 @@ def test_a_folder_has_one_content_of_a_method_file(tmp_path: Path) -> None:
     for files in ({"mine.yaml": {"dsl_drop": "taylor"}}, {"other.yaml": {}}, {}):
         store.open(grid(method_files=files), {})
         store.close()
-    with pytest.raises(ConfigError, match=r"another content of 'mine\.yaml'"):
-        store.open(grid(method_files={"mine.yaml": {"dsl_drop": "magnitude"}}), {})
+    for path in ("mine.yaml", "elsewhere/mine.yaml"):
+        with pytest.raises(ConfigError, match=rf"another content of '{path}'"):
+            store.open(grid(method_files={path: {"dsl_drop": "magnitude"}}), {})
+        store.close()
+    again = {"method_files": {"./mine.yaml": {"dsl_drop": "taylor"}}, "methods": ["./mine.yaml"]}
+    store.open(grid(**{**again, "methods": ["mine.yaml"]}), {})
+    store.close()
+    store.open(grid(**again), {})
+    store.close()
+    assert json.loads((store.folder / "grid.json").read_text())["methods"].count("mine.yaml") == 1
+    assert "./mine.yaml" not in json.loads((store.folder / "grid.json").read_text())["methods"]
+
+
+def test_a_folder_has_one_class_of_a_name(tmp_path: Path) -> None:
+    """Cells of two would be one row."""
+    store = Store(tmp_path / "s")
+    store.open(grid(models=["one.module:Net"]), {})
+    store.close()
+    with pytest.raises(ConfigError, match="a row for each name"):
+        store.open(grid(models=["other.module:Net"]), {})
+
+
+def test_a_flag_may_become_a_line_of_a_file(tmp_path: Path) -> None:
+    """They mean the same; dates, which YAML reads as such, are kept as text."""
+    store = Store(tmp_path / "s")
+    store.open(grid(settings={"epochs": "2", "metrics": "['NDCG']"}), {"since": datetime.date(2024, 1, 1)})
+    store.close()
+    store.open(grid(), {"epochs": 2, "metrics": ["NDCG"], "since": datetime.date(2024, 1, 1)})
+    store.close()
+    assert json.loads((store.folder / "grid.json").read_text())["settings"]["since"] == "2024-01-01"
+
+
+def test_what_killed_cells_leave_is_deleted(tmp_path: Path) -> None:
+    """Checkpoints of RecBole's trainings lie in the comparison's folder, not in the system's."""
+    store = Store(tmp_path / "s")
+    store.open(grid(), {})
+    store.close()
+    (store.folder / "temporary" / "x").mkdir()
+    (store.folder / "temporary" / "x" / "BPR.pth").write_text("")
+    store.open(grid(), {})
+    store.close()
+    assert not list((store.folder / "temporary").iterdir())
 
 
 def test_checkpoints_of_finished_cells_are_deleted(tmp_path: Path) -> None:
@@ -685,6 +727,19 @@ BAD = [
     (["--name=.."], "--name=.. is refused"),
     (["--methods=a/mine.yaml,b/mine.yaml"], "both named 'mine'"),
     (["--methods=a/narrow.yaml"], "its name 'narrow' is taken"),
+    (["--nproc=2"], "nproc='2' is refused"),
+    (["--seeds=99999999999,"], "allowed are numbers below 4294967296"),
+    (
+        ["--models=BPR,DeepFM", "--methods=static"],
+        "valid_metric=mrr@10 is none of the metrics that are computed",
+    ),
+    (["--models=RecVAE", "--methods=narrow"], "cannot be made narrow"),
+    (
+        ["--learning_rate=0.3", "--tuned=tuned.yaml", "--methods=static"],
+        "--learning_rate is in the tuned settings, too",
+    ),
+    (["--tuned=tuned.yaml"], "embedding_size=32 for narrow and 16 for dsl_plus, whose bytes narrow is to have"),
+    (["--tuned=a/how.yaml"], "'how' may say in words"),
 ]
 
 
@@ -696,6 +751,17 @@ def test_bad_flags_are_one_sentence(
     for file in ("a/mine.yaml", "b/mine.yaml", "a/narrow.yaml"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text("dsl_drop: taylor\n")
+    chosen = {
+        "static": {"learning_rate": 0.1},
+        "narrow": {"embedding_size": 32},
+        "dsl_plus": {"embedding_size": 16},
+    }
+    (tmp_path / "tuned.yaml").write_text(
+        yaml.safe_dump({"chosen": {"BPR": {"ml-100k": chosen}}, "how": "by hand"})
+    )
+    (tmp_path / "a" / "how.yaml").write_text(
+        yaml.safe_dump({"chosen": {"BPR": {"ml-100k": chosen}}, "how": {"seed": 1}})
+    )
     assert main(["compare", *flags]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and told in error
@@ -860,6 +926,7 @@ def test_points_are_a_grid_or_drawn_once(tmp_path: Path) -> None:
     for point in points:
         assert point["learning_rate"] in (0.01, 0.001) and 0.1 <= point["dropout"] <= 0.5
         assert math.exp(-8) <= point["reg_weight"] <= 1 and point["n_layers"] in (1, 2, 3, 4)
+        assert type(point["n_layers"]) is int  # as RecBole needs it for sizes
     choices = [Dimension("a", "choice", (1, 2)), Dimension("b", "choice", ("x", "y", "z"))]
     assert points_of(choices, 6, 0) == [{"a": a, "b": b} for a in (1, 2) for b in ("x", "y", "z")]
     few = points_of(choices, 4, 0)
@@ -893,7 +960,31 @@ def test_tune_needs_something_to_tune(tmp_path: Path, capsys: pytest.CaptureFixt
     for flag in ("--epochs=0", "--eval_step=0"):
         assert main(["tune", "--space=space", "--models=BPR", "--methods=dense", flag]) == 2
         assert f"{flag[2:]} is refused, because nothing would be validated" in capsys.readouterr().err
+    for line, told in (
+        ("epochs choice [0, 2]", "epochs=0 is refused, because nothing would be validated"),
+        (
+            "embedding_size choice [16, 32]",
+            "'embedding_size' in --space is refused, because narrow is to have the",
+        ),
+    ):
+        (tmp_path / "space").write_text(line)
+        assert main(["tune", "--space=space", "--models=BPR", "--methods=narrow,dsl_plus"]) == 2
+        assert told in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
+
+
+def test_a_tuning_is_of_one_density_and_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As its file says of all methods."""
+    (tmp_path / "space").write_text("learning_rate choice [0.01]\n")
+    store = Store(tmp_path / "results" / "t")
+    store.open(grid(densities=[0.1], seeds=[2020]), {})
+    store.close()
+    for flag, told in (
+        ("--density=0.5", "trials of density 0.1, and now it is 0.5"),
+        ("--seed=7", "of seed 2020"),
+    ):
+        assert main(["tune", "--space=space", "--models=BPR", "--methods=static", "--name=t", flag]) == 2
+        assert told in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -911,7 +1002,9 @@ def test_tuning_goes_on_with_other_methods(data: Path, tmp_path: Path) -> None:
     chosen = read_tuned(str(tmp_path / "results" / "t" / "tuned.yaml"))["chosen"]
     assert chosen == {"NeuMF": {NAME: {"static": {"dropout_prob": 0.1}, "dense": {"dropout_prob": 0.1}}}}
     rows = list(csv.DictReader((tmp_path / "results" / "t" / "trials.csv").open()))
-    assert [(row["method"], row["dropout_prob"]) for row in rows] == [("static", "0.1"), ("dense", "0.1")]
+    assert [(row["method"], row["dropout_prob"], row["epochs"]) for row in rows] == [
+        (method, *trial) for method in ("static", "dense") for trial in (("1.5", ""), ("0.1", "1"))
+    ]
     (tmp_path / "space").write_text("dropout_prob choice [1.5]\n")
     flags = [flag.replace("--name=t", "--name=u") for flag in flags]
     done = subprocess.run([*flags, "--methods=static"], capture_output=True, text=True)
@@ -928,6 +1021,11 @@ def test_trials_from_another_dense_model_are_not_kept(tmp_path: Path) -> None:
         chosen = {"chosen": {"M": {"a-b": {"dense": {"learning_rate": rate}}}}}
         with pytest.raises(ConfigError, match="trials of magnitude") if rate == 0.01 else nullcontext():
             _refuse_other_dense(store, [cell], chosen)
+    result = dataclasses.replace(result, config={"mlp_hidden_size": [16, 8]})
+    result.save(store.path("dense", cell.dense))
+    for sizes in ("[16,8]", (16, 8)):  # as files of spaces write them; and what dense has none of
+        asked = {"mlp_hidden_size": sizes, "dsl_update_ratio": 0.3}
+        _refuse_other_dense(store, [cell], {"chosen": {"M": {"a-b": {"dense": asked}}}})
     store.close()
 
 
@@ -1008,6 +1106,29 @@ def test_places_of_metrics_of_which_less_is_better(metric: str, places: list[int
         cells[Cell("M", "a-b", method, 0.1, 1).key] = result
     rows = summary.rows_of(cells, ["dsl", "narrow"], metric)
     assert [row.place for row in rows] == places
+
+
+def test_weights_that_exist_are_counted() -> None:
+    """Live ones and those that stay dense, as the bytes are of."""
+    parts = {"live": 10, "groups": [{"live": 10}], "left_dense": [{"shape": [3, 4]}, {"shape": [5]}]}
+    result = dataclasses.replace(result_with("dsl", 1, 0.1), sparsity=parts)
+    assert summary.COLUMNS["live weights"](result) == 27
+    dense = dataclasses.replace(result, sparsity={**parts, "live": 17, "groups": []})
+    assert summary.COLUMNS["live weights"](dense) == 17
+
+
+def test_cells_without_the_metric_have_no_row() -> None:
+    """Models of other types in one folder; one that no cell has is refused. Signs of the table are escaped."""
+    cells = {
+        Cell("M", "a|b", "dsl", 0.1, 1).key: dataclasses.replace(result_with("dsl", 1, 0.3), dataset="a|b")
+    }
+    other = dataclasses.replace(result_with("dsl", 1, 0.7), model="N", test_result={"auc": 0.7})
+    cells[Cell("N", "a-b", "dsl", 0.1, 1).key] = other
+    (row,) = summary.rows_of(cells, ["dsl"], "ndcg@10")
+    assert row.model == "M" and "| a\\|b | M |" in summary.as_markdown([row])
+    assert summary.metric_of(cells, "AUC") == "auc"
+    with pytest.raises(ConfigError, match="metric='rmse' is in no cell; allowed are auc, ndcg@10"):
+        summary.metric_of(cells, "rmse")
 
 
 def test_rows_of_unequal_seeds_have_no_place() -> None:

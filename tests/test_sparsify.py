@@ -229,9 +229,7 @@ def test_masks_of_another_budget_are_not_loaded() -> None:
     other, _ = sparse_tables(0.5, storage="masked")
     model, handle = sparse_tables(storage="masked")
     before = handle.masks()
-    with pytest.raises(
-        RuntimeError, match="size mismatch for .*masked_joint: the masks leave 400 weights live"
-    ):
+    with pytest.raises(RuntimeError, match="the masks leave 400 weights live"):
         model.load_state_dict(other.state_dict())
     assert all(torch.equal(mask, before[name]) for name, mask in handle.masks().items())
     assert handle.live == handle.budget == 200

@@ -51,7 +51,7 @@ def _run(cell: Cell, store: Store, request: dict[str, Any]) -> None:
     torch.set_num_threads(request["threads"])
     method = read_method(request["method"])
     kept, figures = store.path("dense", cell.dense, ".pth"), store.path("dense", cell.dense)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=store.folder / "temporary") as folder:
         task = Task(
             model=cell.model,
             dataset=cell.dataset,

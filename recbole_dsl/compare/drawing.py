@@ -90,7 +90,7 @@ def save_images(figure: Figure, styles: Styles, folder: Path, name: str) -> None
             series.x,
             series.y,
             yerr=series.error,
-            label=series.name,
+            label=series.name if not series.name.startswith("_") else f"\N{ZERO WIDTH SPACE}{series.name}",
             color=styles.colour(series.method),
             linestyle="--" if series.dashed else "-",
             marker=styles.marker(series.method)[1] if len(series.x) <= 40 else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -154,13 +155,19 @@ def _recall(results: Iterable[RunResult], density: float) -> Figure:
     for result in results:
         recall = (result.analysis.get("by_popularity", {}).get("items") or {}).get("recall") or {}
         for k in sorted(recall, key=int)[:1]:
-            found.setdefault(result.method, []).append([value or 0.0 for value in recall[k]])
-    series = [Series(method, method, list(range(10)), _mean(each)) for method, each in found.items()]
+            found.setdefault(result.method, []).append(recall[k])
+    series = [Series(method, method, list(range(10)), _known_mean(each)) for method, each in found.items()]
     title = f"Recall@{k} by popularity of the item at density {density:g}"
     label = "items by training interactions, in tenths"
     return Figure(
         "recall", title, label, f"share of test interactions in the first {k}", series, x_names=_DECILES
     )
+
+
+def _known_mean(lists: Sequence[Sequence[float | None]]) -> list[float]:
+    """Over the seeds that have a value: a tenth without test interactions has none. NaN, a gap, without any."""
+    known = [[value for value in values if value is not None] for values in zip(*lists, strict=True)]
+    return [statistics.fmean(values) if values else math.nan for values in known]
 
 
 def _mean(lists: Sequence[Sequence[float]]) -> list[float]:

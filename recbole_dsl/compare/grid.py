@@ -42,6 +42,16 @@ class Cell:
         return asdict(self)
 
 
+def refuse_same_names(models: Sequence[str]) -> None:
+    """Raise ConfigError for models whose classes have one name."""
+    names = [model.rpartition(":")[2] for model in models]
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            f"models={','.join(models)} is refused, because a table has a row for each name: allowed are "
+            "models whose classes have different names."
+        )
+
+
 def cells_of(
     models: Sequence[str],
     datasets: Sequence[str],
@@ -57,12 +67,7 @@ def cells_of(
     for density in densities:
         if not 0 < density <= 1:
             raise ConfigError(f"densities={density:g} is refused: allowed are numbers above 0 and at most 1.")
-    names = [model.rpartition(":")[2] for model in models]
-    if len(set(names)) < len(names):
-        raise ConfigError(
-            f"models={','.join(models)} is refused, because a table has a row for each name: allowed are "
-            "models whose classes have different names."
-        )
+    refuse_same_names(models)
     found = [
         Cell(model, dataset, method.name, density, seed)
         for seed in seeds

@@ -55,6 +55,12 @@ class Method:
         """Whether its sparse model may have more columns than the dense one (``dsl_width``)."""
         return self.procedure in ("sparse", "narrow") and self.after is None
 
+    def sizes(self, model: str) -> frozenset[str]:
+        """Of a narrow method: the settings on which its bytes and those of ``trains_as`` depend."""
+        if self.procedure != "narrow":
+            return frozenset()
+        return frozenset({"embedding_size", "dsl_width", *self.widths.get(model, self.widths["default"])})
+
 
 def method_names() -> list[str]:
     """All names, in alphabetical order."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from .. import property_files
 from ..command_line import Parser, check_command_line
@@ -18,9 +18,13 @@ from .methods import Method, read_method
 
 SET_BY_CELLS = (
     *("model", "dataset", "seed", "dsl_method", "dsl_density", "dsl_budget", "dsl_result", "dsl_resume"),
-    *("dsl_start_from", "checkpoint_dir"),
+    *("dsl_start_from", "checkpoint_dir", "nproc", "world_size", "ip", "port", "group_offset"),
 )
 """Settings that a comparison decides itself."""
+
+
+HOW: Final = frozenset({"space", "trials", "density", "seed", "metric"})
+"""What a file of tuned settings says of how they were found, if it does not in words."""
 
 
 def add_options(parser: Parser, default_name: str) -> None:
@@ -156,6 +160,8 @@ def seeds(text: str) -> list[int]:
         raise ConfigError(
             f"--seeds={text} is refused: allowed is how many, or a list of whole numbers such as 1,7."
         )
+    if any(int(word) >= 2**32 for word in found):
+        raise ConfigError(f"--seeds={text} is refused: allowed are numbers below {2**32}.")
     return [int(word) for word in found]
 
 
@@ -192,13 +198,16 @@ def read_tuned(path: str | None) -> dict[str, Any]:
     of_models = chosen.values() if isinstance(chosen, dict) else [None]
     of_datasets = [d for model in of_models for d in (model.values() if isinstance(model, dict) else [None])]
     of_methods = [m for data in of_datasets for m in (data.values() if isinstance(data, dict) else [None])]
-    if not of_methods or set(content) - {"chosen", "how"}:
+    how = content.get("how", "")
+    told = isinstance(how, str) or (isinstance(how, dict) and set(how) >= HOW)
+    if not of_methods or not told or set(content) - {"chosen", "how"}:
         of_methods = [None]
     for found in of_methods:
         if not isinstance(found, dict):
             raise ConfigError(
                 f"--tuned={path} is refused; allowed is a file with 'chosen', below it models, below each "
-                "datasets, below each methods, and below each method settings such as learning_rate."
+                "datasets, below each methods, and below each method settings such as learning_rate; 'how' may "
+                "say in words how they were found."
             )
         property_files.check_keys(found, KEYS, f"'{path}'")
         refuse_own(found)

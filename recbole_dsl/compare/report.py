@@ -178,7 +178,9 @@ def _what_was_run(grid: Mapping[str, Any], cells: Mapping[str, RunResult]) -> st
     )
     told.append(f"</ul><p>Settings of all cells: {_text(settings or 'the defaults')}.</p>")
     how = grid["tuned"].get("how")
-    if how:
+    if isinstance(how, str):
+        tuned = f"Tuned: {how}."
+    elif how:
         space = ", ".join(f"{name} {values}" for name, values in how["space"].items())
         tuned = (
             f"Tuned: {how['trials']} trials for every method ({space}) at density {how['density']:g} with seed "

@@ -41,7 +41,10 @@ class Dimension:
         drawn = float(generator.uniform(self.values[0], self.values[1]))
         if self.kind == "loguniform":
             return math.exp(drawn)
-        return round(drawn / self.values[2]) * self.values[2] if self.kind == "quniform" else drawn
+        if self.kind == "uniform":
+            return drawn
+        found = round(drawn / self.values[2]) * self.values[2]
+        return int(found) if all(float(value).is_integer() for value in self.values) else found
 
 
 def read_space(path: Path) -> list[Dimension]:

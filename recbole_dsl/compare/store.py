@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,10 +25,12 @@ from filelock import FileLock, Timeout
 
 from ..errors import ConfigError
 from ..files import write_text_whole
+from ..plain import plain
 from ..results import RunResult
-from .grid import Cell
+from ..settings import literal
+from .grid import Cell, refuse_same_names
 
-FOLDERS: Final = ("cells", "failed", "cancelled", "dense", "logs")
+FOLDERS: Final = ("cells", "failed", "cancelled", "dense", "logs", "temporary")
 
 
 class Store:
@@ -66,6 +69,8 @@ class Store:
         for name in FOLDERS:
             (self.folder / name).mkdir(exist_ok=True)
         self._forget_runs_that_ended()
+        for left in (self.folder / "temporary").iterdir():  # of cells that were killed
+            shutil.rmtree(left, ignore_errors=True)
         self._write(path, grid)
         write_text_whole(self.folder / "settings.yaml", yaml.safe_dump(files, sort_keys=True))
 
@@ -115,26 +120,29 @@ class Store:
 
     @staticmethod
     def _write(path: Path, content: dict[str, Any]) -> None:
-        write_text_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_text_whole(path, json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n")
 
 
 def _extended(old: dict[str, Any], new: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A grid of both, if both have the same settings."""
-    new = json.loads(json.dumps(new))
+    new = json.loads(json.dumps(plain(new)))
     if old["tuned"] != new["tuned"]:
         raise ConfigError(
             f"'{folder}' was made with other tuned settings, which its grid.json has; allowed are the same "
             "ones for all cells, or another --name."
         )
     files = {**new["method_files"], **old.get("method_files", {})}
+    # Cells are named by methods, wherever their files were.
+    contents = {Path(file).stem: content for file, content in old.get("method_files", {}).items()}
     for file, content in new["method_files"].items():
-        if files[file] != content:
+        if contents.get(Path(file).stem, content) != content:
             raise ConfigError(
                 f"'{folder}' was made with another content of '{file}'; allowed is the same one for all cells, "
                 "another name of the file, or another --name."
             )
     before, now = old["settings"], new["settings"]
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    # A flag is text, and a file has what it means.
+    changed = sorted(k for k in before.keys() | now.keys() if literal(before.get(k)) != literal(now.get(k)))
     if changed:
         key = changed[0]
         raise ConfigError(
@@ -142,5 +150,11 @@ def _extended(old: dict[str, Any], new: dict[str, Any], folder: Path) -> dict[st
             "allowed are the same settings for all cells, or another --name."
         )
     lists = ("models", "datasets", "methods", "densities", "seeds")
-    new = {**new, "method_files": files}
-    return {**new, **{part: old[part] + [x for x in new[part] if x not in old[part]] for part in lists}}
+    merged = {part: old[part] + [x for x in new[part] if x not in old[part]] for part in lists}
+    refuse_same_names(merged["models"])
+    return {**new, **merged, "method_files": files, "methods": _once_each(merged["methods"])}
+
+
+def _once_each(methods: Sequence[str]) -> list[str]:
+    """Without further paths of files that have the same name."""
+    return list({Path(name).stem: name for name in reversed(methods)}.values())[::-1]

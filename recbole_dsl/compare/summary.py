@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +18,15 @@ from ..errors import ConfigError, on_one_line
 from ..files import write_text_whole
 from ..results import RunResult
 
+
+def _weights(result: RunResult) -> int:
+    """The weights that exist: live ones of sparse tensors, and all of the others."""
+    beside = result.sparsity.get("left_dense", []) if result.sparsity.get("groups") else []
+    return int(result.sparsity["live"] + sum(math.prod(tensor["shape"]) for tensor in beside))
+
+
 COLUMNS: Final[dict[str, Callable[[RunResult], float | None]]] = {
-    "live weights": lambda r: r.sparsity["live"],
+    "live weights": _weights,
     "weight + index bytes": lambda r: r.costs["weight_bytes"] + r.costs["index_bytes"],
     "training state bytes": lambda r: r.costs["training_state_bytes"],
     "exploration bytes": lambda r: (
@@ -98,18 +106,18 @@ def metric_of(cells: Mapping[str, RunResult], metric: str | None = None) -> str:
     """``metric``, or the one that models were chosen by.
 
     Raises:
-        ConfigError: a cell does not have it.
+        ConfigError: no cell has it.
     """
     some = next(iter(cells.values()))
     found = (metric or str(some.config["valid_metric"])).lower()
-    known = sorted(set.intersection(*(set(result.test_result) for result in cells.values())))
+    known = sorted(set().union(*(result.test_result for result in cells.values())))
     if found not in known:
-        raise ConfigError(f"metric={found!r} is not in all cells; allowed are {', '.join(known)}.")
+        raise ConfigError(f"metric={found!r} is in no cell; allowed are {', '.join(known)}.")
     return found
 
 
 def rows_of(cells: Mapping[str, RunResult], methods: Sequence[str], metric: str) -> list[Row]:
-    """One row for every dataset, model, method and density of ``cells``, in the order of ``methods``."""
+    """A row for each dataset, model, method and density of cells with the metric, ordered as ``methods``."""
     by_row: dict[tuple[str, str, str, float | None], list[RunResult]] = {}
     for key, result in cells.items():
         density = asked_density(key, result)
@@ -135,7 +143,7 @@ def rows_of(cells: Mapping[str, RunResult], methods: Sequence[str], metric: str)
 
 def _scores(results: Sequence[RunResult], metric: str) -> dict[int, float]:
     """The metric by seed, without those for which it is no number."""
-    found = {r.seed: r.test_result[metric] for r in sorted(results, key=lambda r: r.seed)}
+    found = {r.seed: r.test_result.get(metric) for r in sorted(results, key=lambda r: r.seed)}
     return {seed: score for seed, score in found.items() if score is not None}
 
 
@@ -197,7 +205,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
         mark = marks.get(row.place or 0, "")
         words[4] = f"{mark}{words[4]}{mark}"
         lines.append(words)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(word.replace("|", r"\|") for word in line) + " |" for line in lines)
 
 
 def mean_and_deviation(scores: Mapping[int, float]) -> str:
