@@ -144,6 +144,15 @@ INNER: dict[str, dict[str, Any]] = {
 """Settings that make tensors of a regularised module sparse."""
 
 
+def test_what_eulernet_asks_for_is_not_packed(data: Path) -> None:
+    """It would take a packed ``mu`` for a module."""
+    settings = settings_of("EulerNet", data)
+    dsl = {"density": 0.5, "method": "dsl", "include": ["*"], "min_weights": 0}
+    with pytest.raises(TargetError, match=r"EulerNet asks whether its 'mu' is a parameter, .*exclude=\['mu'\]"):
+        sparse_trainer_of("EulerNet", settings, **dsl)
+    sparse_trainer_of("EulerNet", settings, **dsl, exclude=["mu"])
+
+
 @pytest.mark.parametrize("name", INNER)
 def test_regularised_parameters_are_groups_of_their_own(name: str, data: Path) -> None:
     """In a group with others they would drop out of losses that take a norm of each parameter."""

@@ -879,6 +879,22 @@ def test_a_gradient_after_the_weights_have_changed_is_of_those_the_product_had()
         torch.testing.assert_close(inputs.grad, before.sum(0).expand(32, -1))
 
 
+def test_a_parametrised_packed_module() -> None:
+    """Its class is derived from once more; attributes go where they did."""
+    layer = torch.nn.Sequential(torch.nn.Linear(64, 64))
+    handle = sparsify(layer, 0.2)
+    expected = layer(torch.ones(2, 64)) + layer[0].bias
+    torch.nn.utils.parametrize.register_parametrization(layer[0], "bias", _Doubled())
+    layer[0].note = "set"
+    assert torch.allclose(layer(torch.ones(2, 64)), expected) and "packed" in repr(layer[0])
+    assert handle.live == handle.budget
+
+
+class _Doubled(torch.nn.Module):
+    def forward(self, bias: Tensor) -> Tensor:
+        return 2 * bias
+
+
 @pytest.mark.parametrize("zeros", [False, True])
 def test_a_gradient_of_the_inputs_alone_is_no_growth_score(zeros: bool) -> None:
     """``torch.autograd.grad`` with respect to inputs trains no weights; the pass that does, counts once."""

@@ -55,13 +55,13 @@ def _linear_forward(self: nn.Linear, input: Tensor) -> Tensor:
 _FORWARDS = {nn.Embedding: _embedding_forward, nn.Linear: _linear_forward}
 
 
-def _base_of(module: nn.Module) -> Any:
-    """The class a packed module had before."""
-    return type(module).__mro__[1]
+def base_of(module: nn.Module) -> Any:
+    """The class a packed module had before, even if its own has been derived from since (parametrisations)."""
+    return type(module)._packed_base  # type: ignore[attr-defined]
 
 
 def _extra_repr(self: nn.Module) -> str:
-    told = _base_of(self).extra_repr(self)
+    told = base_of(self).extra_repr(self)
     slots = ", ".join(f"{a} packed in {g.name!r}" for a, (g, _) in self.__dict__[SLOTS].items())
     return f"{told}, {slots}" if told else slots
 
@@ -74,7 +74,7 @@ def _set_attribute(self: nn.Module, name: str, value: Any) -> None:
             f"assignment to packed weight {group.slices[tensor].name!r}, of which only the live "
             "values exist; allowed are assigning before packing, or unpacking it first."
         )
-    _base_of(self).__setattr__(self, name, value)
+    base_of(self).__setattr__(self, name, value)
 
 
 def _requires_grad(self: nn.Module, requires_grad: bool = True) -> nn.Module:
@@ -89,11 +89,11 @@ def _requires_grad(self: nn.Module, requires_grad: bool = True) -> nn.Module:
                 "before packing, and a group of its own (set dsl_groups)."
             )
         group.weight.requires_grad_(requires_grad)
-    return _base_of(self).requires_grad_(self, requires_grad)
+    return base_of(self).requires_grad_(self, requires_grad)
 
 
 def _reduce(self: nn.Module, protocol: Any) -> tuple:
-    base, attributes = type(self).__mro__[1], tuple(self.__dict__[SLOTS])
+    base, attributes = base_of(self), tuple(self.__dict__[SLOTS])
     inherited = getattr(self, "__getstate__", None)
     state = inherited() if inherited is not None else self.__dict__
     return _new_packed, (base, attributes), dict(state)
@@ -115,6 +115,7 @@ def packed_class(base: type[nn.Module], attributes: tuple[str, ...]) -> type[nn.
         name: property(functools.partial(dense_weight, attribute=name)) for name in attributes
     }
     members.update(
+        _packed_base=base,
         __module__=base.__module__,
         __qualname__=base.__qualname__,
         __doc__=base.__doc__,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from ..errors import TargetError
 from ..sparsity.initial import VALUES_PER_BLOCK, by_tensor
 from ..sparsity.targets import TensorInfo
 from .group import PackedGroup
-from .layers import SLOTS, packed_class
+from .layers import SLOTS, base_of, packed_class
 from .masked import MaskedGroup
 
 # Their children are looped over or called in order, so a group among them would be taken for a layer.
@@ -174,7 +175,7 @@ def _innermost(root: nn.Module, wanted: Sequence[nn.Module]) -> nn.Module:
 
 def _replace(module: nn.Module, attribute: str, group: PackedGroup, number: int) -> None:
     slots = dict(module.__dict__.get(SLOTS, {}))
-    base = type(module).__mro__[1] if slots else type(module)
+    base: Any = base_of(module) if slots else type(module)
     order = module.__dict__.get("_dense_order") or tuple(module._parameters)
     slots[attribute] = (group, number)
     del module._parameters[attribute]
@@ -186,7 +187,7 @@ def _replace(module: nn.Module, attribute: str, group: PackedGroup, number: int)
 def _restore(module: nn.Module, attribute: str, parameter: nn.Parameter) -> None:
     slots = module.__dict__[SLOTS]
     del slots[attribute]
-    base = type(module).__mro__[1]
+    base = base_of(module)
     module.__class__ = packed_class(base, tuple(slots)) if slots else base
     parameters = {**module._parameters, attribute: parameter}
     order = module.__dict__["_dense_order"]

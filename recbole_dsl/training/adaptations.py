@@ -72,11 +72,8 @@ def adapt(model: nn.Module) -> list[Group]:
     Raises:
         TargetError: the model cannot work with these groups.
     """
-    return [group for name in _recbole_names(model) for group in ADAPTATIONS.get(name, _nothing)(model)]
-
-
-def _nothing(_: Any) -> list[Group]:
-    return []
+    steps = [step for name in _recbole_names(model) for step in ADAPTATIONS.get(name, ())]
+    return [group for step in steps for group in step(model)]
 
 
 def _recbole_names(model: nn.Module) -> list[str]:
@@ -145,6 +142,20 @@ def _build_adj(plain: Callable[[Tensor, int], Tensor], context: Tensor, topk: in
     return plain(torch.where(empty, torch.ones_like(context), context), topk)
 
 
+def _stays_parameter(attribute: str) -> Callable[[Any], list[Group]]:
+    """A parameter that the model knows by ``isinstance`` cannot be packed: what it reads then is a tensor."""
+
+    def check(model: Any) -> list[Group]:
+        if attribute in model.__dict__.get(SLOTS, {}):
+            raise TargetError(
+                f"{type(model).__name__} asks whether its {attribute!r} is a parameter, which packed weights "
+                f"are not; allowed is dsl_exclude=['{attribute}'], and dsl_storage='masked'."
+            )
+        return []
+
+    return check
+
+
 def _has_penalty(model: Any) -> bool:
     """Whether the factors that RecBole's models multiply norms of parameters with are not all zero."""
     factors = next(
@@ -177,16 +188,16 @@ def _one_by_one(*parts: str) -> Callable[[Any], list[Group]]:
     return check
 
 
-ADAPTATIONS: dict[str, Callable[[Any], list[Group]]] = {
-    "Caser": _one_by_one("conv_h"),
-    "ConvNCF": _one_by_one("cnn_layers", "predict_layers"),
-    "EulerNet": _one_by_one("Euler_interaction_layers", "reg"),
-    "MacridVAE": _one_by_one("encoder"),
-    "NAIS": _one_by_one("mlp_layers"),
-    "NextItNet": _one_by_one("residual_blocks"),
-    "PNN": _one_by_one("mlp_layers"),
-    "xDeepFM": _one_by_one("mlp_layers", "first_order_linear", "conv1d_list"),
-    "RecVAE": store_old_encoder_packed,
-    "MCCLK": keep_item_graph_finite,
+ADAPTATIONS: dict[str, tuple[Callable[[Any], list[Group]], ...]] = {
+    "Caser": (_one_by_one("conv_h"),),
+    "ConvNCF": (_one_by_one("cnn_layers", "predict_layers"),),
+    "EulerNet": (_one_by_one("Euler_interaction_layers", "reg"), _stays_parameter("mu")),
+    "MacridVAE": (_one_by_one("encoder"),),
+    "NAIS": (_one_by_one("mlp_layers"),),
+    "NextItNet": (_one_by_one("residual_blocks"),),
+    "PNN": (_one_by_one("mlp_layers"),),
+    "xDeepFM": (_one_by_one("mlp_layers", "first_order_linear", "conv1d_list"),),
+    "RecVAE": (store_old_encoder_packed,),
+    "MCCLK": (keep_item_graph_finite,),
 }
 """By the name of the RecBole class."""
