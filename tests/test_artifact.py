@@ -278,6 +278,24 @@ def test_what_comes_to_the_folder_meanwhile_stays(tmp_path: Path, monkeypatch: p
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
+def test_what_cannot_be_put_back_is_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the new name nor the old one can be given: the old artifact lies beside, whole."""
+    write_some(tmp_path / "a")
+    plain = os.rename
+
+    def rename(source: Any, target: Any) -> None:
+        if Path(target) == tmp_path / "a":
+            raise OSError(13, "Permission denied")
+        plain(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", rename)
+        with pytest.raises(ArtifactError, match="cannot be written"):
+            write_some(tmp_path / "a", "int8", replace=True)
+    (left,) = tmp_path.iterdir()
+    assert read_manifest(left / "old").values == "fp32"
+
+
 @pytest.mark.skipif(os.name != "posix", reason="other systems do not say whether a process lives")
 @pytest.mark.parametrize("kept", [True, False])
 def test_what_a_killed_export_leaves(kept: bool, tmp_path: Path) -> None:

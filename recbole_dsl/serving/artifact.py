@@ -6,6 +6,7 @@ its checksum is found right, no code is run, and no name in the manifest is ever
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -279,8 +280,11 @@ def _take_the_place_of(target: Path, temporary: Path, replace: bool) -> None:
         except BaseException:
             os.rename(aside / _OLD, target)
             raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.rmdir()  # unless what was there is in it still, as it could not be put back
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _recover(target: Path) -> None:
