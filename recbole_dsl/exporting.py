@@ -21,7 +21,7 @@ from .loading import LEFT_OUT, load_data_and_model, no_saved_data
 from .packed.group import PackedGroup
 from .packed.layers import SLOTS
 from .packed.layout import layout_of
-from .plain import plain
+from .plain import finite, plain
 from .results import PRIVATE_SETTINGS
 from .serving import models
 from .serving.artifact import (
@@ -363,16 +363,8 @@ def _settings(config: Any) -> dict[str, Any]:
     }
     if config.dsl.width is not None:
         given["embedding_size"] = config.dsl.width
-    return {"model": config["model"], "dataset": config["dataset"], "given": _as_json_knows(plain(given))}
-
-
-def _as_json_knows(value: Any) -> Any:
-    """Numbers that are not finite, such as an infinite ``norm_type``, as text."""
-    if isinstance(value, dict):
-        return {key: _as_json_knows(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_as_json_knows(part) for part in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    told = finite(plain(given), str)  # such as an infinite norm_type
+    return {"model": config["model"], "dataset": config["dataset"], "given": told}
 
 
 def _not_served(lineage: list[str]) -> str:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 PLAIN: Final = (bool, int, float, str, type(None))
+
+
+def finite(value: Any, instead: Callable[[float], Any]) -> Any:
+    """Plain values with ``instead`` of every number that is not finite, which JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: finite(part, instead) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part, instead) for part in value]
+    return instead(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def plain(value: Any) -> Any:

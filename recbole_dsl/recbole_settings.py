@@ -21,6 +21,7 @@ from recbole_dsl.settings import (
     number_setting,
     path_setting,
     whole_setting,
+    word_setting,
 )
 
 LEARNERS: Final = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
@@ -30,14 +31,6 @@ _METRICS_WITHOUT_K: Final = frozenset({"gauc"})
 """RecBole computes them from rankings, but over whole lists."""
 
 _LEVELS: Final = ("debug", "info", "warning", "error", "critical")
-
-
-def _level(value: object) -> str:
-    word = str(value)
-    if word.lower() not in _LEVELS:
-        raise Refused(nearest(word.lower(), _LEVELS))
-    return word
-
 
 _VALUES: Final = {
     "learning_rate": number_setting(lambda x: x > 0, "a number above 0"),
@@ -60,7 +53,7 @@ _VALUES: Final = {
     "metric_decimal_place": whole_setting(0),
     "loss_decimal_place": whole_setting(0),
     "checkpoint_dir": path_setting("the path of a folder"),
-    "state": Setting(_level, f"one of {', '.join(_LEVELS)}"),
+    "state": word_setting(_LEVELS, any_case=True),
 }
 
 _MAY_BE_NONE: Final = {"clip_grad_norm", "state"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import os
 import platform
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import write_text_whole
+from .plain import finite
 
 SCHEMA = 2
 
@@ -56,7 +56,7 @@ class RunResult:
 
     def to_json(self) -> str:
         """The result as JSON text; numbers that are not finite become null."""
-        return json.dumps(_finite(asdict(self)), indent=2, ensure_ascii=False, allow_nan=False)
+        return json.dumps(finite(asdict(self), lambda _: None), indent=2, ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> RunResult:
@@ -79,16 +79,6 @@ class RunResult:
         """Write the JSON to ``path``, whole or not at all, creating its folders."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_text_whole(path, self.to_json() + "\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def recbole_version() -> str | None:

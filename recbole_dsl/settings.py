@@ -158,14 +158,15 @@ def mapping_setting(allowed: str, needed: Set[str], known: Set[str], positive: s
     return Setting(parse, allowed)
 
 
-def _word(words: tuple[str, ...]) -> Setting:
-    """One of ``words``."""
+def word_setting(words: tuple[str, ...], any_case: bool = False) -> Setting:
+    """One of ``words``; ``any_case``: which are in small letters, and may be given in others."""
 
     def parse(value: object) -> str:
         if not isinstance(value, str):
             raise Refused
-        if value not in words:
-            raise Refused(nearest(value, words))
+        word = value.lower() if any_case else value
+        if word not in words:
+            raise Refused(nearest(word, words))
         return value
 
     return Setting(parse, "one of " + ", ".join(words), text=True)
@@ -325,7 +326,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "method": _method(),
     "density": number_setting(lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
     "budget": _optional(_budget(), "the budget that dsl_density gives"),
-    "split": _optional(_word(SPLIT_NAMES), "as dsl_init says ('er', 'erk'), else by size"),
+    "split": _optional(word_setting(SPLIT_NAMES), "as dsl_init says ('er', 'erk'), else by size"),
     "width": _optional(_or_auto(whole_setting(1)), "the model's own embedding_size"),
     "width_max": whole_setting(1),
     "update_interval": _span(
@@ -338,12 +339,12 @@ SETTINGS: Final[dict[str, Setting]] = {
     ),
     "update_ratio": _SHARE,
     "update_ratio_min": _SHARE,
-    "schedule": _word(SCHEDULE_NAMES),
-    "drop": _word(DROP_NAMES),
+    "schedule": word_setting(SCHEDULE_NAMES),
+    "drop": word_setting(DROP_NAMES),
     "drop_threshold": _optional(
         number_setting(lambda x: x > 0, "a number above 0"), "no threshold (not with dsl_drop=threshold)"
     ),
-    "grow": _word(GROWTH_NAMES),
+    "grow": word_setting(GROWTH_NAMES),
     "grow_window": _optional(whole_setting(1), "the whole update interval"),
     "grow_momentum": number_setting(lambda x: 0 <= x < 1, "a number of at least 0 and below 1"),
     "grow_row_power": _SHARE,
@@ -353,25 +354,25 @@ SETTINGS: Final[dict[str, Setting]] = {
         number_setting(lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
         "as many positions as the dense model has weights",
     ),
-    "init": _word(TOPOLOGY_NAMES),
-    "init_values": _word(("model", "fan_in", "topology")),
+    "init": word_setting(TOPOLOGY_NAMES),
+    "init_values": word_setting(("model", "fan_in", "topology")),
     "init_norm": _or_auto(number_setting(lambda x: x > 0, "a number above 0")),
     "init_linear_norm": _optional(
         number_setting(lambda x: x > 0, "a number above 0"), "positions only, not values"
     ),
     "init_power": _SHARE,
     "init_popularity": number_setting(lambda x: -1 <= x <= 1, "a number from -1 to 1"),
-    "init_tables": _word(INIT_TABLES_NAMES),
+    "init_tables": word_setting(INIT_TABLES_NAMES),
     "seed": _optional(whole_setting(0), "RecBole's seed"),
     "learning_rate_power": _SHARE,
     "groups": _groups(),
     "include": _optional(_patterns(1), "all embedding tables and Linear matrices"),
     "exclude": _patterns(0),
     "min_weights": whole_setting(0),
-    "storage": _word(STORAGE_NAMES),
-    "kernels": _word(KERNEL_NAMES),
-    "graph": _word(GRAPH_NAMES),
-    "data_path": _word(DATA_PATH_NAMES),
+    "storage": word_setting(STORAGE_NAMES),
+    "kernels": word_setting(KERNEL_NAMES),
+    "graph": word_setting(GRAPH_NAMES),
+    "data_path": word_setting(DATA_PATH_NAMES),
     "start_from": _optional(path_setting(), "the model's own initial values"),
     "save_every": _optional(_pace(), "only the start, the end and a stop"),
     "resume": _resume(),

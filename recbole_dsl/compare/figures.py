@@ -156,7 +156,7 @@ def _recall(results: Iterable[RunResult], density: float) -> Figure:
         recall = (result.analysis.get("by_popularity", {}).get("items") or {}).get("recall") or {}
         for k in sorted(recall, key=int)[:1]:
             found.setdefault(result.method, []).append(recall[k])
-    series = [Series(method, method, list(range(10)), _known_mean(each)) for method, each in found.items()]
+    series = [Series(method, method, list(range(10)), _mean(each)) for method, each in found.items()]
     title = f"Recall@{k} by popularity of the item at density {density:g}"
     label = "items by training interactions, in tenths"
     return Figure(
@@ -164,11 +164,7 @@ def _recall(results: Iterable[RunResult], density: float) -> Figure:
     )
 
 
-def _known_mean(lists: Sequence[Sequence[float | None]]) -> list[float]:
+def _mean(lists: Sequence[Sequence[float | None]]) -> list[float]:
     """Over the seeds that have a value: a tenth without test interactions has none. NaN, a gap, without any."""
     known = [[value for value in values if value is not None] for values in zip(*lists, strict=True)]
     return [statistics.fmean(values) if values else math.nan for values in known]
-
-
-def _mean(lists: Sequence[Sequence[float]]) -> list[float]:
-    return [statistics.fmean(values) for values in zip(*lists, strict=True)]

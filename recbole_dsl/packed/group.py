@@ -343,7 +343,7 @@ class PackedGroup(nn.Module):
             return None
         if self._pass != backward_pass():
             self._pass = backward_pass()
-            self.growth_scores.discard_landed(self.weight.grad)
+            self.discard_cleared()
         return self.growth_scores
 
     # --- what reports ask ------------------------------------------------------------------------
