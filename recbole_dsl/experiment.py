@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import compat, property_files
+from . import compat, property_files, recbole_names
 from .command_line import warn_misspelt_keys
 from .costs import forward_macs, held_bytes, peak_memory_bytes, sharing_copy, undisturbed
 from .errors import ConfigError, DataError, DSLError, on_one_line
@@ -224,10 +224,21 @@ def _data_errors(config: RecBoleDSLConfig) -> Iterator[None]:
         needs = f", while model {config['model']!r} {note}" if note and str(note).startswith("needs") else ""
         raise DataError(
             f"dataset={config['dataset']!r} in '{config['data_path']}' cannot be prepared "
-            f"({on_one_line(error)}){needs}; allowed "
+            f"({_header_misfit(config) or on_one_line(error)}){needs}; allowed "
             "are RecBole's atomic files, with a header such as 'user_id:token' and rows that the settings "
             "leave in, or a dataset that can be downloaded (--state=DEBUG shows where it failed)."
         ) from error
+
+
+def _header_misfit(config: RecBoleDSLConfig) -> str:
+    part = f".{config['benchmark_filename'][0]}" if config["benchmark_filename"] else ""
+    settings = ["USER_ID_FIELD", "ITEM_ID_FIELD"] + ["TIME_FIELD"] * (config["eval_args"]["order"] == "TO")
+    return recbole_names.header_misfit(
+        Path(config["data_path"]) / f"{config['dataset']}{part}.inter",
+        {setting: config[setting] for setting in settings if config[setting] is not None},
+        config["field_separator"],
+        config["encoding"],
+    )
 
 
 def build_model(config: RecBoleDSLConfig, train_data: Any) -> Any:

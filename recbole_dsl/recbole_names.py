@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import recbole
@@ -133,6 +133,33 @@ def check_dataset_name(dataset: object) -> None:
     """
     if not isinstance(dataset, str) or not dataset.strip():
         raise ConfigError(f"dataset={dataset!r} is refused: allowed is the name of a dataset.")
+
+
+def header_misfit(file: Path, fields: Mapping[str, str], separator: str, encoding: str) -> str:
+    """How the header of an atomic file and the settings do not fit, as a sentence; ``""`` if they do.
+
+    Args:
+        file: the interactions, whose first line is ``name:type`` fields.
+        fields: setting (``USER_ID_FIELD``) to the field that it names.
+        separator: RecBole's ``field_separator``.
+        encoding: RecBole's ``encoding``.
+    """
+    try:
+        with file.open(encoding=encoding) as lines:
+            header = lines.readline().rstrip("\r\n")
+    except (OSError, UnicodeError, LookupError):
+        return ""
+    columns = header.split(separator) if separator else [header]
+    if any(column.count(":") != 1 for column in columns):
+        return (
+            f"the header {header!r} of {file.name}, cut at field_separator={separator!r}, "
+            "is not of fields 'name:type'"
+        )
+    names = [column.split(":")[0] for column in columns]
+    for setting, field in fields.items():
+        if field not in names:
+            return f"{setting}={field!r} is no field of {file.name}, which has {', '.join(names)}"
+    return ""
 
 
 def check_dataset(dataset: str, folder: Path, benchmark_files: Sequence[str] | None) -> None:

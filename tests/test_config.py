@@ -28,7 +28,8 @@ from recbole.model.general_recommender import BPR  # noqa: E402
 from recbole_dsl import property_files, recbole_names  # noqa: E402
 from recbole_dsl.command_line import check_command_line  # noqa: E402
 from recbole_dsl.config import RecBoleDSLConfig  # noqa: E402
-from recbole_dsl.errors import ConfigError  # noqa: E402
+from recbole_dsl.errors import ConfigError, DataError  # noqa: E402
+from recbole_dsl.experiment import load_data  # noqa: E402
 from recbole_dsl.quantities import (  # noqa: E402
     Budget,
     Span,
@@ -866,6 +867,28 @@ def test_datasets(tmp_path: Path) -> None:
     assert at("mine", benchmark_filename=["train", "test"])
     saved = write(tmp_path / "saved.pth", "")
     assert at("elsewhere", dataset_save_path=str(saved))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"USER_ID_FIELD": "uid"}, "USER_ID_FIELD='uid' is no field of mine.inter, which has user_id, item_id"),
+        ({"TIME_FIELD": "when", "eval_args": {"order": "TO"}}, "TIME_FIELD='when' is no field of mine.inter"),
+        ({"field_separator": ","}, "field_separator=','"),
+        (
+            {"USER_ID_FIELD": "uid", "benchmark_filename": ["part", "part", "part"]},
+            "is no field of mine.part.inter",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_a_header_are_told_by_name(
+    tmp_path: Path, settings: dict[str, Any], told: str
+) -> None:
+    for part in ("", ".part"):
+        write(tmp_path / "mine" / f"mine{part}.inter", "user_id:token\titem_id:token\n" + "u\ti\nv\tj\nu\tj\n")
+    with pytest.raises(DataError) as error:
+        load_data(config(dataset="mine", data_path=str(tmp_path), **settings))
+    assert_refused(error, "'mine'", told)
 
 
 CONFIG_FILES = [
