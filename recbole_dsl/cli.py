@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
-from .errors import ConfigError, DSLError, nearest
+from .errors import INTERRUPTED, ConfigError, DSLError, nearest
 
 COMMANDS: Final = {
     "train": "train_command",
@@ -49,9 +49,6 @@ _NO_PLACE: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno
 """Errors of the system that tell of its disks and its rights, not of a mistake in this package."""
 
 
-_INTERRUPTED: Final = "interrupted; checkpoints that were written are kept."
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0, 2 after one sentence about what was wrong, or 130."""
     if not sys.warnoptions:
@@ -81,12 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {_what_it_lacks(error)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt as stop:
-            print(f"error: {str(stop) or _INTERRUPTED}", file=sys.stderr)
+            print(f"error: {str(stop) or INTERRUPTED}", file=sys.stderr)
             return int(getattr(stop, "exit_status", 130))
         except Exception:
             if not noted:
                 raise
-            print(f"error: {_INTERRUPTED}", file=sys.stderr)
+            print(f"error: {INTERRUPTED}", file=sys.stderr)
             return 130
     return 0
 

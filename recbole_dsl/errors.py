@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Final
+
+INTERRUPTED: Final = "interrupted; checkpoints that were written are kept."
+"""What is said where a signal has ended a command that has nothing to save."""
 
 
 class DSLError(Exception):

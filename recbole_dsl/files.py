@@ -18,9 +18,9 @@ from typing import BinaryIO
 def written_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A binary file to write, which takes the place of ``path`` once it is complete and on disk.
 
-    A write that breaks off, even by a crash, leaves the old file as it was.
+    A write that breaks off, even by a crash, leaves the old file as it was. A link stays one.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
     _remove_abandoned(target)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=_mark(target) + f"{os.getpid()}-")
     try:

@@ -533,13 +533,13 @@ def sparse_start(tensors: Sequence[TensorInfo], budget: int) -> Tensor | None:
 
     A model that was trained sparse before, as in a pre-training, keeps its topology: all weights that are
     not zero, or the ``budget`` largest of them. Tensors count as sparse if each has a weight that is not
-    zero and those are no more than the budget or less than half of all.
+    zero and those are no more than the budget, or than three quarters of all.
     """
     total = sum(t.parameter.numel() for t in tensors)
     if budget == total or tensors[0].parameter.is_meta:  # nothing is dead, or has been born
         return None
     counts = [int(t.parameter.count_nonzero()) for t in tensors]
-    if 0 in counts or not (sum(counts) <= budget or sum(counts) < total / 2):
+    if 0 in counts or not (sum(counts) <= budget or sum(counts) <= 0.75 * total):
         return None
     positions, sizes, start = [], [], 0
     for tensor in tensors:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any, Final
 
-from .errors import ConfigError, DSLError, RanksError
+from .errors import INTERRUPTED, ConfigError, DSLError, RanksError
 
 GRACE: Final = 20.0
 """Seconds that processes have to end, when another has gone or they are stopped, before they are killed."""
@@ -104,8 +104,16 @@ def _run_here(processes: Processes, what: tuple[str, str, list[str]]) -> None:
         context.Process(target=_work, args=(local, processes, what, sys.argv, messages), daemon=False)
         for local in range(processes.nproc)
     ]
-    before = signal.signal(signal.SIGTERM, lambda number, _: _tell(workers, number))
-    interrupts = signal.signal(signal.SIGINT, lambda number, _: _tell(workers, number))
+    asked: list[int] = []
+
+    def tell(number: int, _: object) -> None:
+        asked.append(number)
+        for worker in workers:
+            if worker.is_alive() and worker.pid is not None:
+                os.kill(worker.pid, number)
+
+    before = signal.signal(signal.SIGTERM, tell)
+    interrupts = signal.signal(signal.SIGINT, tell)
     try:
         for worker in workers:
             worker.start()
@@ -117,13 +125,7 @@ def _run_here(processes: Processes, what: tuple[str, str, list[str]]) -> None:
     while not messages.empty():
         told.append(messages.get())
     if first is not None:
-        _raise(processes.offset + first, workers[first].exitcode or 0, told)
-
-
-def _tell(workers: Sequence[Any], number: int) -> None:
-    for worker in workers:
-        if worker.is_alive():
-            os.kill(worker.pid, number)
+        _raise(processes.offset + first, workers[first].exitcode or 0, told, asked)
 
 
 def _await(workers: Sequence[Any]) -> int | None:
@@ -148,8 +150,11 @@ def _failed(workers: Sequence[Any]) -> int | None:
     return next((n for n, worker in enumerate(workers) if worker.exitcode not in (None, 0)), None)
 
 
-def _raise(rank: int, status: int, told: Sequence[tuple[str, int, str]]) -> None:
-    """Say what has ended the processes: the one of ``rank`` was the first, with exit ``status``."""
+def _raise(rank: int, status: int, told: Sequence[tuple[str, int, str]], asked: Sequence[int]) -> None:
+    """Say what has ended the processes: the one of ``rank`` was the first, with exit ``status``.
+
+    ``asked``: signals that were passed on to them, which they obey wherever they are.
+    """
     from .training.signals import Interrupted
 
     if status < 0 and status != -signal.SIGTERM:
@@ -161,6 +166,8 @@ def _raise(rank: int, status: int, told: Sequence[tuple[str, int, str]]) -> None
         if kind == "signal":
             raise Interrupted(number, text)
     texts = [text for kind, _, text in told if kind == "error"]
+    if asked and not texts:
+        raise Interrupted(asked[0], INTERRUPTED)
     raise DSLError(texts[0] if texts else f"The process of rank {rank} has failed; its messages are above.")
 
 
@@ -180,3 +187,6 @@ def _work(
     except Interrupted as stop:
         messages.put(("signal", stop.number, stop.args[0]))
         sys.exit(stop.exit_status)
+    except KeyboardInterrupt:
+        messages.put(("signal", int(signal.SIGINT), INTERRUPTED))
+        sys.exit(128 + signal.SIGINT)

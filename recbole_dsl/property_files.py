@@ -175,7 +175,7 @@ def method_name(method: object) -> str:
 
 def _method_layer(method: str) -> Settings:
     name = method_name(method)
-    path = Path(method) if _own_file(method) else properties_dir() / "method" / f"{name}.yaml"
+    path = Path(method).expanduser() if _own_file(method) else properties_dir() / "method" / f"{name}.yaml"
     layer = read_mapping(path)
     check_keys(layer, known_keys(), f"'{path}'")
     if METHOD_KEY in layer:

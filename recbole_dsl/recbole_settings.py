@@ -43,20 +43,22 @@ _VALUES: Final = {
     "stopping_step": whole_setting(0),
     "seed": whole_setting(0, 2**32 - 1),
     "clip_grad_norm": mapping_setting(
-        "a mapping with max_norm, above 0, and other options of torch's clip_grad_norm_, such as "
-        "{'max_norm': 1.0}",
+        "a mapping with max_norm, above 0, and other options of torch's clip_grad_norm_ (norm_type a number "
+        "above 0), such as {'max_norm': 1.0}",
         needed={"max_norm"},
         known={"max_norm", "norm_type", "error_if_nonfinite", "foreach"},
-        positive="max_norm",
+        positive={"max_norm", "norm_type"},
     ),
     "eval_step": whole_setting(0),
     "metric_decimal_place": whole_setting(0),
     "loss_decimal_place": whole_setting(0),
     "checkpoint_dir": path_setting("the path of a folder"),
+    "dataset_save_path": path_setting(),
+    "dataloaders_save_path": path_setting(),
     "state": word_setting(_LEVELS, any_case=True),
 }
 
-_MAY_BE_NONE: Final = {"clip_grad_norm", "state"}
+_MAY_BE_NONE: Final = {"clip_grad_norm", "state", "dataset_save_path", "dataloaders_save_path"}
 """Of those the ones for which None has a meaning."""
 
 _SCALAR_TOO: Final = frozenset({"metrics", "topk"})

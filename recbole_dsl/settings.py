@@ -89,6 +89,15 @@ def _as_number(value: object) -> Any:
     return number
 
 
+def _is_positive(value: object) -> bool:
+    """Whether it is a number above 0, or a word for infinity."""
+    try:
+        number: Any = literal(value)
+        return not isinstance(number, bool) and float(number) > 0
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
 def _as_whole(value: object, least: int, most: int = LARGEST) -> int:
     """A whole number from ``least`` to ``most`` (``1e3`` counts as one), or :class:`Refused`."""
     number = _as_number(value)
@@ -142,16 +151,16 @@ def whole_setting(least: int, most: int = LARGEST) -> Setting:
     return Setting(lambda value: _as_whole(value, least, most), allowed)
 
 
-def mapping_setting(allowed: str, needed: Set[str], known: Set[str], positive: str) -> Setting:
-    """A mapping of ``known`` words, the ``needed`` ones and ``positive`` among them, to values.
+def mapping_setting(allowed: str, needed: Set[str], known: Set[str], positive: Set[str]) -> Setting:
+    """A mapping of ``known`` words, the ``needed`` ones among them, to values.
 
-    ``positive``: one whose value is a number above 0.
+    ``positive``: those whose values are numbers above 0, infinity among them.
     """
 
     def parse(value: object) -> dict[str, Any]:
-        if not isinstance(value, Mapping) or not needed | {positive} <= value.keys() <= known:
+        if not isinstance(value, Mapping) or not needed <= value.keys() <= known:
             raise Refused
-        if not _as_number(value[positive]) > 0:
+        if not all(_is_positive(value[word]) for word in positive & value.keys()):
             raise Refused
         return dict(value)
 
@@ -430,7 +439,7 @@ def check_writable(path: str | os.PathLike[str], key: str = "dsl_result") -> Non
     setting to name.
 
     Raises:
-        ConfigError: ``path`` is a folder, or cannot be written or created.
+        ConfigError: ``path`` is a folder or a device, or cannot be written or created.
     """
 
     def refuse(reason: str) -> ConfigError:
@@ -445,7 +454,9 @@ def check_writable(path: str | os.PathLike[str], key: str = "dsl_result") -> Non
             raise refuse("it is a folder")
         if target.is_file():
             os.close(os.open(target, os.O_WRONLY | os.O_APPEND))
-        elif not target.exists():
+        elif target.exists():
+            raise refuse("it is a device or a pipe")
+        else:
             parent = next(folder for folder in target.parents if folder.exists())
             # A nameless file: the only test that also sees read-only file systems.
             with tempfile.TemporaryFile(dir=parent):

@@ -48,6 +48,8 @@ CASES = {
     "growth memory too small": (["--dsl_growth_memory=100B"], ["dsl_growth_memory"]),
     "seed beyond numpy's": (["--seed=5000000000"], ["seed=5000000000", "4294967295"]),
     "option of clipping": (["--clip_grad_norm={'maxnorm':1}"], ["clip_grad_norm", "max_norm"]),
+    "norm of clipping": (["--clip_grad_norm={'max_norm':1,'norm_type':'abc'}"], ["norm_type", "above 0"]),
+    "place of a dataset": (["--dataset_save_path=1.5"], ["dataset_save_path=1.5", "path of a file"]),
     "places of metrics": (["--metric_decimal_place=abc"], ["metric_decimal_place='abc'"]),
     "more than all items": (["--topk=5000", "--valid_metric=MRR@5000"], ["topk=[5000]", "1682 items"]),
     "a process nobody started": (["--local_rank=0"], ["local_rank=0", "torchrun"]),

@@ -29,7 +29,15 @@ def bytes_of_real_group(shapes: list[tuple[int, int]], budget: int) -> int:
 
 @pytest.mark.parametrize(
     ("weights", "density", "budget"),
-    [(10, 0.25, 3), (10, 0.24, 2), (10, 1.0, 10), (10, 0.001, 1), (3, 0.5, 2), (1, 0.1, 1)],
+    [
+        (10, 0.25, 3),
+        (10, 0.24, 2),
+        (10, 1.0, 10),
+        (10, 0.001, 1),
+        (3, 0.5, 2),
+        (1, 0.1, 1),
+        (10**18 + 1, 1.0, 10**18 + 1),
+    ],
 )
 def test_budget_of_density_by_hand(weights: int, density: float, budget: int) -> None:
     """Rounded half up, at least one weight, never more than there are."""
@@ -64,6 +72,8 @@ def test_allocate_by_hand() -> None:
     assert allocate(3, [1, 1], [10, 10]) == [2, 1]
     assert allocate(7, [0, 0], [5, 5]) == [4, 3]
     assert allocate(5, [0, 1], [5, 2]) == [3, 2]
+    third = 10**18  # beyond what a float counts
+    assert allocate(3 * third + 1, [third] * 3, [2 * third] * 3) == [third + 1, third, third]
 
 
 @settings(max_examples=100, deadline=None)

@@ -30,6 +30,7 @@ from recbole_dsl.command_line import check_command_line  # noqa: E402
 from recbole_dsl.config import RecBoleDSLConfig  # noqa: E402
 from recbole_dsl.errors import ConfigError, DataError  # noqa: E402
 from recbole_dsl.experiment import load_data  # noqa: E402
+from recbole_dsl.files import write_text_whole  # noqa: E402
 from recbole_dsl.quantities import (  # noqa: E402
     Budget,
     Span,
@@ -947,6 +948,24 @@ def test_a_file_that_is_no_result_is_not_overwritten(tmp_path: Path) -> None:
         assert (tmp_path / "file").read_text() == text
     for text in ("", '{"schema": 1, "model": "BPR", "epochs_run": 3}'):
         assert config(dsl_result=str(write(tmp_path / "file", text))).dsl.result
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX only")
+def test_a_link_stays_one_and_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    """A result must not take the place of a device, nor wait for who reads a pipe."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link to a pipe").symlink_to(tmp_path / "pipe")
+    for path in ("/dev/null", tmp_path / "pipe", tmp_path / "link to a pipe"):
+        with pytest.raises(ConfigError) as error:
+            config(dsl_result=str(path))
+        assert_refused(error, "dsl_result", repr(str(path)), "a device or a pipe", "allowed")
+    (tmp_path / "folder").mkdir()
+    link, target = tmp_path / "link.json", tmp_path / "folder" / "target.json"
+    link.symlink_to(target)
+    assert config(dsl_result=str(link)).dsl.result
+    for text in ("one", "two"):
+        write_text_whole(link, text)
+        assert link.is_symlink() and target.read_text() == text
 
 
 def test_unwritable_paths_are_refused(tmp_path: Path) -> None:

@@ -18,10 +18,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from recbole_dsl.errors import ConfigError, RanksError
+from recbole_dsl import launching
+from recbole_dsl.errors import ConfigError, DSLError, RanksError
 from recbole_dsl.launching import Processes
 from recbole_dsl.training.checkpoint import read_checkpoint
 from recbole_dsl.training.ranks import Ranks
+from recbole_dsl.training.signals import Interrupted
 from tests.model_runs import settings_of, sparse_trainer_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -272,3 +274,39 @@ def _traffic(number: int, port: str, folder: str, data: str) -> None:
 def test_gradients_on_the_wire_are_those_of_live_weights(data: Path, tmp_path: Path) -> None:
     """A tenth of the dense model's; growth scores, a sum for every scored position, once per update."""
     multiprocessing.spawn(_traffic, (free_port(), str(tmp_path / "saved"), str(data)), nprocs=2)
+
+
+@pytest.mark.parametrize(
+    "status, told, asked, number",
+    [
+        (-signal.SIGTERM, [], [signal.SIGTERM], signal.SIGTERM),
+        (1, [], [signal.SIGINT], signal.SIGINT),
+        (130, [("signal", 2, "interrupted")], [signal.SIGINT], signal.SIGINT),
+        (143, [("signal", 15, "stopped at step 3")], [signal.SIGTERM], signal.SIGTERM),
+    ],
+    ids=["before training", "while it starts", "as Ctrl-C", "in training"],
+)
+def test_processes_that_were_asked_to_end_have_not_failed(
+    status: int, told: list[tuple[str, int, str]], asked: list[int], number: int
+) -> None:
+    """Wherever the signal has met them; what one of them says is passed on."""
+    with pytest.raises(Interrupted) as stop:
+        launching._raise(0, status, told, asked)
+    assert stop.value.number == number and (not told or told[0][2] in str(stop.value))
+    with pytest.raises(DSLError, match="no room"):
+        launching._raise(0, 2, [("error", 2, "no room")], asked)
+    if not told:
+        with pytest.raises(DSLError, match="rank 0 has failed; its messages are above"):
+            launching._raise(0, status, told, [])
+
+
+@pytest.mark.slow
+def test_a_signal_before_training_is_told_in_one_sentence(tmp_path: Path) -> None:
+    """And no process leaves a trace of its calls."""
+    process = start(tmp_path, "--nproc=2", f"--port={free_port()}", "--model=BPR", "--epochs=300")
+    assert process.stderr is not None
+    process.stderr.readline()  # the first thing that is logged, before data are read
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143 and "Traceback" not in said
+    assert said.strip().splitlines()[-1].startswith("error: SIGTERM: ")

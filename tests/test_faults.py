@@ -24,6 +24,7 @@ from recbole_dsl.training import resuming
 from recbole_dsl.training.checkpoint import read_checkpoint
 from recbole_dsl.training.holding import Hold
 from recbole_dsl.training.keeper import Keeper
+from recbole_dsl.training.signals import Interrupted
 from tests.model_runs import no_flags, settings_of, sparse_trainer_of
 from tests.test_tensor_file import same
 
@@ -381,6 +382,29 @@ def test_a_signal_ends_the_command_which_then_goes_on(number: int, status: int, 
         subprocess.run(command(cwd=tmp_path), cwd=tmp_path, capture_output=True, check=True)
         again = json.loads((tmp_path / "result.json").read_text())
         assert all(again[key] == result[key] for key in ("train_loss", "test_result", "best_valid_result"))
+
+
+def test_a_signal_while_the_disk_is_full_ends_the_run_as_it_asks(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the status of a signal, and the older file to go on from."""
+    trainer, loaders = sparse_trainer_of("BPR", settings("BPR", data, tmp_path), save_every="2 steps")
+    plain, full = Keeper.after_step, []
+
+    def after_step(keeper: Keeper, *args: Any) -> None:
+        if keeper.position.steps == 3:
+            full.append(1)
+            keeper.signals.caught = signal.SIGTERM
+        plain(keeper, *args)
+
+    full_disk(monkeypatch, lambda _: bool(full))
+    monkeypatch.setattr(Keeper, "after_step", after_step)
+    with pytest.raises(
+        Interrupted, match=r"stopped at step 4 of epoch 0; .*No space left.* Now the last"
+    ) as stop:
+        trainer.fit(*loaders[:2], show_progress=False)
+    assert stop.value.exit_status == 143
+    assert f"'{trainer.keeper.file}', of step 2 of epoch 0" in str(stop.value)
 
 
 # --- what may be resumed --------------------------------------------------------------------------

@@ -336,6 +336,22 @@ def test_the_largest_weights_of_a_dense_checkpoint_live(dense_file: Any, data: P
     assert torch.equal(values.abs().sort().values, largest.sort().values)
 
 
+def test_scores_that_a_dense_checkpoint_keeps_are_not_those_of_the_sparse_model(
+    data: Path, tmp_path: Path
+) -> None:
+    """RecBole's checkpoints of graph models hold the propagated embeddings of their dense weights."""
+    given = {**settings_of("LightGCN", data), "learning_rate": 0.05}
+    trainer, train_data, valid_data, _ = recbole_trainer("LightGCN", NAME, given)
+    trainer.fit(train_data, valid_data, show_progress=False)
+    sparse = {
+        **given, "epochs": 0, "dsl_start_from": trainer.saved_model_file, "dsl_method": "dsl",
+        "dsl_density": 0.05, "dsl_init": "magnitude", "checkpoint_dir": str(tmp_path / "ours"),
+    }  # fmt: skip
+    with no_flags():
+        saved, unsaved = (run_recbole_dsl("LightGCN", NAME, config_dict=sparse, saved=s) for s in (True, False))
+    assert unsaved.test_result == saved.test_result
+
+
 def test_ours_keeps_its_topology(trained: Any, data: Path, tmp_path: Path) -> None:
     """A sparse checkpoint is a start as well."""
     _, file = trained("BPR")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from recbole_dsl.errors import CheckpointError, ConfigError, DSLError
+from recbole_dsl.errors import CheckpointError, ConfigError, DSLError, NumberError
 from recbole_dsl.stages import STAGES
 from recbole_dsl.training import pretraining
 from recbole_dsl.training.checkpoint import read_checkpoint, write_checkpoint
@@ -100,10 +100,15 @@ def test_the_first_process_writes_a_pretraining_file(tmp_path: Path, monkeypatch
         trainer: Any = pretraining.SparsePretrainingMixin()
         trainer.ranks = SimpleNamespace(done_by_first=lambda do: do() if first else "told.dsl")  # noqa: B023
         trainer.config, trainer.checkpoint_dir = {"model": "RaCT", "dataset": "tiny"}, str(tmp_path)
-        trainer.model = SimpleNamespace(train_stage="actor_pretrain")
+        trainer.keeper = SimpleNamespace(last_good="there is no checkpoint")
+        trainer.model = torch.nn.Linear(1, 1)
+        trainer.model.train_stage = "actor_pretrain"
         trainer._save_stage(1, verbose=False)
         names.append(Path(trainer.saved_model_file).name)
     assert names == ["RaCT-tiny-actor_pretrain-2.dsl", "told.dsl"]
+    trainer.model.bias.data.fill_(float("nan"))
+    with pytest.raises(NumberError, match="bias holds NaN or infinite weights before the end of epoch 2"):
+        trainer._save_stage(2, verbose=False)
     assert [path.name for path in tmp_path.iterdir()] == names[:1]
 
 

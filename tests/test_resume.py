@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from recbole_dsl import support
-from recbole_dsl.errors import CheckpointError
+from recbole_dsl.errors import CheckpointError, NumberError
 from recbole_dsl.training.checkpoint import read_checkpoint, write_checkpoint
 from recbole_dsl.training.keeper import Keeper
 from recbole_dsl.training.signals import Interrupted, Signals
@@ -255,3 +255,98 @@ def test_a_run_that_saves_its_loaders_is_the_same_and_resumes(path: str, data: P
     found = finish(trainer, loaders)
     for part in expected:
         assert found[part] == expected[part], part
+
+
+def test_a_run_that_stops_early_in_its_last_epoch_stays_finished(data: Path, tmp_path: Path) -> None:
+    """Whether epochs are left then says nothing of why it has stopped."""
+    given = settings("BPR", data, tmp_path, epochs=12, stopping_step=1, learning_rate=0.05)
+    dsl = {**DSL, "end": 4}  # the same of runs of another length
+    whole, loaders = sparse_trainer_of("BPR", given, **dsl)
+    whole.fit(*loaders[:2], show_progress=False)
+    epochs = len(whole.train_loss_dict)
+    assert epochs < 12
+    last, loaders = sparse_trainer_of("BPR", {**given, "epochs": epochs}, **dsl)
+    last.fit(*loaders[:2], show_progress=False)
+    more, loaders = sparse_trainer_of("BPR", given, **dsl)
+    more.resume_checkpoint(last.keeper.file)
+    more.fit(*loaders[:2], show_progress=False)
+    assert len(more.train_loss_dict) == epochs and more.keeper.position.finished == "early stopping"
+
+
+@pytest.mark.parametrize("more", [0, 1], ids=["nothing left", "an epoch left"])
+def test_the_score_is_that_of_the_file_that_is_tested(
+    more: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Killed between two saves: the best file is of a later epoch than the state that the run goes on from."""
+    given = settings("BPR", data, tmp_path, epochs=8, learning_rate=0.05)
+    trainer, loaders = sparse_trainer_of("BPR", given, save_every="2 epochs", **DSL)
+    scores, plain = iter([0.1, 0.2, 0.3, 0.4, 0.15]), type(trainer)._valid_epoch
+
+    def valid_epoch(trainer: Any, *args: Any, **kwargs: Any) -> tuple[float, Any]:
+        _, result = plain(trainer, *args, **kwargs)
+        trainer.valid_results[trainer.keeper.position.epoch] = {"ndcg@5": (score := next(scores))}
+        return score, {**result, "ndcg@5": score}
+
+    monkeypatch.setattr(type(trainer), "_valid_epoch", valid_epoch)
+    with pytest.raises(RuntimeError, match="killed"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Keeper, "begin_epoch", _killed_before(Keeper.begin_epoch, epoch=4, saved_until=3))
+        trainer.fit(*loaders[:2], show_progress=False)
+    assert read_checkpoint(trainer.saved_model_file)["epoch"] == 3
+    reached = read_checkpoint(trainer.keeper.file)["epoch"]
+    again, loaders = sparse_trainer_of("BPR", {**given, "epochs": reached + more}, save_every="2 epochs", **DSL)
+    again.resume_checkpoint(trainer.keeper.file)
+    assert again.fit(*loaders[:2], show_progress=False) == (0.4, {"ndcg@5": 0.4})
+    assert "is of epoch 3, which the run had reached" in caplog.text
+
+
+def _killed_before(method: Any, epoch: int, saved_until: int) -> Any:
+    def begin_epoch(keeper: Keeper, at: int) -> Any:
+        if at == epoch:
+            raise RuntimeError("killed")
+        if at >= saved_until:
+            keeper.pace = None
+        return method(keeper, at)
+
+    return begin_epoch
+
+
+def test_an_interrupted_trainer_evaluates_as_another(data: Path, tmp_path: Path) -> None:
+    """In a notebook: the signal has been obeyed, and the batches of the broken evaluation are forgotten."""
+    given = settings("BPR", data, tmp_path, eval_batch_size=600)
+    expected = finish(*sparse_trainer_of("BPR", given, **DSL))
+    trainer, loaders = sparse_trainer_of("BPR", given, **DSL)
+    assert len(loaders[1]) > 1
+    batches: list[int] = []
+
+    def second_batch(keeper: Keeper, event: str) -> bool:
+        batches.extend([1] * (event == "in_evaluation"))
+        return len(batches) == 2
+
+    file = stopped(trainer, loaders, second_batch)
+    assert trainer.evaluate(loaders[2], load_best_model=False)
+    trainer.resume_checkpoint(file)
+    trainer.resume_checkpoint(file)  # this trainer holds the file, so it may
+    assert finish(trainer, loaders)["best"] == expected["best"]
+
+
+def test_no_good_checkpoint_is_replaced_by_a_spoilt_one(data: Path, tmp_path: Path) -> None:
+    """Of the best epoch, too: a step may have made weights infinite of which no loss has told yet."""
+    trainer, loaders = sparse_trainer_of("BPR", settings("BPR", data, tmp_path), **DSL)
+    trainer.fit(*loaders[:2], show_progress=False)
+    good = Path(trainer.saved_model_file).read_bytes()
+    next(iter(trainer.model.parameters())).data[0] = float("inf")
+    with pytest.raises(NumberError, match="before the end of epoch 1; the last checkpoint is"):
+        trainer._save_checkpoint(1)
+    assert Path(trainer.saved_model_file).read_bytes() == good
+
+
+def test_the_schedule_that_counts_is_told(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A run that gets more epochs keeps that of its start."""
+    first, loaders = sparse_trainer_of("BPR", settings("BPR", data, tmp_path), **DSL)
+    first.fit(*loaders[:2], show_progress=False)
+    longer, loaders = sparse_trainer_of("BPR", settings("BPR", data, tmp_path, epochs=9), **DSL)
+    longer.resume_checkpoint(first.keeper.file)
+    with caplog.at_level("INFO"):
+        longer.fit(*loaders[:2], show_progress=False)
+    end = first.sparse.explorer.progress[0].settings.end
+    assert f"as in that run, until step {end}" in caplog.text

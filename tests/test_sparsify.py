@@ -757,7 +757,7 @@ def test_a_topology_that_is_loaded_has_lived() -> None:
 
 @pytest.mark.parametrize("storage", ["packed", "masked"])
 @pytest.mark.parametrize("init", ["random", "magnitude"])
-@pytest.mark.parametrize("nonzero, budget", [(40, 40), (25, 40), (110, 40)])
+@pytest.mark.parametrize("nonzero, budget", [(40, 40), (25, 40), (110, 40), (180, 40)])
 def test_a_model_that_is_sparse_already_keeps_its_weights(
     storage: str, init: str, nonzero: int, budget: int
 ) -> None:

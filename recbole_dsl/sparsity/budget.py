@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 from ..errors import ConfigError
 
 
 def budget_of_density(weights: int, density: float) -> int:
     """``density`` · ``weights`` rounded half up, at least 1 and at most ``weights``."""
-    return min(weights, max(1, math.floor(density * weights + 0.5)))
+    if weights < 2**53:
+        return min(weights, max(1, math.floor(density * weights + 0.5)))
+    return min(weights, math.floor(Fraction(repr(density)) * weights + Fraction(1, 2)))
 
 
 def index_type_bytes(columns: int) -> int:
@@ -71,10 +74,11 @@ def allocate(total: int, shares: Sequence[float], caps: Sequence[int]) -> list[i
     result = [0] * len(caps)
     open_ = [i for i in range(len(caps)) if caps[i] > 0]
     left = total
-    exact: dict[int, float] = {}
+    wanted = [Fraction(share) for share in shares]
+    exact: dict[int, Fraction] = {}
     while open_:
-        weight = sum(shares[i] for i in open_)
-        exact = {i: left * (shares[i] / weight if weight > 0 else 1 / len(open_)) for i in open_}
+        weight = sum(wanted[i] for i in open_)
+        exact = {i: left * (wanted[i] / weight if weight > 0 else Fraction(1, len(open_))) for i in open_}
         full = [i for i in open_ if exact[i] >= caps[i]]
         if not full:
             break

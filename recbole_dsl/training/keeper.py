@@ -250,8 +250,11 @@ class Keeper:
         """
         number = self.signals.caught
         assert number is not None
-        if self.position.finished is None:
-            self.save()
+        try:
+            if self.position.finished is None:
+                self.save()
+        except CheckpointError as error:  # the older file is whole
+            raise Interrupted(number, f"stopped at {self.position}; {error} Now {self.last_good}.") from None
         how = (
             f"go on with --resume='{self.file}'" if self.file is not None else "nothing was saved, as asked for"
         )

@@ -11,7 +11,8 @@ from recbole.utils import set_color
 
 from ..errors import CheckpointError
 from ..files import claim
-from .checkpoint import checkpoint_state, unwritable, write_checkpoint
+from .checkpoint import checkpoint_state, refuse_spoilt_weights, unwritable, write_checkpoint
+from .keeper import Keeper
 from .ranks import Ranks
 
 
@@ -28,6 +29,7 @@ class SparsePretrainingMixin:
     checkpoint_dir: str
     saved_model_file: str
     ranks: Ranks
+    keeper: Keeper
     _keeps = True
 
     def fit(
@@ -64,6 +66,7 @@ class SparsePretrainingMixin:
     def _save_stage(self, epoch: int, verbose: bool) -> None:
         stage = self.model.train_stage
         name = f"{self.config['model']}-{self.config['dataset']}-{stage}-{epoch + 1}.dsl"
+        refuse_spoilt_weights(self.model, f"the end of epoch {epoch}", self.keeper.last_good)
         state = checkpoint_state(self, epoch)
         write = functools.partial(_write_stage, Path(self.checkpoint_dir) / name, state)
         path = self.saved_model_file = self.ranks.done_by_first(write)

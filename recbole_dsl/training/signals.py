@@ -46,10 +46,14 @@ class Signals:
     def __enter__(self) -> Signals:
         self.caught = None
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in ASKED}
+            # None is a handler that is not Python's, which could not be put back.
+            heard = [number for number in ASKED if signal.getsignal(number) is not None]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, Interrupted):
+            self.caught = None  # obeyed
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..compat import read_dense_checkpoint
 from ..errors import ConfigError
+from .adaptations import clear_model_caches
 
 
 def check_start(path: str) -> None:
@@ -45,6 +46,7 @@ def start_from(model: Any, path: str) -> None:
             )
     model.load_state_dict(given)
     model.load_other_parameter(state.get("other_parameter"))
+    clear_model_caches(model)  # of the trained weights, of which sparse ones do not keep all
 
 
 def _shape(tensor: Any) -> str:

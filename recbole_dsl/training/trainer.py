@@ -26,7 +26,15 @@ from ..sparsity.targets import TensorInfo
 from .adaptations import adapt, clear_model_caches
 from .allocator import keep_freed_memory
 from .attributes import ChangedAttributes
-from .checkpoint import checkpoint_state, load_weights, read_checkpoint, unwritable, write_checkpoint
+from .checkpoint import (
+    checkpoint_state,
+    load_weights,
+    read_checkpoint,
+    read_description,
+    refuse_spoilt_weights,
+    unwritable,
+    write_checkpoint,
+)
 from .evaluation import FastCollector, UserScores
 from .fused import fused_twin
 from .holding import Hold
@@ -151,25 +159,55 @@ class SparseTrainerMixin:
             CheckpointError: a checkpoint cannot be written.
         """
         identity = {"settings": self.config.at_start, "data": fingerprint(train_data)}
+        taken_up = self._to_resume is not None
         keeper = self.keeper = Keeper(self, [train_data, valid_data], self.dsl.save_every, identity)
         try:
             if self._to_resume is not None:
                 self._take_up(keeper, *self._to_resume)
                 if keeper.is_finished(self.last_epoch):
                     self.logger.info(f"There is nothing left to train: the run is at {keeper.position}.")
-                    return self.best_valid_score, self.best_valid_result
+                    return self._of_best_file(self.best_valid_score, self.best_valid_result)
             with keeper.signals:
                 keeper.begin(saved)
                 result: tuple[float, Any] = super().fit(  # type: ignore[misc]
                     train_data, valid_data, verbose, saved, show_progress, callback_fn
                 )
-                stopped = len(self.train_loss_dict) < self.last_epoch
-                keeper.end("early stopping" if stopped else "all epochs")
+                if taken_up and saved:
+                    result = self._of_best_file(*result)
+                keeper.end("early stopping" if self._stopped_early else "all epochs")
         finally:
-            if self._hold is not None:
-                self._hold.release()
-                self._hold = None
+            self._release()
         return result
+
+    def _release(self) -> None:
+        if self._hold is not None:
+            self._hold.release()
+            self._hold = None
+
+    @property
+    def _stopped_early(self) -> bool:
+        """Whether the last validations were no better, be it that no epoch was left anyway."""
+        stopped = bool(self.valid_results) and self.cur_step > self.config["stopping_step"]
+        return stopped or len(self.train_loss_dict) < self.last_epoch
+
+    def _of_best_file(self, score: float, result: Any) -> tuple[float, Any]:
+        """The best score and result, those of the file of the best epoch where they are not its.
+
+        A run that is killed between two saves leaves a file of a later epoch than the one it is taken up
+        from. If it is resumed for fewer epochs, or if sums differ (another number of threads, a GPU), it need
+        not write that file again; what is tested and served are its weights.
+        """
+        best = Path(self.saved_model_file)
+        file = self.ranks.done_by_first(lambda: read_description(best) if best.is_file() else {})
+        told = file.get("valid_result")
+        if told is None or file["best_valid_score"] == float(score):
+            return score, result
+        self.logger.warning(
+            f"'{best}' is of epoch {file['epoch']}, which the run had reached before it was stopped: its "
+            f"{self.config['valid_metric']}, {file['best_valid_score']:.4f}, counts as the best."
+        )
+        self.best_valid_score, self.best_valid_result = file["best_valid_score"], told
+        return self.best_valid_score, self.best_valid_result
 
     def resume_checkpoint(self, resume_file: Any) -> None:
         """Let the next :meth:`fit` go on from a file ``…-last.dsl`` that an earlier one has saved.
@@ -177,6 +215,7 @@ class SparseTrainerMixin:
         Raises:
             CheckpointError: it cannot be read, holds the best weights only, or another run trains into it.
         """
+        self._release()
         self.ranks.done_by_first(functools.partial(self._hold_to_resume, Path(resume_file)))
         state = self._read(resume_file)
         if "run" not in state:
@@ -192,6 +231,7 @@ class SparseTrainerMixin:
         refuse_other_data(file, identity["data"], keeper.identity["data"])
         self._to_resume = None
         writes_there = self._writes_beside(file)
+        asked = [progress.settings.end for progress in self.sparse.explorer.progress]
         keeper.resume(state, file, writes_there)
         self._owns_file = writes_there
         best = Path(self.saved_model_file)
@@ -202,6 +242,9 @@ class SparseTrainerMixin:
             )
         self._best_elsewhere = best if not writes_there and best.is_file() else None
         self.logger.info(set_color("Resuming", "blue") + f" {file} at {keeper.position}")
+        for progress, planned in zip(self.sparse.explorer.progress, asked, strict=True):
+            if planned != (end := progress.settings.end):
+                self.logger.info(f"  updates of {progress.group.name!r} as in that run, until step {end}")
 
     def _writes_beside(self, file: Path) -> bool:
         """Whether a run that is taken up from a file saves into it again, not into another folder."""
@@ -283,7 +326,9 @@ class SparseTrainerMixin:
         if not self.writes_files:
             return
         path = kwargs.pop("saved_model_file", self.saved_model_file)
-        write_checkpoint(path, checkpoint_state(self, epoch))
+        refuse_spoilt_weights(self.model, f"the end of epoch {epoch}", self.keeper.last_good)
+        told = self.valid_results.get(epoch)  # best_valid_result is still that of an earlier epoch
+        write_checkpoint(path, {**checkpoint_state(self, epoch), "valid_result": told})
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {path}")
 
@@ -311,8 +356,12 @@ class SparseTrainerMixin:
         if eval_data and load_best_model:
             load_weights(self.model, self._read(path))
             self.logger.info(f"Loading model structure and parameters from {path}")
-        with self._graph_products():
-            return super().evaluate(eval_data, False, None, show_progress)  # type: ignore[misc]
+        try:
+            with self._graph_products():
+                return super().evaluate(eval_data, False, None, show_progress)  # type: ignore[misc]
+        except BaseException:
+            self.eval_collector.get_data_struct()  # forgets its batches, which the next evaluation would count
+            raise
 
     def _read(self, path: Any) -> dict[str, Any]:
         """A checkpoint, read by the first process, whose files the others may not see."""
