@@ -20,7 +20,7 @@ from .command_line import warn_misspelt_keys
 from .costs import forward_macs, held_bytes, peak_memory_bytes, sharing_copy, undisturbed
 from .errors import ConfigError, DataError, DSLError, on_one_line
 from .results import SCHEMA, RunResult, environment
-from .settings import AUTO, DSLConfig
+from .settings import DSLConfig, times
 from .sparsity.names import TOPOLOGIES_WITH_VALUES
 from .sparsity.width import best_width
 
@@ -122,7 +122,7 @@ def train_and_test(
     data, train_data, valid_data, test_data = load_data(config)
     logger = getLogger()
     begin = time.perf_counter()
-    if resumed is not None and config.dsl.width == AUTO:
+    if resumed is not None and isinstance(config.dsl.width, str):
         config["dsl_width"] = read_description(resumed)["config"]["dsl_width"]
     network = build_model(config, train_data)
     preparation = time.perf_counter() - begin
@@ -242,12 +242,12 @@ def _header_misfit(config: RecBoleDSLConfig) -> str:
 
 
 def build_model(config: RecBoleDSLConfig, train_data: Any) -> Any:
-    """The dense model, of ``dsl_width`` columns if that is set; the configuration is told what ``auto`` chose.
+    """The dense model, of ``dsl_width`` columns if that is set; the configuration is told what ``auto`` is.
 
     Raises:
         ConfigError: it refuses its settings or data, or lacks a package.
     """
-    if config.dsl.width == AUTO:
+    if isinstance(config.dsl.width, str):
         config["dsl_width"] = choose_width(config, train_data)
     settings: DSLConfig = config.dsl
     original = config["embedding_size"]
@@ -274,16 +274,18 @@ def build_model(config: RecBoleDSLConfig, train_data: Any) -> Any:
 
 
 def choose_width(config: RecBoleDSLConfig, train_data: Any) -> int | None:
-    """The columns that ``dsl_width: auto`` stands for; None where there is nothing to choose.
+    """The columns that a ``dsl_width`` of ``auto`` or ``2x`` stands for; None where there is nothing to choose.
 
-    That is without ``embedding_size``, without a topology from the interactions or without these, for weights
-    that come from a file, for a ``dsl_budget``, and at density 1.
+    That is without ``embedding_size``, for weights that come from a file, for a ``dsl_budget``, and at
+    density 1; of ``auto`` also without a topology from the interactions, or without these.
     """
     dsl: DSLConfig = config.dsl
     own = config["embedding_size"]
-    from_data = dsl.init in TOPOLOGIES_WITH_VALUES
-    chosen = from_data and dsl.start_from is None and dsl.budget is None and dsl.density < 1
-    interactions = interactions_of(train_data) if own is not None and chosen else None
+    if own is None or dsl.start_from is not None or dsl.budget is not None or dsl.density == 1:
+        return None
+    if (factor := times(dsl.width)) is not None:
+        return None if factor == 1 else factor * int(own)
+    interactions = interactions_of(train_data) if dsl.init in TOPOLOGIES_WITH_VALUES else None
     if interactions is None:
         return None
     seed = config["seed"] if dsl.seed is None else dsl.seed

@@ -317,6 +317,21 @@ def _or_auto(setting: Setting, means: str = "the interactions decide") -> Settin
     return Setting(parse, f"{setting.allowed}, 'auto' ({means})", setting.text)
 
 
+def _width() -> Setting:
+    columns = _or_auto(whole_setting(1))
+
+    def parse(value: object) -> Any:
+        text = value.strip().lower() if isinstance(value, str) else ""
+        return f"{_as_whole(text[:-1], 1)}x" if text.endswith("x") else columns.parse(value)
+
+    return Setting(parse, f"{columns.allowed}, '2x' or the like (so many times the model's own)", text=True)
+
+
+def times(width: int | str | None) -> int | None:
+    """How many times the model's own ``embedding_size`` a ``dsl_width`` such as ``'2x'`` is; None of others."""
+    return int(width[:-1]) if isinstance(width, str) and width.endswith("x") else None
+
+
 def _method() -> Setting:
     def parse(value: object) -> str:
         if not isinstance(value, str):
@@ -336,7 +351,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "density": number_setting(lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
     "budget": _optional(_budget(), "the budget that dsl_density gives"),
     "split": _optional(word_setting(SPLIT_NAMES), "as dsl_init says ('er', 'erk'), else by size"),
-    "width": _optional(_or_auto(whole_setting(1)), "the model's own embedding_size"),
+    "width": _optional(_width(), "the model's own embedding_size"),
     "width_max": whole_setting(1),
     "update_interval": _span(
         ("steps", "epochs"), 1, "a whole number of steps of at least 1, or text such as '2 epochs'"

@@ -321,6 +321,23 @@ def test_weights_from_a_file_keep_their_width(data: Path, tmp_path: Path) -> Non
     assert choose_width(config, load_data(config)[1]) is None
 
 
+@pytest.mark.parametrize(
+    ("more", "columns"),
+    [({}, 32), ({"dsl_width": " 3X "}, 48), ({"embedding_size": 10}, 20), ({"dsl_width": "1x"}, None)]
+    + [(more, None) for more in ({"dsl_density": 1.0}, {"dsl_budget": 500}, {"dsl_width": None})],
+)
+def test_so_many_times_the_models_own_columns(more: dict[str, Any], columns: int | None, data: Path) -> None:
+    """Of GRU4Rec twice, by its property file; the budget is that of the width that the model has itself."""
+    config = config_of(data, "GRU4Rec", **more)
+    train_data = load_data(config)[1]
+    model = build_model(config, train_data)
+    assert config["dsl_width"] == columns
+    own = config["embedding_size"]
+    assert model.item_embedding.weight.shape[1] == (columns or own)
+    if columns is not None:
+        assert config.dense_sizes["item_embedding.weight"] == own * len(model.item_embedding.weight)
+
+
 def test_dsl_plus_chooses_for_bpr_and_lightgcn(data: Path) -> None:
     """By their property files; another method has the model's width."""
     for model in ("BPR", "LightGCN"):
