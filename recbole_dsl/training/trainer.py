@@ -166,7 +166,8 @@ class SparseTrainerMixin:
                 self._take_up(keeper, *self._to_resume)
                 if keeper.is_finished(self.last_epoch):
                     self.logger.info(f"There is nothing left to train: the run is at {keeper.position}.")
-                    return self._of_best_file(self.best_valid_score, self.best_valid_result)
+                    best = self.best_valid_score, self.best_valid_result
+                    return self._of_best_file(*best) if saved else best
             with keeper.signals:
                 keeper.begin(saved)
                 result: tuple[float, Any] = super().fit(  # type: ignore[misc]
@@ -323,10 +324,10 @@ class SparseTrainerMixin:
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         if "saved_model_file" not in kwargs and not self._owns_file:
             self.keeper.file = self.claim_files()
+        refuse_spoilt_weights(self.model, f"the end of epoch {epoch}", self.keeper.last_good)
         if not self.writes_files:
             return
         path = kwargs.pop("saved_model_file", self.saved_model_file)
-        refuse_spoilt_weights(self.model, f"the end of epoch {epoch}", self.keeper.last_good)
         told = self.valid_results.get(epoch)  # best_valid_result is still that of an earlier epoch
         write_checkpoint(path, {**checkpoint_state(self, epoch), "valid_result": told})
         if verbose:
