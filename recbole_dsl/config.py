@@ -96,7 +96,8 @@ class RecBoleDSLConfig(Config):
         self._from_files = frozenset(from_files)
         self.dense_sizes: dict[str, int] | None = None  # weights per tensor without dsl_width, where it is set
         super().__init__(model, dataset, config_file_list, config_dict)
-        self.given: Settings = plain(self.external_config_dict)
+        of_method = property_files.settings_of_own_method(self.external_config_dict.get(METHOD_KEY))
+        self.given: Settings = plain(of_method | self.external_config_dict)  # all that packages do not hold
         self.at_start: Settings = plain(self.final_config_dict)  # before RecBole adds what it finds in the data
 
     @property
@@ -196,8 +197,11 @@ class RecBoleDSLConfig(Config):
     def _convert_config_dict(self, config_dict: Settings) -> Settings:
         """Read text values: our keys as literals only, others as RecBole does, by ``eval``."""
         for key, value in config_dict.items():
+            if key in recbole_settings.INTERVALS:  # as text: evaluated, an open one would be a tuple
+                config_dict[key] = None if literal(value) is None else str(value)
+                continue
             if str(key).startswith(PREFIX) or not self._evaluates:
-                config_dict[key] = value if key in _TEXT_KEYS else literal(value)
+                config_dict[key] = value if key in _TEXT_KEYS and value != "None" else literal(value)
                 continue
             try:
                 config_dict[key] = super()._convert_config_dict({key: value})[key]
@@ -356,6 +360,7 @@ class RecBoleDSLConfig(Config):
         recbole_settings.check_devices(self.final_config_dict["gpu_id"])
         with _recbole_errors():
             super()._set_default_parameters()
+        recbole_settings.check_labels(self.final_config_dict)
         self._check_recbole()
         check_stage(recbole_names.recbole_lineage(self.model_class), self.final_config_dict)
         self._check_dataset()

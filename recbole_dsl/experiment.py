@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import compat, property_files, recbole_names
+from . import compat, property_files, recbole_names, recbole_settings
 from .command_line import warn_misspelt_keys
 from .costs import forward_macs, held_bytes, peak_memory_bytes, sharing_copy, undisturbed
 from .errors import ConfigError, DataError, DSLError, on_one_line
@@ -174,6 +174,7 @@ def load_data(config: RecBoleDSLConfig) -> tuple[Any, Any, Any, Any]:
         loaders = data_preparation(config, data)
         _give_back_generators(loaders, config["seed"])
     _check_topk(config, data)
+    recbole_settings.check_labels(config, config["LABEL_FIELD"] in data.field2type)
     if config.dsl.data_path == "fast":
         for loader in loaders:
             accelerate(loader)

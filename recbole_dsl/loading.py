@@ -76,17 +76,17 @@ def _config_of(
 ) -> RecBoleDSLConfig:
     kept, name = state["config"], str(state["config"]["model"])
     given = {key: value for key, value in state["given"].items() if key not in LEFT_OUT}
-    if model_class is None and name.lower() not in recbole_names.model_files():
+    own = not str(state.get("model_class", recbole_names.MODELS)).startswith(recbole_names.MODELS)
+    if model_class is None and (own or name.lower() not in recbole_names.model_files()):
         raise CheckpointError(
             f"'{os.fspath(file)}' is of model {name!r}, which is not RecBole's own; allowed is to give its "
-            "class as model_class."
+            "class as model_class (--model=package.module:Class on the command line)."
         )
     given["dsl_method"] = kept["dsl_method"]  # which may have been the default of its day
     of_file: dict[str, Any] = {}
     if kept["dsl_method"] not in property_files.method_names():  # a file of one's own, whose settings are here
-        of_file = {key: kept[key] for key in KEYS.difference(LEFT_OUT) if kept.get(key) is not None}
-        if "dsl_budget" in of_file:
-            of_file.pop("dsl_density", None)
+        of_file = {key: kept[key] for key in KEYS.difference(LEFT_OUT) if key in kept}
+        of_file.pop("dsl_budget" if kept["dsl_budget"] is None else "dsl_density", None)
         given = {**of_file, **given, "dsl_method": "static"}
     if not {"dsl_density", "dsl_budget"} & {*given, *settings}:
         key = "dsl_density" if kept["dsl_budget"] is None else "dsl_budget"

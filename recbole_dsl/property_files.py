@@ -86,7 +86,17 @@ def read_mapping(path: Path, loader: type[Any] = _Loader) -> Settings:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError(f"File '{path}' holds {_kind(content)}; allowed is a mapping of words to values.")
+    if _holds_itself(content):
+        raise ConfigError(
+            f"File '{path}' is refused, because something in it holds itself; allowed is what ends."
+        )
     return content
+
+
+def _holds_itself(value: object, inside: frozenset[int] = frozenset()) -> bool:
+    """Whether a value is endless, as YAML's aliases allow."""
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return id(value) in inside or any(_holds_itself(part, inside | {id(value)}) for part in parts)
 
 
 def _problem(error: Exception) -> str:
@@ -321,6 +331,21 @@ def default_method(names: Sequence[str], family: str) -> str:
     files = (model_file(file_of_model(names)), family_file(family))
     chosen = next((file["default_method"] for file in files if "default_method" in file), None)
     return str(chosen or overall_settings()[METHOD_KEY])
+
+
+def needed_settings(names: Sequence[str]) -> Settings:
+    """RecBole's settings without which a model does not run, of its property file.
+
+    ``names``: of the model, and of those it derives from.
+    """
+    return dict(model_file(file_of_model(names)).get("recbole") or {})
+
+
+def settings_of_own_method(method: object) -> Settings:
+    """RecBole's keys in a method file of one's own, whose path ``method`` is; none of others."""
+    if not isinstance(method, str) or not _own_file(method):
+        return {}
+    return {key: value for key, value in _method_layer(method).items() if not key.startswith(PREFIX)}
 
 
 def layers(model: str | Sequence[str], dataset: str, method: str | None, family: str = "") -> Settings:

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import recbole
 
@@ -125,14 +126,25 @@ def downloadable_datasets() -> property_files.Settings:
     return property_files.read_mapping(_package() / "properties" / "dataset" / "url.yaml")
 
 
+MODELS: Final = "recbole.model."
+"""How the full names of RecBole's models begin."""
+
+
+def full_name(model_class: type) -> str:
+    """A class's module and name, such as ``'recbole.model.general_recommender.bpr.BPR'``."""
+    return f"{model_class.__module__}.{model_class.__qualname__}"
+
+
 def check_dataset_name(dataset: object) -> None:
     """Refuse what cannot be the name of a dataset.
 
     Raises:
-        ConfigError: ``dataset`` is no text, or blank.
+        ConfigError: ``dataset`` is no text, blank, or a path.
     """
-    if not isinstance(dataset, str) or not dataset.strip():
-        raise ConfigError(f"dataset={dataset!r} is refused: allowed is the name of a dataset.")
+    if not isinstance(dataset, str) or not dataset.strip() or {"/", "\\"} & set(dataset):
+        raise ConfigError(
+            f"dataset={dataset!r} is refused: allowed is the name of a dataset, whose folder is in data_path."
+        )
 
 
 def header_misfit(file: Path, fields: Mapping[str, str], separator: str, encoding: str) -> str:
@@ -147,6 +159,8 @@ def header_misfit(file: Path, fields: Mapping[str, str], separator: str, encodin
     try:
         with file.open(encoding=encoding) as lines:
             header = lines.readline().rstrip("\r\n")
+        if header.startswith("\ufeff"):
+            return f"{file.name} begins with a byte order mark; save it as UTF-8 without one"
     except (OSError, UnicodeError, LookupError):
         return ""
     columns = header.split(separator) if separator else [header]

@@ -50,6 +50,7 @@ _VALUES: Final = {
         positive={"max_norm", "norm_type"},
     ),
     "eval_step": whole_setting(0),
+    "MAX_ITEM_LIST_LENGTH": whole_setting(1),
     "metric_decimal_place": whole_setting(0),
     "loss_decimal_place": whole_setting(0),
     "checkpoint_dir": path_setting("the path of a folder"),
@@ -81,7 +82,12 @@ _MAPPINGS: Final = {
     "threshold": "{rating: 3}",
 }
 """RecBole's settings that are mappings and None by default, with an example of each."""
-_COUNTS: Final = ("user_inter_num_interval", "item_inter_num_interval")
+INTERVALS: Final = (
+    *("user_inter_num_interval", "item_inter_num_interval"),
+    *("entity_kg_num_interval", "relation_kg_num_interval"),
+)
+"""RecBole's settings that are intervals of counts, as text."""
+
 _INTERVAL: Final = re.compile(r"\s*[\[(]([^,;]+),([^,;]+)[\])]\s*")
 _ORDERS: Final = ("RO", "TO")
 _GROUPS: Final = ("user", "none")
@@ -101,6 +107,8 @@ def check_kinds(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """
     for key, value in given.items():
         default = defaults.get(key)
+        if key == "n_layers" and isinstance(default, int):
+            _read(key, value, whole_setting(0))
         if key in _VALUES or value is None:
             continue
         if isinstance(default, bool) and isinstance(value, str):
@@ -111,8 +119,6 @@ def check_kinds(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{key}={value!r} is refused: allowed is a mapping such as {_MAPPINGS[key]}, and None."
             )
-        if key == "n_layers" and isinstance(default, int):
-            _read(key, value, whole_setting(0))
         if isinstance(default, list) and key not in _SCALAR_TOO and not isinstance(value, list | tuple):
             raise ConfigError(f"{key}={value!r} is refused: allowed is a list such as {default}.")
         if key == "loss_type" and default in _LOSSES_OF_SEQUENCES and value not in _LOSSES_OF_SEQUENCES:
@@ -157,13 +163,38 @@ def check_evaluation(settings: Mapping[str, Any]) -> None:
         _check_sampling(settings["train_neg_sample_args"])
 
 
+def check_labels(settings: Mapping[str, Any], has_label: bool = True) -> None:
+    """Refuse evaluation of labelled rows by metrics of rankings, or without labels.
+
+    Args:
+        settings: with RecBole's ``eval_type``.
+        has_label: whether the data have the field ``LABEL_FIELD``.
+
+    Raises:
+        ConfigError: names the settings and what is allowed.
+    """
+    if "labeled" not in settings["eval_args"]["mode"].values():
+        return
+    if settings["eval_type"] == EvaluatorType.RANKING:
+        raise ConfigError(
+            f"mode 'labeled' in eval_args is refused with metrics={settings['metrics']!r}, which need "
+            "rankings: allowed with them are full, uni100 and pop100 (with any number)."
+        )
+    if not has_label:
+        raise ConfigError(
+            f"metrics={settings['metrics']!r} need labels, but dataset {settings['dataset']!r} has no field "
+            f"LABEL_FIELD={settings['LABEL_FIELD']!r}: allowed is one that load_col names, or a threshold such "
+            "as {rating: 3}, from which RecBole makes it."
+        )
+
+
 def check_intervals(settings: Mapping[str, Any]) -> None:
     """Refuse intervals of which RecBole would warn, and then filter nothing, or that it cannot read.
 
     Raises:
         ConfigError: names the setting and what is allowed.
     """
-    given = {key: settings.get(key) for key in _COUNTS}
+    given = {key: settings.get(key) for key in INTERVALS}
     for field, value in (settings.get("val_interval") or {}).items():
         if isinstance(value, str):  # others are of values, not of bounds
             given[f"val_interval of {field}"] = value

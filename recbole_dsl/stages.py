@@ -17,6 +17,10 @@ STAGES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
 """The key that names a model's stage, and its values; the first one starts from nothing."""
 
 
+EVALUATED: Final[dict[str, tuple[str, tuple[str, ...]]]] = {"KD_DAGFM": ("teacher", ("CrossNet", "CIN"))}
+"""A key whose text RecBole's model evaluates as Python, and the values that make sense."""
+
+
 def _later(name: str) -> Callable[[Mapping[str, Any]], bool]:
     key, stages = STAGES[name]
     return lambda settings: settings[key] != stages[0]
@@ -48,13 +52,12 @@ def check_stage(lineage: Sequence[str], settings: Mapping[str, Any]) -> None:
         ConfigError: names the key, its value and what is allowed.
     """
     for name in lineage:
-        if name in STAGES:
-            key, stages = STAGES[name]
+        for key, allowed in filter(None, (STAGES.get(name), EVALUATED.get(name))):
             value = settings.get(key)
-            if value not in stages:
+            if value not in allowed:
                 raise ConfigError(
-                    f"{key}={value!r} is refused for model {name!r}{nearest(str(value), stages)}: allowed are "
-                    f"{', '.join(stages)}."
+                    f"{key}={value!r} is refused for model {name!r}{nearest(str(value), allowed)}: allowed are "
+                    f"{', '.join(allowed)}."
                 )
         if starts_from_files([name], settings):
             for key in FILES[name][1]:

@@ -22,6 +22,9 @@ def parser() -> Parser:
     result.add_argument("checkpoint", type=a_path, help="a file ….dsl or …-last.dsl")
     result.add_argument("--out", type=a_path, required=True, help="the file to write, usually ….pth")
     result.add_argument("--data_path", help="folder of the datasets, if it is not that of the training")
+    result.add_argument(
+        "--model", metavar="PACKAGE.MODULE:CLASS", help="the class of a model that is not RecBole's"
+    )
     result.add_argument("--force", action="store_true", help="write over a file that exists")
     return result
 
@@ -34,8 +37,11 @@ def run(argv: Sequence[str]) -> None:
     if options.out.exists() and not options.force:
         raise ConfigError(f"--out={options.out} exists; allowed is another name, or --force.")
     check_writable(options.out, "--out")
+    from .recbole_names import import_model
+
     settings = {} if options.data_path is None else {"data_path": options.data_path}
-    write_recbole_checkpoint(options.checkpoint, options.out, **settings)
+    model_class = None if options.model is None else import_model(options.model)
+    write_recbole_checkpoint(options.checkpoint, options.out, model_class, **settings)
     print(f"{options.out}: dense, {options.out.stat().st_size:,} bytes")
 
 
@@ -61,6 +67,7 @@ def write_recbole_checkpoint(
     from recbole.config import Config
     from recbole.utils import get_trainer
 
+    from . import property_files
     from .config import no_flags
     from .files import written_whole
     from .loading import load_data_and_model
@@ -71,13 +78,22 @@ def write_recbole_checkpoint(
     described = read_description(checkpoint)
     config, model, *_ = load_data_and_model(checkpoint, model_class, **settings)
     unpack(model, [module for module in model.modules() if getattr(module, "is_sparse_group", False)])
-    theirs = {key: value for key, value in config.given.items() if not key.startswith("dsl_")}
+    theirs = property_files.needed_settings(config.lineage)
+    theirs |= {key: value for key, value in config.given.items() if not key.startswith("dsl_")}
     if config.dsl.width is not None:
         theirs["embedding_size"] = config.dsl.width
     if config["train_neg_sample_args"]["distribution"] == "none":
         theirs["train_neg_sample_args"] = None  # which is RecBole's own answer to its default
+
+    class Literal(Config):
+        """RecBole evaluates text as Python, which the file of somebody else must not be able to use."""
+
+        def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
+            return config_dict
+
     with no_flags(), config.under_recbole_name():
-        dense = Config(model=model_class or config["model"], dataset=config["dataset"], config_dict=theirs)
+        dense = Literal(model=model_class or config["model"], dataset=config["dataset"], config_dict=theirs)
+    dense.__class__ = Config  # so it is pickled, and read without this package
     optimizer = get_trainer(dense["MODEL_TYPE"], dense["model"])(dense, model).optimizer
     state = {
         "config": dense,

@@ -50,6 +50,17 @@ CASES = {
     "option of clipping": (["--clip_grad_norm={'maxnorm':1}"], ["clip_grad_norm", "max_norm"]),
     "norm of clipping": (["--clip_grad_norm={'max_norm':1,'norm_type':'abc'}"], ["norm_type", "above 0"]),
     "place of a dataset": (["--dataset_save_path=1.5"], ["dataset_save_path=1.5", "path of a file"]),
+    "rankings of labelled rows": (
+        ["--load_col={'inter':['user_id','item_id','rating']}", "--eval_args={'mode':'labeled'}"],
+        ["'labeled'", "need rankings"],
+    ),
+    "labels that are not there": (
+        ["--metrics=['AUC']", "--valid_metric=AUC", "--eval_args={'mode':'labeled'}"],
+        ["LABEL_FIELD='label'", "threshold"],
+    ),
+    "no number of layers": (["--model=LightGCN", "--n_layers=None"], ["n_layers=None", "at least 0"]),
+    "no history": (["--model=SASRec", "--MAX_ITEM_LIST_LENGTH=0"], ["MAX_ITEM_LIST_LENGTH=0", "at least 1"]),
+    "path of a dataset": (["--dataset=some/where"], ["some/where", "data_path"]),
     "places of metrics": (["--metric_decimal_place=abc"], ["metric_decimal_place='abc'"]),
     "more than all items": (["--topk=5000", "--valid_metric=MRR@5000"], ["topk=[5000]", "1682 items"]),
     "a process nobody started": (["--local_rank=0"], ["local_rank=0", "torchrun"]),

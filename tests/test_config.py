@@ -874,6 +874,20 @@ def test_datasets(tmp_path: Path) -> None:
     assert at("elsewhere", dataset_save_path=str(saved))
 
 
+def test_a_byte_order_mark_is_told(tmp_path: Path) -> None:
+    """It is invisible, and belongs to the first field's name."""
+    write(tmp_path / "mine" / "mine.inter", "\ufeffuser_id:token\titem_id:token\nu\ti\n")
+    with pytest.raises(DataError) as error:
+        load_data(config(dataset="mine", data_path=str(tmp_path)))
+    assert_refused(error, "mine.inter begins with a byte order mark", "allowed")
+
+
+def test_none_on_the_command_line_is_none(flags: Any) -> None:
+    """Of names and paths, too."""
+    flags("--dsl_method=None", "--dsl_result=None")
+    assert (config().dsl.method, config().dsl.result) == ("dsl_plus", None)
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -902,6 +916,7 @@ CONFIG_FILES = [
     ("a: 1\n b: 2\n", "in line 2"),
     ("- 1\n- 2\n", "holds a list"),
     ("just words\n", "holds a str"),
+    ("a: &x [*x]\n", "holds itself"),
     ("1: 2\n", "keys that are no words"),
     ("dsl_densitiy: 0.1\n", "did you mean 'dsl_density'"),
 ]

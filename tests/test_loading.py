@@ -12,17 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recbole.model.general_recommender import BPR as RecBolesBPR
 from recbole.utils import get_trainer, init_seed
 from recbole.utils.case_study import full_sort_topk
 
 from benchmarks.baseline import recbole_trainer, run_recbole_itself
 from recbole_dsl import load_data_and_model, property_files, support
 from recbole_dsl.cli import main
+from recbole_dsl.config import RecBoleDSLConfig
 from recbole_dsl.errors import CheckpointError, ConfigError, DSLError, TargetError
-from recbole_dsl.experiment import run_recbole_dsl
+from recbole_dsl.experiment import load_data, run_recbole_dsl
 from recbole_dsl.packed.group import PackedGroup
 from recbole_dsl.packed.layout import dense_state_dict
 from recbole_dsl.serving import by_recbole
+from recbole_dsl.stages import check_stage
+from recbole_dsl.to_recbole import write_recbole_checkpoint
 from recbole_dsl.training.checkpoint import read_checkpoint, write_checkpoint
 from tests.model_runs import no_flags, settings_of, sparse_run
 from tests.recbole_runs import QUIET
@@ -147,6 +151,24 @@ def test_settings_of_a_file_run_nothing(trained: Any, tmp_path: Path) -> None:
         load_data_and_model(tmp_path / "evil.dsl")
 
 
+def test_nor_do_they_for_recbole(trained: Any, tmp_path: Path) -> None:
+    """Whose configuration to-recbole makes; its models evaluate a text, too."""
+    harm = f"__import__('os').mkdir({str(tmp_path / 'harm')!r})"
+    _, file = trained("BPR")
+    state = read_checkpoint(file)
+    state["given"]["a_key"] = harm
+    write_checkpoint(tmp_path / "evil.dsl", state)
+    assert main(["to-recbole", str(tmp_path / "evil.dsl"), "--out", str(tmp_path / "dense.pth")]) == 0
+    assert torch.load(tmp_path / "dense.pth", weights_only=False)["config"]["a_key"] == harm
+    state["config"]["dataset"] = str(tmp_path / "pickle")
+    write_checkpoint(tmp_path / "evil.dsl", state)
+    with pytest.raises(ConfigError, match="allowed is the name of a dataset"):
+        load_data_and_model(tmp_path / "evil.dsl")
+    with pytest.raises(ConfigError, match=r"is refused for model 'KD_DAGFM'.*: allowed are CrossNet, CIN"):
+        check_stage(["KD_DAGFM"], {"phase": "teacher_training", "teacher": f"({harm}, CrossNet)[1]"})
+    assert not (tmp_path / "harm").exists()
+
+
 class Harm:
     """Makes a folder when it is unpickled."""
 
@@ -222,6 +244,71 @@ def test_a_method_file_of_a_model_without_all_tensors(data: Path, tmp_path: Path
     assert any(isinstance(module, PackedGroup) for module in model.modules())
     with pytest.raises(TargetError, match="pattern 'nothing' matches no tensor"):
         load_data_and_model(file, dsl_exclude=["nothing"])
+
+
+def test_a_method_file_may_set_recboles_keys(data: Path, tmp_path: Path) -> None:
+    """They are the model's, wherever its checkpoint is loaded, and a scope that it lifts stays lifted."""
+    method = "dsl_density: 0.3\ndsl_init: random\ndsl_include: ~\ndsl_min_weights: 1\n"
+    method += "mf_embedding_size: 8\nmlp_hidden_size: [6]\n"
+    (tmp_path / "mine.yaml").write_text(method)
+    given = {k: v for k, v in settings_of("NeuMF", data).items() if "size" not in k or "batch" in k}
+    with no_flags():
+        own = {"dsl_method": "mine.yaml", "checkpoint_dir": str(tmp_path / "saved")}
+        run_recbole_dsl("NeuMF", NAME, config_dict={**given, **own})
+    (tmp_path / "mine.yaml").unlink()
+    (file,) = [p for p in (tmp_path / "saved").glob("*.dsl") if not p.stem.endswith("-last")]
+    config, model, *_ = load_data_and_model(file)
+    assert (config["mf_embedding_size"], config["mlp_hidden_size"]) == (8, [6])
+    sparse = {part.name for m in model.modules() if isinstance(m, PackedGroup) for part in m.slices}
+    assert any("mlp_layers" in name for name in sparse)
+    write_recbole_checkpoint(file, tmp_path / "dense.pth")
+    assert torch.load(tmp_path / "dense.pth", weights_only=False)["config"]["mf_embedding_size"] == 8
+
+
+def test_open_intervals_stay_open(data: Path, tmp_path: Path) -> None:
+    """As text; evaluated they are tuples, of which JSON makes closed ones."""
+    given = {**settings_of("BPR", data), "checkpoint_dir": str(tmp_path / "saved")}
+    with no_flags():
+        sizes = {}
+        for interval in ("(14,40)", (14, 40), "[14,40]"):
+            given["item_inter_num_interval"] = interval
+            config = RecBoleDSLConfig("BPR", NAME, config_dict=given)
+            sizes[str(interval)] = load_data(config)[0].item_num
+            assert isinstance(config.given["item_inter_num_interval"], str)
+        assert sizes["(14,40)"] == sizes["(14, 40)"] != sizes["[14,40]"]
+        run_recbole_dsl("BPR", NAME, config_dict={**given, "item_inter_num_interval": "(14,40)"})
+    (file,) = [p for p in (tmp_path / "saved").glob("*.dsl") if not p.stem.endswith("-last")]
+    assert load_data_and_model(file)[1].item_embedding.num_embeddings == sizes["(14,40)"]
+
+
+def test_a_class_that_is_called_as_recboles_is_asked_for(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another would be loaded in its place; the command takes it as well."""
+    own = type("BPR", (RecBolesBPR,), {"__module__": "tests.mine"})
+    with no_flags():
+        given = {**settings_of("BPR", data), "checkpoint_dir": str(tmp_path / "saved")}
+        run_recbole_dsl(own, NAME, config_dict=given)
+    (file,) = [p for p in (tmp_path / "saved").glob("*.dsl") if not p.stem.endswith("-last")]
+    with pytest.raises(
+        CheckpointError, match=r"'BPR', which is not RecBole's own; .*--model=package.module:Class"
+    ):
+        load_data_and_model(file)
+    assert isinstance(load_data_and_model(file, own)[1], own)
+    command = ["to-recbole", str(file), "--out", str(tmp_path / "dense.pth")]
+    with no_flags():
+        assert main(command) == 2
+        assert main([*command, "--model=recbole.model.general_recommender.bpr:BPR"]) == 0
+    assert "--model=package.module:Class" in capsys.readouterr().err
+
+
+def test_recbole_gets_the_settings_that_a_model_needs(trained: Any, data: Path, tmp_path: Path) -> None:
+    """Those of its property file, which RecBole does not read."""
+    _, file = trained("GRU4RecKG")
+    write_recbole_checkpoint(file, tmp_path / "dense.pth")
+    config = torch.load(tmp_path / "dense.pth", weights_only=False)["config"]
+    needed = property_files.needed_settings(["GRU4RecKG"])
+    assert needed and all(config[key] is not None for key in needed)
 
 
 def _name_of(model: Any, group: PackedGroup) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import recbole_names
 from ..errors import CheckpointError, NumberError
 from ..packed.layout import layout_of
 from ..plain import PLAIN, plain
@@ -43,6 +44,7 @@ def checkpoint_state(trainer: Any, epoch: int) -> dict[str, Any]:
     return {
         "config": plain(trainer.config.final_config_dict),
         "given": trainer.config.given,
+        "model_class": recbole_names.full_name(trainer.config.model_class),
         "epoch": epoch,
         "cur_step": trainer.cur_step,
         "best_valid_score": float(trainer.best_valid_score),
