@@ -67,7 +67,11 @@ CASES = {
     "no folder for checkpoints": (["--checkpoint_dir=None"], ["checkpoint_dir=None", "path of a folder"]),
     "no metrics": (["--metrics=None"], ["metrics=None", "ndcg"]),
     "unknown metric": (["--metrics=['Recall','NDGC']"], ["'NDGC'", "'ndcg'"]),
-    "text for a number": (["--model=LightGCN", "--n_layers=abc"], ["n_layers='abc'", "a number such as 2"]),
+    "text for a number": (
+        ["--model=NeuMF", "--dropout_prob=abc"],
+        ["dropout_prob='abc'", "a number such as 0"],
+    ),
+    "text for layers": (["--model=LightGCN", "--n_layers=abc"], ["n_layers='abc'", "at least 0"]),
     "text for a truth value": (["--use_gpu=Flase"], ["use_gpu='Flase'", "True or False"]),
     "a number for a list": (
         ["--model=NeuMF", "--mlp_hidden_size=64"],

@@ -717,7 +717,7 @@ REFUSED_RUNS = [
     ({"model": "XGBoost"}, "external library"),
     ({"model": "LightGBM"}, "external library"),
     ({"dataset": "ml-100"}, "did you mean 'ml-100k'"),
-    ({"dataset": "../ml-1m"}, "unknown"),
+    ({"dataset": "../ml-1m"}, "name of a dataset"),
     ({"dataset": 3}, "dataset=3"),
     ({"dataset": ""}, "name of a dataset"),
     ({"learner": "sparse_adam"}, "adamw"),
