@@ -96,8 +96,8 @@ class RecBoleDSLConfig(Config):
         self._from_files = frozenset(from_files)
         self.dense_sizes: dict[str, int] | None = None  # weights per tensor without dsl_width, where it is set
         super().__init__(model, dataset, config_file_list, config_dict)
-        of_method = property_files.settings_of_own_method(self.external_config_dict.get(METHOD_KEY))
-        self.given: Settings = plain(of_method | self.external_config_dict)  # all that packages do not hold
+        # With RecBole's keys of our property files, which it does not read, and of a method file that may go.
+        self.given: Settings = plain(self._recbole_layers | self.external_config_dict)
         self.at_start: Settings = plain(self.final_config_dict)  # before RecBole adds what it finds in the data
 
     @property
@@ -326,6 +326,7 @@ class RecBoleDSLConfig(Config):
             layers["dsl_init_values"] = "model"  # nor any but those of the file
         if "dsl_include" in user:
             layers["dsl_exclude"] = []  # a file's exceptions are from its own scope
+        self._recbole_layers = {key: value for key, value in layers.items() if not key.startswith(PREFIX)}
         self.internal_config_dict.update(layers)
         warn_unknown_flags(self.cmd_config_dict, self.known_keys)
 

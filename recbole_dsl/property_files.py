@@ -333,21 +333,6 @@ def default_method(names: Sequence[str], family: str) -> str:
     return str(chosen or overall_settings()[METHOD_KEY])
 
 
-def needed_settings(names: Sequence[str]) -> Settings:
-    """RecBole's settings without which a model does not run, of its property file.
-
-    ``names``: of the model, and of those it derives from.
-    """
-    return dict(model_file(file_of_model(names)).get("recbole") or {})
-
-
-def settings_of_own_method(method: object) -> Settings:
-    """RecBole's keys in a method file of one's own, whose path ``method`` is; none of others."""
-    if not isinstance(method, str) or not _own_file(method):
-        return {}
-    return {key: value for key, value in _method_layer(method).items() if not key.startswith(PREFIX)}
-
-
 def layers(model: str | Sequence[str], dataset: str, method: str | None, family: str = "") -> Settings:
     """All defaults that property files give for a model of a family and a dataset, merged.
 

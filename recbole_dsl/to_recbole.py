@@ -67,7 +67,6 @@ def write_recbole_checkpoint(
     from recbole.config import Config
     from recbole.utils import get_trainer
 
-    from . import property_files
     from .config import no_flags
     from .files import written_whole
     from .loading import load_data_and_model
@@ -78,8 +77,7 @@ def write_recbole_checkpoint(
     described = read_description(checkpoint)
     config, model, *_ = load_data_and_model(checkpoint, model_class, **settings)
     unpack(model, [module for module in model.modules() if getattr(module, "is_sparse_group", False)])
-    theirs = property_files.needed_settings(config.lineage)
-    theirs |= {key: value for key, value in config.given.items() if not key.startswith("dsl_")}
+    theirs = {key: value for key, value in config.given.items() if not key.startswith("dsl_")}
     if config.dsl.width is not None:
         theirs["embedding_size"] = config.dsl.width
     if config["train_neg_sample_args"]["distribution"] == "none":

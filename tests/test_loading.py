@@ -19,6 +19,7 @@ from recbole.utils.case_study import full_sort_topk
 from benchmarks.baseline import recbole_trainer, run_recbole_itself
 from recbole_dsl import load_data_and_model, property_files, support
 from recbole_dsl.cli import main
+from recbole_dsl.compare.by_recbole import needed_settings
 from recbole_dsl.config import RecBoleDSLConfig
 from recbole_dsl.errors import CheckpointError, ConfigError, DSLError, TargetError
 from recbole_dsl.experiment import load_data, run_recbole_dsl
@@ -51,6 +52,12 @@ def recbole_s_own(config: Any, model: Any) -> Any:
     """RecBole's trainer, which knows nothing of us."""
     with config.under_recbole_name():
         return get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+
+
+def best_in(folder: Path) -> Path:
+    """The best checkpoint of the only run in a folder."""
+    (file,) = [p for p in folder.glob("*.dsl") if not p.stem.endswith("-last")]
+    return file
 
 
 @pytest.fixture
@@ -226,7 +233,7 @@ def test_a_method_file_may_be_gone(amount: str, data: Path, tmp_path: Path) -> N
         own = {"dsl_method": "mine.yaml", "checkpoint_dir": str(tmp_path / "saved")}
         run_recbole_dsl("BPR", NAME, config_dict={**settings_of("BPR", data), **own})
     (tmp_path / "mine.yaml").unlink()
-    (file,) = [p for p in (tmp_path / "saved").glob("*.dsl") if not p.stem.endswith("-last")]
+    file = best_in(tmp_path / "saved")
     _, model, *_ = load_data_and_model(file)
     (group,) = [m for m in model.modules() if isinstance(m, PackedGroup)]
     assert [part.name for part in group.slices] == ["item_embedding.weight"]
@@ -239,7 +246,7 @@ def test_a_method_file_of_a_model_without_all_tensors(data: Path, tmp_path: Path
     with no_flags():
         own = {"dsl_method": "mine.yaml", "checkpoint_dir": str(tmp_path / "saved")}
         run_recbole_dsl("GRU4Rec", NAME, config_dict={**settings_of("GRU4Rec", data), **own})
-    (file,) = [p for p in (tmp_path / "saved").glob("*.dsl") if not p.stem.endswith("-last")]
+    file = best_in(tmp_path / "saved")
     _, model, *_ = load_data_and_model(file)
     assert any(isinstance(module, PackedGroup) for module in model.modules())
     with pytest.raises(TargetError, match="pattern 'nothing' matches no tensor"):
@@ -256,7 +263,7 @@ def test_a_method_file_may_set_recboles_keys(data: Path, tmp_path: Path) -> None
         own = {"dsl_method": "mine.yaml", "checkpoint_dir": str(tmp_path / "saved")}
         run_recbole_dsl("NeuMF", NAME, config_dict={**given, **own})
     (tmp_path / "mine.yaml").unlink()
-    (file,) = [p for p in (tmp_path / "saved").glob("*.dsl") if not p.stem.endswith("-last")]
+    file = best_in(tmp_path / "saved")
     config, model, *_ = load_data_and_model(file)
     assert (config["mf_embedding_size"], config["mlp_hidden_size"]) == (8, [6])
     sparse = {part.name for m in model.modules() if isinstance(m, PackedGroup) for part in m.slices}
@@ -277,7 +284,7 @@ def test_open_intervals_stay_open(data: Path, tmp_path: Path) -> None:
             assert isinstance(config.given["item_inter_num_interval"], str)
         assert sizes["(14,40)"] == sizes["(14, 40)"] != sizes["[14,40]"]
         run_recbole_dsl("BPR", NAME, config_dict={**given, "item_inter_num_interval": "(14,40)"})
-    (file,) = [p for p in (tmp_path / "saved").glob("*.dsl") if not p.stem.endswith("-last")]
+    file = best_in(tmp_path / "saved")
     assert load_data_and_model(file)[1].item_embedding.num_embeddings == sizes["(14,40)"]
 
 
@@ -289,7 +296,7 @@ def test_a_class_that_is_called_as_recboles_is_asked_for(
     with no_flags():
         given = {**settings_of("BPR", data), "checkpoint_dir": str(tmp_path / "saved")}
         run_recbole_dsl(own, NAME, config_dict=given)
-    (file,) = [p for p in (tmp_path / "saved").glob("*.dsl") if not p.stem.endswith("-last")]
+    file = best_in(tmp_path / "saved")
     with pytest.raises(
         CheckpointError, match=r"'BPR', which is not RecBole's own; .*--model=package.module:Class"
     ):
@@ -307,7 +314,7 @@ def test_recbole_gets_the_settings_that_a_model_needs(trained: Any, data: Path, 
     _, file = trained("GRU4RecKG")
     write_recbole_checkpoint(file, tmp_path / "dense.pth")
     config = torch.load(tmp_path / "dense.pth", weights_only=False)["config"]
-    needed = property_files.needed_settings(["GRU4RecKG"])
+    needed = needed_settings(["GRU4RecKG"])
     assert needed and all(config[key] is not None for key in needed)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from .. import compat, recbole_names
+from .. import compat, property_files, recbole_names
 from ..config import no_flags
 from ..costs import held_bytes, peak_memory_bytes
 from ..experiment import macs
@@ -43,6 +43,14 @@ def recbole_data(
     loaders = data_preparation(config, create_dataset(config))
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     return config, *loaders
+
+
+def needed_settings(names: Sequence[str]) -> dict[str, Any]:
+    """RecBole's settings without which a model does not run, of its property file.
+
+    ``names``: of the model, and of those it derives from.
+    """
+    return dict(property_files.model_file(property_files.file_of_model(names)).get("recbole") or {})
 
 
 @dataclass

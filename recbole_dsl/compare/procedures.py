@@ -11,14 +11,14 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from .. import compat, property_files
+from .. import compat
 from ..config import RecBoleDSLConfig, no_flags
 from ..experiment import collect_result, train_and_test
 from ..files import copy_whole
 from ..results import RunResult
 from ..serving.quantise import decode, encode
 from ..training.trainer import interactions_of
-from .by_recbole import measure, recbole_data, result_of, trainer_of
+from .by_recbole import measure, needed_settings, recbole_data, result_of, trainer_of
 from .hashing import hash_tables
 from .methods import Method
 from .narrow import narrow_settings
@@ -66,7 +66,7 @@ class Task:
     def recbole(self) -> dict[str, Any]:
         """The settings for RecBole alone, with those that it does not run the model without."""
         config = self.config({**self.own, "dsl_method": "static"})
-        needed = property_files.needed_settings(config.lineage)
+        needed = needed_settings(config.lineage)
         if config.ranks_all_items(config.final_config_dict):
             needed["train_neg_sample_args"] = None
         given = config.external_config_dict
