@@ -12,10 +12,14 @@
 #       base popularity--0.25 popularity--0.25-norm-0.3
 #   STUDY=ablation-scored bash benchmarks/compare/ablation.sh BPR ml-100k 0.001 base scored-0.25 scored-0.125
 #       (and LightGCN ml-100k 0.002, BPR citeulike-t 0.001, this with scored-auto, too)
+#   SCHEDULE=ml-100k-sequences bash benchmarks/compare/ablation.sh GRU4Rec ml-100k 0.001 base width-64 until-30-percent \
+#       width-64-until-30-percent norm-0.3
+#   SCHEDULE=ml-100k-sequences bash benchmarks/compare/ablation.sh SASRec ml-100k 0.001 base norm-1 norm-0.05 \
+#       until-30-percent norm-1-until-30-percent
 # budgets-by-size, positions-only and linear-norm are for MultiVAE, random-positions for models that start from factors.
-# Arguments: model, dataset (with a YAML file beside this one; DATA is the folder of those that RecBole does not
-# bring along), learning rate: that which the comparison's tuning chose for dsl_plus; the names of variants, if not
-# all. Two cells run at once (JOBS). Goes on where it was stopped; results are in benchmarks/results/ablation
+# Arguments: model, dataset (with a YAML file beside this one, of its name or SCHEDULE; DATA is the folder of those
+# that RecBole does not bring along), learning rate: that which the comparison's tuning chose for dsl_plus, RecBole's
+# default where there is no comparison; the names of variants, if not all. Two cells run at once (JOBS). Goes on where it was stopped; results are in benchmarks/results/ablation
 # (or STUDY, which keeps the cells of one version of the method together), tables by
 # python -m benchmarks.ablation_docs.
 set -euo pipefail
@@ -25,9 +29,11 @@ variants=(
     base:
     values-of-the-model:--dsl_init_values=model
     norm-0.03:--dsl_init_norm=0.03
+    norm-0.05:--dsl_init_norm=0.05
     norm-0.1:--dsl_init_norm=0.1
     norm-0.3:--dsl_init_norm=0.3
     norm-1:--dsl_init_norm=1
+    norm-1-until-30-percent:"--dsl_init_norm=1 --dsl_end=30%"
     norm-2:--dsl_init_norm=2
     norm-3:--dsl_init_norm=3
     nmf:--dsl_init=nmf
@@ -64,6 +70,7 @@ variants=(
     scored-auto:--dsl_growth_rows=auto
     width-32:--dsl_width=32
     width-64:--dsl_width=64
+    width-64-until-30-percent:"--dsl_width=64 --dsl_end=30%"
     width-128:--dsl_width=128
     width-256:--dsl_width=256
     width-512:--dsl_width=512
@@ -73,7 +80,7 @@ for variant in "${variants[@]}"; do
     [[ $wanted == "  " || $wanted == *" $name "* ]] || continue
     # shellcheck disable=SC2086
     recbole-dsl compare --models="$model" --datasets="$dataset" --methods=dsl_plus --densities="${DENSITY:-0.1}" --seeds=3 \
-        ${DATA:+--data_path="$DATA"} --config_files="benchmarks/compare/$dataset.yaml" \
+        ${DATA:+--data_path="$DATA"} --config_files="benchmarks/compare/${SCHEDULE:-$dataset}.yaml" \
         --results="benchmarks/results/${STUDY:-ablation}" --name="$model-$dataset-$name" --learning_rate="$rate" --jobs="${JOBS:-2}" \
         ${variant#*:}
 done
