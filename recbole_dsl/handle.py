@@ -151,8 +151,10 @@ def sparsify(
 
     Args:
         module: a module whose tensors have their initial values; do not write into them later.
-        density: share of live weights over the sparsified tensors, in (0, 1]; 0.1 without a ``budget``.
-        interactions: needed by ``init='nmf'`` and ``'spectral'`` only.
+        density: share of live weights over the sparsified tensors, in (0, 1]. Default: the ``method``'s,
+            if one is given, else 0.1; a ``budget`` takes its place.
+        interactions: needed by ``init='nmf'`` and ``'spectral'`` only (used by ``method='dsl_plus'``), a
+            :class:`recbole_dsl.sparsity.interactions.Interactions`.
         on_update: called after every update of a group.
         initial_values: initial values of tensors on the meta device: called with a tensor's description
             (``name``, ``shape``, ``kind``, ``places``), flat positions in it (1-D int64) and a generator, it
@@ -161,8 +163,10 @@ def sparsify(
         settings: any setting of the configuration without its ``dsl_`` prefix, such as
             ``include=['*.weight']``, ``groups='joint'``, ``update_interval=100``, ``end=10_000``
             (steps; percent and epochs need a trainer that knows its length), ``grow``, ``seed``.
-            Default method: random topology, magnitude drop, accumulated-gradient growth every 100
-            steps until step 10 000.
+            Without a ``method``: random topology, magnitude drop, accumulated-gradient growth. With
+            one, its file says these and the density; where it starts from factors and there are no
+            ``interactions``, the topology is random. Updates every 100 steps until step 10 000, as the
+            files count in epochs and percent.
 
     Returns:
         The handle: ``handle.attach(optimizer)`` starts exploration.
@@ -172,18 +176,14 @@ def sparsify(
         TargetError: nothing to make sparse, a pattern without a match, or a tensor on the meta device
             that stays dense.
     """
-    defaults: dict[str, Any] = {
-        "method": "dsl",
-        "init": "random",
-        "grow": "accumulated_gradient",
-        "update_interval": 100,
-        "end": 10_000,
-        "seed": 0,
-    }
+    defaults: dict[str, Any] = {"update_interval": 100, "end": 10_000, "seed": 0}
+    if "method" not in settings:
+        defaults |= {"method": "dsl", "init": "random", "grow": "accumulated_gradient", "density": 0.1}
     budget = settings.get("budget")
     if density is not None and budget is not None:
         raise ConfigError(f"density={density!r} contradicts budget={budget!r}: allowed is one of them.")
-    defaults["density"] = 0.1 if density is None else density
+    if density is not None:
+        defaults["density"] = density
     merged = {f"dsl_{k}": v for k, v in {**defaults, **settings}.items()}
     config = DSLConfig.from_config(merged)
     for name in ("update_interval", "end"):
@@ -203,6 +203,7 @@ def sparsify(
         spans=lambda _: (config.update_interval.steps(0, 0), config.end.steps(0, 0)),
         interactions=interactions,
         on_update=on_update,
+        lenient=() if "init" in settings or settings.get("init_values") == "topology" else ("init",),
         initial_values=initial_values,
     )
 

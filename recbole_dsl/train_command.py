@@ -12,7 +12,7 @@ from . import __version__
 from .command_line import RECBOLE_OPTIONS, check_command_line
 from .errors import ConfigError
 from .launching import Processes, run_all
-from .property_files import read_mapping
+from .property_files import method_names, read_mapping
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,7 +26,8 @@ def parser() -> argparse.ArgumentParser:
         "'recbole-dsl export' makes an artifact of a checkpoint, which 'inspect', 'recommend', 'serve' and "
         "'vectors' read; 'recbole-dsl to-recbole' writes it for RecBole's own tools. Every "
         "RecBole setting and every dsl_ setting is a flag: --learning_rate=0.01 --dsl_density=0.1 (with '='). "
-        "The most used: --dsl_method (dense, dsl, dsl_plus, static, set, rigl), --dsl_density, --dsl_budget, "
+        f"The most used: --dsl_method ({', '.join(method_names())}, or a YAML file), "
+        "--dsl_density, --dsl_budget, "
         "--dsl_width, --dsl_update_interval, --dsl_end, --dsl_result=FILE. All are in docs/configuration.md.",
         allow_abbrev=False,
     )

@@ -281,6 +281,28 @@ def test_a_masked_group_of_which_a_tensor_is_frozen_sits_out() -> None:
     assert not torch.equal(handle.groups[0].live_positions(), live)
 
 
+@pytest.mark.parametrize(
+    ("method", "init", "grow", "density"),
+    [
+        (None, "random", "accumulated_gradient", 0.1),
+        ("dsl", "random", "last_gradient", 0.5),
+        ("rigl", "erk", "last_gradient", 0.1),
+        ("set", "er", "random", 0.1),
+        ("dense", "random", "last_gradient", 1.0),
+    ],
+)
+def test_a_method_that_is_named_is_that_method(
+    method: str | None, init: str, grow: str, density: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file says topology, growth and density; the defaults of a loop of one's own do not hide them."""
+    seen: list[DSLConfig] = []
+    monkeypatch.setattr("recbole_dsl.handle.insert", lambda module, config, **_: seen.append(config))
+    sparsify(tables(), include=["*.weight"], groups="joint", **({"method": method} if method else {}))
+    config = seen[0]
+    assert (config.init, config.grow, config.density) == (init, grow, density)
+    assert (config.update_interval.steps(0, 0), config.end.steps(0, 0)) == (100, 10_000)
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 
@@ -710,8 +732,9 @@ def test_dsl_plus_of_a_module_starts_at_random_positions() -> None:
     assert handle.live == handle.budget and not handle.norms
     settings = DSLConfig.from_config({"dsl_method": "dsl_plus", "dsl_init": "random"})
     assert (settings.init, settings.init_values) == ("random", "fan_in")
-    with pytest.raises(ConfigError, match="dsl_init_values='topology' contradicts"):
-        sparsify(tables(), 0.1, method="dsl_plus", init_values="topology")
+    for given in ({"init": "spectral"}, {"init_values": "topology"}):
+        with pytest.raises(ConfigError, match="need the interactions of users and items"):
+            sparsify(tables(), 0.1, method="dsl_plus", include=["*.weight"], **given)
 
 
 def test_density_and_budget_contradict_each_other() -> None:

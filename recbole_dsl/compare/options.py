@@ -29,9 +29,11 @@ HOW: Final = frozenset({"space", "trials", "density", "seed", "metric"})
 
 def add_options(parser: Parser, default_name: str) -> None:
     """The options that both commands have; ``default_name``: of the folder, for the help."""
-    parser.add_argument("--models", "--model", default="BPR", metavar="A,B")
-    parser.add_argument("--datasets", "--dataset", default="ml-100k", metavar="A,B")
-    parser.add_argument("--methods", default="dense,narrow,dsl_plus", metavar="A,B")
+    parser.add_argument("--models", "--model", default="BPR", metavar="A,B", help="(default: BPR)")
+    parser.add_argument("--datasets", "--dataset", default="ml-100k", metavar="A,B", help="(default: ml-100k)")
+    parser.add_argument(
+        "--methods", default="dense,narrow,dsl_plus", metavar="A,B", help="(default: dense,narrow,dsl_plus)"
+    )
     parser.add_argument("--config_files", default="", metavar="'A B'", help="YAML files, separated by spaces")
     parser.add_argument("--tuned", metavar="FILE", help="YAML: settings by model, dataset and method")
     parser.add_argument("--name", metavar="NAME", help=f"of its folder (default: {default_name})")
