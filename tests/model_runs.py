@@ -115,7 +115,7 @@ def dense_run(name: str, settings: dict[str, Any]) -> Run:
     if ours["train_neg_sample_args"]["distribution"] == "none":
         settings = {**settings, "train_neg_sample_args": None}
     trainer, *data = recbole_trainer(name, NAME, settings)
-    return _fit(trainer, data)
+    return recorded_fit(trainer, data)
 
 
 def sparse_trainer_of(
@@ -138,10 +138,10 @@ def sparse_trainer_of(
 
 def sparse_run(name: str | type, settings: dict[str, Any], **dsl: Any) -> Run:
     """Our training, with ``dsl_`` settings."""
-    return _fit(*sparse_trainer_of(name, settings, **dsl))
+    return recorded_fit(*sparse_trainer_of(name, settings, **dsl))
 
 
-def _fit(trainer: Any, data: list[Any]) -> Run:
+def recorded_fit(trainer: Any, data: list[Any]) -> Run:
     run = Run(trainer, (data[0], data[1], data[2]), dense_weights(trainer.model))
     for loss in ("calculate_loss", "calculate_kg_loss", "calculate_rs_loss"):
         if hasattr(trainer.model, loss):

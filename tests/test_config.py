@@ -36,6 +36,7 @@ from recbole_dsl.quantities import (  # noqa: E402
     Span,
     format_bytes,
     parse_bytes,
+    parse_pace,
     parse_span,
 )
 from recbole_dsl.settings import (  # noqa: E402
@@ -322,6 +323,12 @@ def test_spans_round_trip(span: Span) -> None:
 def test_percent_are_exact(percent: int, steps_per_epoch: int, epochs: int) -> None:
     expected = percent * steps_per_epoch * epochs // 100
     assert Span(percent, "percent").steps(steps_per_epoch, epochs) == expected
+
+
+def test_minutes_are_minutes() -> None:
+    """Of 60 seconds each, and not a number of steps."""
+    pace = parse_pace("10 minutes")
+    assert not pace.is_due("steps", 1, 599.0) and pace.is_due("epochs", 1, 600.0)
 
 
 @given(st.text())

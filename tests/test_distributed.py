@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +23,10 @@ from recbole_dsl import launching
 from recbole_dsl.errors import ConfigError, DSLError, RanksError
 from recbole_dsl.launching import Processes
 from recbole_dsl.training.checkpoint import read_checkpoint
+from recbole_dsl.training.loading import Share
 from recbole_dsl.training.ranks import Ranks
 from recbole_dsl.training.signals import Interrupted
+from recbole_dsl.training.trainer import SparseTrainerMixin
 from tests.model_runs import settings_of, sparse_trainer_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -310,3 +313,19 @@ def test_a_signal_before_training_is_told_in_one_sentence(tmp_path: Path) -> Non
     _, said = process.communicate(timeout=120)
     assert process.returncode == 143 and "Traceback" not in said
     assert said.strip().splitlines()[-1].startswith("error: SIGTERM: ")
+
+
+def test_metrics_are_weighed_by_users() -> None:
+    """The mean over all users, not that of the processes' means."""
+    trainer = SparseTrainerMixin.__new__(SparseTrainerMixin)
+    trainer.ranks = SimpleNamespace(of_all=lambda _: [(3, {"ndcg@10": 0.2}), (1, {"ndcg@10": 0.6})])
+    trainer.config, trainer._evaluated = {"metric_decimal_place": 4}, 3
+    assert trainer._map_reduce({"ndcg@10": 0.2}, 1) == {"ndcg@10": 0.3}
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8])
+def test_shares_are_a_partition(count: int) -> None:
+    """Every row is scored by one process."""
+    shares = [Share(count, number, 3) for number in range(3)]
+    assert sorted(row for share in shares for row in share) == list(range(count))
+    assert [len(share) for share in shares] == [len(list(share)) for share in shares]

@@ -227,3 +227,9 @@ def test_layers_that_cannot_be_packed_are_masked_if_included(
     assert masked in {s.name for g in trainer.sparse.groups if g.storage == "masked" for s in g.slices}
     weight = trainer.model.get_parameter(masked)
     assert 0 < torch.count_nonzero(weight) <= 0.2 * weight.numel() + 1
+
+
+@pytest.mark.slow
+def test_ncl_after_its_warm_up_is_recbole_s(data: Path) -> None:
+    """Prototypes count from the second epoch on; by default they do after twenty."""
+    check_density_one("NCL", data, epochs=2, warm_up_step=1, proto_reg=0.1)

@@ -208,7 +208,10 @@ def test_gradients_that_are_not_zeroed_do_not_revive_dead_weights(storage: str) 
     for step in range(5):
         lookup_loss(model, step).backward()
         optimizer.step()
+        assert all(parameter.grad is None for parameter in handle.groups[0].trained_parameters())
+        values = handle.groups[0].live_values().clone()
         optimizer.step()
+        assert torch.equal(handle.groups[0].live_values(), values)
         assert_exact(handle)
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from recbole_dsl import RunResult
 from recbole_dsl.handle import masks
 from recbole_dsl.training.checkpoint import read_checkpoint
+from tests.model_runs import settings_of, sparse_trainer_of
 from tests.recbole_runs import command_line, sparse_run
 
 EXPLORING = {"dsl_update_interval": 10, "dsl_end": "100%"}
@@ -259,3 +260,14 @@ def test_models_built_on_a_user_and_an_item_table(model: str, tmp_path: Path) ->
     )  # fmt: skip
     assert result.method == "dsl_plus" and result.sparsity["updates"] >= 1
     assert result.sparsity["live"] == result.sparsity["budget"]
+
+
+def test_the_seed_of_a_run_draws_its_topology(data: Path) -> None:
+    """Without a dsl_seed, so that the seeds of a comparison are runs of their own."""
+    live = []
+    for seed in (1, 1, 2):
+        trainer, _ = sparse_trainer_of(
+            "BPR", {**settings_of("BPR", data), "seed": seed}, method="dsl", density=0.2, init="random"
+        )
+        live.append(trainer.sparse.groups[0].live_positions())
+    assert torch.equal(live[0], live[1]) and not torch.equal(live[0], live[2])

@@ -12,10 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from recbole.data.interaction import Interaction
 
 from recbole_dsl import files
 from recbole_dsl.errors import CheckpointError, ConfigError, NumberError
@@ -576,3 +578,51 @@ def test_a_checkpoint_survives_bad_numbers(data: Path, tmp_path: Path) -> None:
         trainer.fit(*loaders[:2], show_progress=False)
     state = read_checkpoint(trainer.keeper.file)
     assert all(torch.isfinite(t).all() for t in state["state_dict"].values() if t.is_floating_point())
+
+
+def test_the_checksum_of_data_sees_one_number() -> None:
+    """And the name of a field."""
+
+    def of(rating: float, name: str = "rating") -> str:
+        table = Interaction({"user_id": torch.tensor([1, 2]), name: torch.tensor([3.0, rating])})
+        return resuming.fingerprint(SimpleNamespace(_dataset=SimpleNamespace(inter_feat=table)))
+
+    assert of(4.0) == of(4.0) != of(5.0) and of(4.0) != of(4.0, "label")
+
+
+def test_only_these_settings_may_differ() -> None:
+    """What docs/resuming.md names: whatever is added here changes what a resumed run computes, or nothing."""
+    computes = ("learning_rate", "weight_decay", "train_batch_size", "eval_args", "seed", "embedding_size")
+    sparse = (
+        "dsl_drop",
+        "dsl_grow",
+        "dsl_density",
+        "dsl_end",
+        "dsl_update_interval",
+        "dsl_graph",
+        "dsl_data_path",
+    )
+    assert not resuming.HARMLESS & {*computes, *sparse, "valid_metric", "train_neg_sample_args", "reg_weight"}
+
+
+def test_a_trainer_refuses_other_settings(data: Path, tmp_path: Path) -> None:
+    """Also where it is told to take up a file, not the command line."""
+    given = settings("BPR", data, tmp_path)
+    trainer, loaders = sparse_trainer_of("BPR", given)
+    trainer.fit(*loaders[:2], show_progress=False)
+    file = trainer.keeper.file
+    other, loaders = sparse_trainer_of("BPR", {**given, "weight_decay": 0.1, "epochs": 9})
+    other.resume_checkpoint(file)
+    with pytest.raises(ConfigError, match="weight_decay"):
+        other.fit(*loaders[:2], show_progress=False)
+
+
+def test_the_last_file_is_not_replaced_by_a_spoilt_one(data: Path, tmp_path: Path) -> None:
+    """As the best file is not."""
+    trainer, loaders = sparse_trainer_of("BPR", settings("BPR", data, tmp_path))
+    trainer.fit(*loaders[:2], show_progress=False)
+    good = trainer.keeper.file.read_bytes()
+    next(iter(trainer.model.parameters())).data[0] = float("inf")
+    with pytest.raises(NumberError, match="holds NaN or infinite weights"):
+        trainer.keeper.save()
+    assert trainer.keeper.file.read_bytes() == good

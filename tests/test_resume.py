@@ -17,6 +17,7 @@ from recbole_dsl.errors import CheckpointError, NumberError
 from recbole_dsl.training.checkpoint import read_checkpoint, write_checkpoint
 from recbole_dsl.training.keeper import Keeper
 from recbole_dsl.training.signals import Interrupted, Signals
+from recbole_dsl.training.steps import StepwiseTrainer
 from tests.model_runs import dense_weights, settings_of, sparse_trainer_of
 from tests.test_every_model import IN_MAKE_TEST
 
@@ -174,9 +175,10 @@ def test_a_run_of_no_epochs_can_be_given_some(data: Path, tmp_path: Path) -> Non
     assert sorted(finish(trainer, loaders)["losses"]) == [0, 1]
 
 
+STEPS_PER_EPOCH = 12
 POSITIONS: dict[str, Callable[[Keeper, str], bool]] = {
     "first step": at_step(1),
-    "last step of an epoch": at_step(4),
+    "last step of an epoch": at_step(STEPS_PER_EPOCH),
     "end of an epoch": lambda keeper, event: event == "end_epoch" and keeper.position.epoch == 0,
     "validation": lambda keeper, event: event == "in_evaluation" and keeper.position.epoch == 1,
 }
@@ -188,6 +190,38 @@ def test_a_run_resumes_wherever_it_was_stopped(position: str, grow: str, data: P
     """With growth windows open and closed, sampled rows, and negatives drawn in validation."""
     uni = {"eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "mode": "uni5"}}
     check_resume("BPR", settings("BPR", data, tmp_path, **uni), POSITIONS[position], grow=grow, growth_rows=0.5)
+
+
+def test_an_epoch_has_as_many_steps(data: Path, tmp_path: Path) -> None:
+    """So "last step of an epoch" is."""
+    _, loaders = sparse_trainer_of("BPR", settings("BPR", data, tmp_path), **DSL)
+    assert len(loaders[0]) == STEPS_PER_EPOCH
+
+
+def test_the_scale_of_mixed_precision_goes_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that a skipped step has halved."""
+    plain, scales = StepwiseTrainer._step, []
+
+    def step(self: Any, batch: Any, loss: Callable[..., Any], scaler: Any) -> Any:
+        spoilt = 1e38 if len(scales) == 1 else 1.0
+        scales.append(scaler.get_scale())
+        return plain(self, batch, lambda given: loss(given) * spoilt, scaler)
+
+    def made() -> tuple[Any, Any]:
+        trainer, loaders = sparse_trainer_of("BPR", settings("BPR", data, tmp_path), **DSL)
+        trainer.enable_scaler = True
+        return trainer, loaders
+
+    monkeypatch.setattr(StepwiseTrainer, "_step", step)
+    file = stopped(*made(), at_step(3))
+    assert read_checkpoint(file)["run"]["scaler"]["scale"] == scales[0] / 2 == scales[2]
+    before = len(scales)
+    trainer, loaders = made()
+    trainer.resume_checkpoint(file)
+    trainer.fit(*loaders[:2], show_progress=False)
+    assert scales[before] == scales[2]
 
 
 def test_a_run_is_stopped_twice_in_the_same_validation(data: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from recbole_dsl import SparseHandle, masks, sparsify
 from recbole_dsl.errors import (
+    CheckpointError,
     ConfigError,
     DSLError,
     PackedWriteError,
@@ -815,3 +816,57 @@ def test_more_values_than_the_budget_are_an_ordinary_start() -> None:
     same = nn.ModuleDict({"a": nn.Embedding(20, 8)})
     one, two = (sparsify(m, 0.5, include=["*"]).masks()["a.weight"] for m in (model, same))
     assert torch.equal(one, two)
+
+
+def test_every_group_has_a_weight() -> None:
+    """However small its share."""
+    model = nn.ModuleDict({"small": nn.Embedding(2, 4), "large": nn.Embedding(500, 4)})
+    handle = sparsify(model, budget=3, include=["*"], groups="per_tensor")
+    assert [group.budget for group in handle.groups] == [1, 2]
+
+
+def test_groups_draw_numbers_of_their_own() -> None:
+    """Equal tables get neither the same positions nor the same sampled rows."""
+    model = nn.ModuleDict({name: nn.Embedding(100, 8) for name in "ab"})
+    handle = sparsify(model, 0.1, include=["*"], groups="per_tensor", growth_rows=0.2)
+    one, other = (handle.explorer._sample(progress).rows[0] for progress in handle.explorer.progress)
+    assert not torch.equal(one, other)
+    first, second = (group.live_positions() for group in handle.groups)
+    assert not torch.equal(first, second)
+
+
+def test_what_grows_counts_as_explored_at_once() -> None:
+    """Not from the next update on."""
+    events: list[UpdateEvent] = []
+    model, handle = sparse_tables(update_interval=1, on_update=events.append)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    handle.attach(optimizer)
+    before = handle.groups[0].live_positions()
+    loss(model).backward()
+    optimizer.step()
+    lived = set(before.tolist()) | set(handle.groups[0].live_positions().tolist())
+    assert events[0].exploration_rate == len(lived) / 800 > 0.25
+
+
+def test_a_state_of_other_groups_is_refused() -> None:
+    """Joint tables cannot take up what two groups have left."""
+    _, one = sparse_tables()
+    _, other = sparse_tables(groups="per_tensor")
+    with pytest.raises(CheckpointError, match="allowed are those of this run"):
+        one.explorer.load_state_dict(other.explorer.state_dict())
+
+
+def test_momentum_of_two_processes_is_that_of_one() -> None:
+    """After an update every process keeps its part of the decayed sum."""
+    sums = []
+    for processes in (1, 2):
+        model, handle = sparse_tables(grow="momentum", update_interval=1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        handle.explorer.processes = processes
+        handle.explorer.add_up = lambda scores, parts=processes: scores.mul_(parts)
+        handle.attach(optimizer)
+        (loss(model) / processes).backward()
+        optimizer.step()
+        sums.append(processes * handle.groups[0].growth_scores.sums)
+    assert sums[0].any()
+    torch.testing.assert_close(*sums)

@@ -15,6 +15,7 @@ from tests.model_runs import (
     dense_run,
     difference_of_losses,
     difference_of_weights,
+    recorded_fit,
     settings_of,
     sparse_run,
     sparse_trainer_of,
@@ -56,7 +57,10 @@ def test_mixed_precision_is_recbole_s(name: str, data: Path) -> None:
     """At density 1, up to the rounding of bfloat16 sums; weights and their optimizer state stay float32."""
     given = settings(name, data, enable_amp=True)
     ours, theirs = sparse_run(name, given, method="dense"), dense_run(name, given)
-    assert difference_of_losses(ours.losses, theirs.losses) < 2e-2
+    assert difference_of_losses(ours.losses, theirs.losses) < 5e-4
+    if name != "BPR":  # which has no product that autocast rounds
+        exact = dense_run(name, settings(name, data))
+        assert difference_of_losses(exact.losses, theirs.losses) > 1e-3  # the bound matters
     assert all(p.dtype == torch.float32 for p in ours.trainer.model.parameters())
     assert all(
         t.dtype == torch.float32
@@ -136,3 +140,37 @@ def test_bad_numbers_stop_before_they_reach_the_weights(data: Path, what: str, c
     """With the step, the epoch and the file to go on from."""
     with pytest.raises(NumberError, match=rf"The {what} at step 3 of epoch 0; the last checkpoint is '.*-last"):
         bad_run(data, change)
+
+
+def test_mixed_precision_is_on(data: Path) -> None:
+    """Every loss is computed under autocast."""
+    seen: list[bool] = []
+    trainer, loaders = sparse_trainer_of("BPR", settings("BPR", data, enable_amp=True), **DSL)
+    plain = trainer.model.calculate_loss
+
+    def loss(batch: Any) -> Any:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return plain(batch)
+
+    trainer.model.calculate_loss = loss
+    trainer.fit(*loaders[:2], show_progress=False)
+    assert seen and all(seen)
+
+
+def test_clipping_sees_gradients_without_their_scale(data: Path) -> None:
+    """With a gradient scaler the same losses as without."""
+    runs = []
+    for scaled in (False, True):
+        given = settings("BPR", data, clip_grad_norm={"max_norm": 0.01}, learner="sgd", learning_rate=1.0)
+        trainer, loaders = sparse_trainer_of("BPR", given, **DSL)
+        trainer.enable_scaler = scaled
+        runs.append(recorded_fit(trainer, loaders))
+    assert difference_of_losses(runs[0].losses, runs[1].losses) < 1e-6
+
+
+def test_memory_is_kept_and_the_optimizer_fused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By every trainer, unasked."""
+    asked: list[int] = []
+    monkeypatch.setattr("recbole_dsl.training.trainer.keep_freed_memory", lambda: asked.append(1))
+    trainer, _ = sparse_trainer_of("BPR", settings("BPR", data), **DSL)
+    assert asked == [1] and all(group["fused"] for group in trainer.optimizer.param_groups)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -511,3 +512,15 @@ def test_no_update_after_the_end() -> None:
     assert explorer.updates == 2
     assert after[1].live == after[2].live
     assert explorer.progress[0].group.growth_scores is None
+
+
+def test_what_is_told_of_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: of the two that grow one had just been dropped."""
+    events: list[Any] = []
+    plain = Explorer.__init__
+    monkeypatch.setattr(
+        Explorer, "__init__", lambda self, groups, told, *_: plain(self, groups, told, events.append)
+    )
+    check_run(**BY_HAND, ratio=0.4 + 1e-9, gradients=[gradient(p2=-1.0, p1=0.5)])
+    (event,) = events
+    assert (event.dropped, event.grown, event.regrown, event.live) == (2, 2, 1, 5)
