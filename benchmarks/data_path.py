@@ -157,7 +157,7 @@ class Run:
                 clock.watch(loader._sampler, "sample_by_user_ids", "sampling")
         limited(self.train, self.batches, clock)
         limited(self.valid, self.eval_batches, clock)
-        clock.watch(trainer.model, "calculate_loss", "forward")
+        self._watch_the_loss()
         clock.watch(trainer.optimizer, "step", "optimizer")
         clock.watch(trainer.optimizer, "zero_grad", "optimizer")
         for name in ("full_sort_predict", "predict"):
@@ -169,6 +169,15 @@ class Run:
         clock.watch(trainer.evaluator, "evaluate", "metrics")
         self.epoch = clock.timed("rest", lambda: trainer._train_epoch(self.train, 0))
         self.evaluation = clock.timed("rest", lambda: trainer.evaluate(self.valid, load_best_model=False))
+
+    def _watch_the_loss(self) -> None:
+        """On its way into the step: a model whose ``calculate_loss`` is replaced trains in another way."""
+        plain, clock = self.trainer._step, self.clock
+
+        def step(batch: Any, loss: Callable[..., Any], scaler: Any) -> Any:
+            return plain(batch, clock.timed("forward", loss), scaler)
+
+        self.trainer._step = step
 
     def measure(self, what: str) -> dict[str, float]:
         """Seconds by part of one ``epoch`` or ``evaluation``, cut as the case says."""

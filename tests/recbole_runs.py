@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from recbole_dsl.config import no_flags
 from recbole_dsl.experiment import run_recbole_dsl
 from recbole_dsl.results import RunResult
 
@@ -14,9 +15,9 @@ QUIET: dict[str, Any] = {"state": "ERROR", "show_progress": False, "seed": 2020}
 
 def sparse_run(model: str | type, folder: Path, saved: bool = True, **settings: Any) -> RunResult:
     """Our run of ``model`` on ml-100k, quiet, with checkpoints in ``folder``."""
-    sys.argv = sys.argv[:1]
     settings = {**QUIET, "checkpoint_dir": str(folder), **settings}
-    return run_recbole_dsl(model, "ml-100k", config_dict=settings, saved=saved)
+    with no_flags():
+        return run_recbole_dsl(model, "ml-100k", config_dict=settings, saved=saved)
 
 
 def command_line(*flags: str, cwd: Path) -> Any:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from benchmarks import grid
+from benchmarks import data_path, grid
+from recbole_dsl.training import lightgcn
+from tests.tiny_data import NAME
+
+needs_bash = pytest.mark.skipif(os.name == "nt", reason="the scripts are bash's")
 
 
 def test_the_lines_that_the_script_reads() -> None:
@@ -28,3 +38,51 @@ def test_a_comparison_that_is_not_listed() -> None:
     """Is refused by name."""
     with pytest.raises(SystemExit, match=r"BPR/mars is not in .*order\.yaml; allowed: BPR/citeulike-t"):
         list(grid.commands(["BPR/mars"]))
+
+
+def script(name: str, *words: str, folder: Path) -> Any:
+    """Run a script of the comparisons with a ``recbole-dsl`` that prints what it is asked."""
+    stub = folder / "recbole-dsl"
+    stub.write_text('#!/bin/sh\necho "$@"\n', encoding="utf-8")
+    stub.chmod(0o755)
+    python = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{python}{os.pathsep}{os.environ['PATH']}"}
+    for name_of_setting in ("DATA", "SCHEDULE", "STUDY", "DENSITY", "JOBS", "SEEDS"):
+        environment.pop(name_of_setting, None)
+    command = ["bash", str(grid.FOLDER / name), *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@needs_bash
+def test_dense_from_factors_is_tuned_as_the_comparison(tmp_path: Path) -> None:
+    """With its space, trials and own settings; a pair that has none is refused."""
+    done = script("from_factors.sh", "LightGCN", "ml-1m", folder=tmp_path)
+    tune, compare = done.stdout.splitlines()[:2]
+    assert done.returncode == 0 and tune.startswith("tune ") and compare.startswith("compare ")
+    assert "--train_batch_size=16384" in tune.split() and "--train_batch_size=16384" in compare.split()
+    assert "--space=benchmarks/compare/space_of_three_large.txt --trials=3" in tune
+    assert "space.txt --trials=4" in script("from_factors.sh", "BPR", "ml-100k", folder=tmp_path).stdout
+    done = script("from_factors.sh", "BPR", "mars", folder=tmp_path)
+    assert done.returncode != 0 and not done.stdout and "BPR/mars is not in" in done.stderr
+
+
+@needs_bash
+def test_variants_of_the_ablation(tmp_path: Path) -> None:
+    """Those that are named, each in a folder of its own; others are refused before the first is run."""
+    done = script("ablation.sh", "BPR", "ml-100k", "0.001", "width-64", "base", folder=tmp_path)
+    base, wide = done.stdout.splitlines()
+    assert done.returncode == 0 and base.endswith("--name=BPR-ml-100k-base --learning_rate=0.001 --jobs=2")
+    assert wide.endswith("--name=BPR-ml-100k-width-64 --learning_rate=0.001 --jobs=2 --dsl_width=64")
+    done = script("ablation.sh", "BPR", "ml-100k", "0.001", "base", "width-65", folder=tmp_path)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("width-65 is no variant; allowed: base values-of-the-model")
+
+
+@pytest.mark.usefixtures("in_folder")
+def test_the_clock_leaves_lightgcn_as_it_is(data: Path) -> None:
+    """What is measured of wide tables is the way that training goes."""
+    settings = {"dsl_width": 256, "dsl_init": "random", "dsl_init_values": "model"}
+    case = data_path.Case("LightGCN", "LightGCN", NAME, settings, 1, 10)
+    run = data_path.Run(case, "fast", str(data), "saved")
+    assert lightgcn.takes(run.trainer.model)
+    assert run.measure("epoch")["forward"] > 0

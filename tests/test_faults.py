@@ -32,11 +32,19 @@ from tests.test_tensor_file import same
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [
-    pytest.mark.usefixtures("in_folder"),
+    pytest.mark.usefixtures("in_folder", "same_threads"),
     pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked"),
 ]
 
 DSL = {"dsl_method": "dsl", "dsl_density": 0.2, "dsl_update_interval": 5, "dsl_kernels": "torch"}
+
+
+@pytest.fixture
+def same_threads() -> Iterator[None]:
+    """Runs here use one thread; the tests that follow have as many as before."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def settings(name: str, data: Path, folder: Path, **more: Any) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What of dsl_plus matters: one setting changed at a time, at density 0.1 (or DENSITY), three seeds.
-#   bash benchmarks/compare/ablation.sh BPR ml-100k 0.001
-#   bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.002
+#   bash benchmarks/compare/ablation.sh BPR ml-100k 0.001 base nmf until-10-percent norm-0.3 drop-by-row-magnitude \
+#       no-updates values-of-the-model
+#   bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.002 base until-30-percent no-updates nmf drop-by-row-magnitude
 #   DATA=folder bash benchmarks/compare/ablation.sh BPR citeulike-t 0.001 base width-64 width-256 width-512 no-updates
 #   DENSITY=0.05 DATA=folder bash benchmarks/compare/ablation.sh BPR ml-1m 0.001 base until-10-percent width-128
 #   bash benchmarks/compare/ablation.sh MultiVAE ml-100k 0.001 base random-positions positions-only linear-norm-0.3 \
@@ -75,6 +76,9 @@ variants=(
     width-256:--dsl_width=256
     width-512:--dsl_width=512
 )
+for name in "${@:4}"; do
+    [[ " ${variants[*]%%:*} " == *" $name "* ]] || { echo "$name is no variant; allowed: ${variants[*]%%:*}" >&2; exit 2; }
+done
 for variant in "${variants[@]}"; do
     name=${variant%%:*}
     [[ $wanted == "  " || $wanted == *" $name "* ]] || continue

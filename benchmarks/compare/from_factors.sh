@@ -8,17 +8,18 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 model=$1 dataset=$2
-if [ "$dataset" = ml-100k ]; then
-    space=benchmarks/compare/space.txt trials=4
+if [[ $model/$dataset == BPR/ml-100k || $model/$dataset == LightGCN/ml-100k ]]; then
+    space=benchmarks/compare/space.txt trials=4 more=
 else
-    read -r _ _ space trials _ <<< "$(python -m benchmarks.grid "$model/$dataset")"
+    listed=$(python -m benchmarks.grid "$model/$dataset")
+    read -r _ _ space trials more <<< "$listed"
 fi
 for width in 64 9; do
     name=$model-$dataset-$width
     density=$(python -c "print(round(0.999 * $width / 64, 4))")
     common=(--models="$model" --datasets="$dataset" --methods=dsl_plus --config_files="benchmarks/compare/$dataset.yaml"
             --dsl_width="$width" --dsl_update_ratio=0 --results=benchmarks/results/from_factors --jobs="${JOBS:-2}"
-            ${DATA:+--data_path="$DATA"})
+            ${DATA:+--data_path="$DATA"} $more)
     recbole-dsl tune "${common[@]}" --name="$name-tuning" --space="$space" --trials="$trials" --density="$density"
     recbole-dsl compare "${common[@]}" --name="$name" --densities="$density" --seeds="${SEEDS:-3}" \
         --tuned="benchmarks/results/from_factors/$name-tuning/tuned.yaml"
