@@ -197,13 +197,15 @@ def sparsify(
             f"dsl_width={config.width} changes how a RecBole model is built; "
             "allowed for a module that exists already is None."
         )
+    asks_for_factors = interactions is not None or "init" in settings
+    asks_for_factors |= settings.get("init_values") == "topology"
     return insert(
         module,
         config,
         spans=lambda _: (config.update_interval.steps(0, 0), config.end.steps(0, 0)),
         interactions=interactions,
         on_update=on_update,
-        lenient=() if "init" in settings or settings.get("init_values") == "topology" else ("init",),
+        lenient=() if asks_for_factors else ("init",),
         initial_values=initial_values,
     )
 

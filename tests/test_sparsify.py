@@ -736,6 +736,11 @@ def test_dsl_plus_of_a_module_starts_at_random_positions() -> None:
     for given in ({"init": "spectral"}, {"init_values": "topology"}):
         with pytest.raises(ConfigError, match="need the interactions of users and items"):
             sparsify(tables(), 0.1, method="dsl_plus", include=["*.weight"], **given)
+    ids = torch.arange(3)
+    with pytest.raises(ConfigError, match="needs a table or matrix of users or items"):
+        sparsify(
+            tables(), 0.1, method="dsl_plus", include=["*.weight"], interactions=Interactions(ids, ids, 5, 7)
+        )
 
 
 def test_density_and_budget_contradict_each_other() -> None:
