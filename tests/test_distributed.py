@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from recbole_dsl import launching
-from recbole_dsl.errors import ConfigError, DSLError, RanksError
+from recbole_dsl.errors import ConfigError, DSLError, NumberError, RanksError
 from recbole_dsl.launching import Processes
 from recbole_dsl.training.checkpoint import read_checkpoint
 from recbole_dsl.training.loading import Share
@@ -277,6 +277,52 @@ def _traffic(number: int, port: str, folder: str, data: str) -> None:
 def test_gradients_on_the_wire_are_those_of_live_weights(data: Path, tmp_path: Path) -> None:
     """A tenth of the dense model's; growth scores, a sum for every scored position, once per update."""
     multiprocessing.spawn(_traffic, (free_port(), str(tmp_path / "saved"), str(data)), nprocs=2)
+
+
+def _one_of_two(number: int, port: str, folder: str, data: str, **more: Any) -> tuple[Any, Any]:
+    place = {"nproc": 2, "world_size": 2, "ip": "localhost", "port": port, "offset": 0, "local_rank": number}
+    given = {**settings_of("BPR", Path(data)), **place, "gpu_id": "", "checkpoint_dir": folder, **more}
+    return sparse_trainer_of("BPR", given, method="dsl", density=0.1, update_interval=3)
+
+
+def _order(number: int, port: str, folder: str, data: str) -> None:
+    trainer, loaders = _one_of_two(number, port, folder, data, epochs=2)
+    plain, seen = trainer._step, []
+
+    def step(batch: Any, loss: Any, scaler: Any) -> Any:
+        seen.append(torch.stack([batch["user_id"], batch["item_id"]], dim=1))
+        return plain(batch, loss, scaler)
+
+    trainer._step = step
+    trainer.fit(*loaders[:2], saved=False, show_progress=False)
+    half = len(seen) // 2
+    first, second = torch.cat(seen[:half]), torch.cat(seen[half:])
+    assert first.shape == second.shape and len(first) > 100 and not torch.equal(first, second)
+
+
+def test_epochs_of_two_processes_have_orders_of_their_own(data: Path, tmp_path: Path) -> None:
+    """As those of one have."""
+    multiprocessing.spawn(_order, (free_port(), str(tmp_path / "saved"), str(data)), nprocs=2)
+
+
+def _spoilt(number: int, port: str, folder: str, data: str) -> None:
+    trainer, loaders = _one_of_two(number, port, folder, data, epochs=2)
+    plain, calls = trainer._step, []
+
+    def step(batch: Any, loss: Any, scaler: Any) -> Any:
+        calls.append(1)
+        factor = float("nan") if number == 1 and len(calls) == 3 else 1.0
+        return plain(batch, lambda given: loss(given) * factor, scaler)
+
+    trainer._step = step
+    with pytest.raises(NumberError):
+        trainer.fit(*loaders[:2], saved=False, show_progress=False)
+    assert len(calls) == 3
+
+
+def test_a_loss_that_is_nan_in_one_process_ends_both(data: Path, tmp_path: Path) -> None:
+    """Neither waits for the other."""
+    multiprocessing.spawn(_spoilt, (free_port(), str(tmp_path / "saved"), str(data)), nprocs=2)
 
 
 @pytest.mark.parametrize(
