@@ -14,7 +14,7 @@
 #   STUDY=ablation-scored bash benchmarks/compare/ablation.sh BPR ml-100k 0.001 base scored-0.25 scored-0.125
 #       (and LightGCN ml-100k 0.002, BPR citeulike-t 0.001, this with scored-auto, too)
 #   SCHEDULE=ml-100k-sequences bash benchmarks/compare/ablation.sh GRU4Rec ml-100k 0.001 base width-64 until-30-percent \
-#       width-64-until-30-percent norm-0.3
+#       width-64-until-30-percent
 #   SCHEDULE=ml-100k-sequences bash benchmarks/compare/ablation.sh SASRec ml-100k 0.001 base norm-0.16-until-10-percent
 # budgets-by-size, positions-only and linear-norm are for MultiVAE, random-positions for models that start from factors.
 # Arguments: model, dataset (with a YAML file beside this one, of its name or SCHEDULE; DATA is the folder of those
