@@ -238,18 +238,18 @@ def test_operations_of_ranks() -> None:
     in_two(_operations)
 
 
-def _traffic(number: int, port: str, folder: str, data: str) -> None:
+def _one_of_two(
+    number: int, port: str, folder: str, data: str, given: dict[str, Any], **sparsity: Any
+) -> tuple[Any, Any]:
+    """Trainer and loaders of a process of two; ``given`` and ``sparsity`` are settings besides the usual."""
     place = {"nproc": 2, "world_size": 2, "ip": "localhost", "port": port, "offset": 0, "local_rank": number}
-    given = {
-        **settings_of("BPR", Path(data)),
-        **place,
-        "embedding_size": 64,
-        "gpu_id": "",
-        "checkpoint_dir": folder,
-    }
-    trainer, loaders = sparse_trainer_of(
-        "BPR", given, method="dsl", density=0.1, update_interval=3, grow_window=1, grow="accumulated_gradient"
-    )
+    given = {**settings_of("BPR", Path(data)), **place, "gpu_id": "", "checkpoint_dir": folder, **given}
+    return sparse_trainer_of("BPR", given, method="dsl", density=0.1, update_interval=3, **sparsity)
+
+
+def _traffic(number: int, port: str, folder: str, data: str) -> None:
+    sparsity = {"grow": "accumulated_gradient", "grow_window": 1}
+    trainer, loaders = _one_of_two(number, port, folder, data, {"embedding_size": 64}, **sparsity)
     sent: dict[str, list[int]] = {"gradient": [], "scores": []}
 
     def count(_, bucket):  # torch checks the types that a hook declares
@@ -279,14 +279,8 @@ def test_gradients_on_the_wire_are_those_of_live_weights(data: Path, tmp_path: P
     multiprocessing.spawn(_traffic, (free_port(), str(tmp_path / "saved"), str(data)), nprocs=2)
 
 
-def _one_of_two(number: int, port: str, folder: str, data: str, **more: Any) -> tuple[Any, Any]:
-    place = {"nproc": 2, "world_size": 2, "ip": "localhost", "port": port, "offset": 0, "local_rank": number}
-    given = {**settings_of("BPR", Path(data)), **place, "gpu_id": "", "checkpoint_dir": folder, **more}
-    return sparse_trainer_of("BPR", given, method="dsl", density=0.1, update_interval=3)
-
-
 def _order(number: int, port: str, folder: str, data: str) -> None:
-    trainer, loaders = _one_of_two(number, port, folder, data, epochs=2)
+    trainer, loaders = _one_of_two(number, port, folder, data, {"epochs": 2})
     plain, seen = trainer._step, []
 
     def step(batch: Any, loss: Any, scaler: Any) -> Any:
@@ -306,7 +300,7 @@ def test_epochs_of_two_processes_have_orders_of_their_own(data: Path, tmp_path: 
 
 
 def _spoilt(number: int, port: str, folder: str, data: str) -> None:
-    trainer, loaders = _one_of_two(number, port, folder, data, epochs=2)
+    trainer, loaders = _one_of_two(number, port, folder, data, {"epochs": 2})
     plain, calls = trainer._step, []
 
     def step(batch: Any, loss: Any, scaler: Any) -> Any:

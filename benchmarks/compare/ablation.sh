@@ -19,9 +19,9 @@
 # budgets-by-size, positions-only and linear-norm are for MultiVAE, random-positions for models that start from factors.
 # Arguments: model, dataset (with a YAML file beside this one, of its name or SCHEDULE; DATA is the folder of those
 # that RecBole does not bring along), learning rate: that which the comparison's tuning chose for dsl_plus, RecBole's
-# default where there is no comparison; the names of variants, if not all. Two cells run at once (JOBS). Goes on where it was stopped; results are in benchmarks/results/ablation
-# (or STUDY, which keeps the cells of one version of the method together), tables by
-# python -m benchmarks.ablation_docs.
+# default where there is no comparison; the names of variants, if not all. Two cells run at once (JOBS). Goes on where
+# it was stopped; results are in benchmarks/results/ablation (or STUDY, which keeps the cells of one version of the
+# method together), tables by python -m benchmarks.ablation_docs.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 model=$1 dataset=$2 rate=$3 wanted=" ${*:4} "
