@@ -130,7 +130,7 @@ def train_and_test(
         start_from(network, config.dsl.start_from)
     ranks = Ranks(config)
     if ranks.count > 1:  # the same model everywhere, but other negative samples, dropout and the like
-        init_seed(config["seed"] + ranks.number, config["reproducibility"])
+        init_seed(ranks.seed(config["seed"]), config["reproducibility"])
     logger.info(network)
     log_dense_flops(config, network, data)
     begin = time.perf_counter()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,24 +146,33 @@ def sparse_run(name: str | type, settings: dict[str, Any], **dsl: Any) -> Run:
 
 def recorded_fit(trainer: Any, data: list[Any]) -> Run:
     run = Run(trainer, (data[0], data[1], data[2]), dense_weights(trainer.model))
-    for loss in ("calculate_loss", "calculate_kg_loss", "calculate_rs_loss"):
-        if hasattr(trainer.model, loss):
-            _record(trainer.model, loss, run.losses)
-    _, valid = trainer.fit(data[0], data[1], show_progress=False)
+    with ExitStack() as watched:
+        for loss in ("calculate_loss", "calculate_kg_loss", "calculate_rs_loss"):
+            if hasattr(trainer.model, loss):
+                watched.enter_context(_recorded(type(trainer.model), loss, run.losses))
+        _, valid = trainer.fit(data[0], data[1], show_progress=False)
     run.valid = dict(valid or {})
     return run
 
 
-def _record(model: Any, name: str, losses: list[float]) -> None:
-    plain = getattr(model, name)
+@contextmanager
+def _recorded(model: type, name: str, losses: list[float]) -> Iterator[None]:
+    """In the class that has it: a model with a method of its own in its place is trained another way."""
+    owner = next(some for some in model.__mro__ if name in vars(some))
+    plain = vars(owner)[name]
 
+    @functools.wraps(plain)
     def loss(*args: Any, **kwargs: Any) -> Any:
         result = plain(*args, **kwargs)
         parts = result if isinstance(result, tuple) else (result,)
         losses.append(sum(float(part.detach().sum()) for part in parts))
         return result
 
-    setattr(model, name, loss)
+    setattr(owner, name, loss)
+    try:
+        yield
+    finally:
+        setattr(owner, name, plain)
 
 
 def difference_of_losses(one: list[float], other: list[float]) -> float:

@@ -146,7 +146,21 @@ def test_answers_are_the_recommender_s(server: Server) -> None:
 def test_wrong_requests(status: int, path: str, values: Any, server: Server) -> None:
     """Their status, and what was wrong."""
     found, body = server.ask("GET", f"{path}?{urlencode(values)}")
-    assert found == status and body["detail"]
+    assert found == status and isinstance(body["detail"], str) and body["detail"]
+
+
+def test_values_that_are_not_valid_are_told_in_a_sentence(server: Server) -> None:
+    """Where, of how many places, and what is allowed."""
+    assert server.get("/recommend", user="u1", k=51) == (
+        422,
+        {"detail": "The request is refused at query.k: Input should be less than or equal to 50."},
+    )
+    status, body = server.post({"users": ["u1", 3, 4]})
+    assert status == 422
+    assert body["detail"] == "The request is refused at body.users.1 (1 more): Input should be a valid string."
+    _, described = server.get("/openapi.json")
+    schema = described["paths"]["/similar"]["get"]["responses"]["422"]["content"]["application/json"]["schema"]
+    assert schema == {"$ref": "#/components/schemas/Problem"}
 
 
 @pytest.mark.parametrize(
@@ -161,7 +175,7 @@ def test_wrong_requests(status: int, path: str, values: Any, server: Server) -> 
 def test_wrong_bodies(body: bytes, server: Server) -> None:
     """422, whatever they are."""
     status, found = server.post(body)
-    assert status in (400, 422) and found["detail"]
+    assert status in (400, 422) and isinstance(found["detail"], str) and found["detail"]
 
 
 def test_limits_hold_where_nothing_is_asked_for(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """A recommender over HTTP: an application of FastAPI, with a page to try it and an OpenAPI page."""
 
 # Annotations are read when functions are defined, since FastAPI needs those that name the limits.
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, Any, Final, Literal
@@ -105,7 +105,7 @@ def application(
     """
     manifest = recommender.manifest
     problems: dict[int | str, dict[str, Any]] = {
-        400: {"model": Problem}, 404: {"model": Problem}, 413: {"model": Problem},
+        400: {"model": Problem}, 404: {"model": Problem}, 413: {"model": Problem}, 422: {"model": Problem},
     }  # fmt: skip
     app = FastAPIOffline(
         title=f"{manifest.model} on {manifest.dataset}",
@@ -134,9 +134,7 @@ def application(
 
     @app.exception_handler(RequestValidationError)
     def not_valid(_: Request, error: RequestValidationError) -> JSONResponse:
-        # Without what was sent, which may be anything, infinity included, and not fit into JSON.
-        detail = [{key: problem[key] for key in ("type", "loc", "msg")} for problem in error.errors()]
-        return JSONResponse({"detail": detail}, 422)
+        return JSONResponse({"detail": _first_problem(error.errors())}, 422)
 
     @app.get("/health")
     def health() -> Health:
@@ -205,6 +203,13 @@ def _known_parameters(request: Request) -> None:
                 f"The parameter {name!r} is unknown{nearest(name, known)}: allowed "
                 + (f"are {', '.join(sorted(known))}." if known else "is none.")
             )
+
+
+def _first_problem(problems: Sequence[Mapping[str, Any]]) -> str:
+    """What is wrong and where, of the first place, without what was sent, which may be anything."""
+    place = ".".join(str(part) for part in problems[0]["loc"])
+    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"The request is refused at {place}{more}: {problems[0]['msg']}."
 
 
 def _items(items: list[str], scores: Any) -> list[Item]:

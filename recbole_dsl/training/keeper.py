@@ -345,5 +345,6 @@ class Keeper:
                 group.growth_scores.sums.zero_()  # the first process has them for all
         randomness.restore(run["randomness"], self.generators)
         if trainer.ranks.number >= max(1, len(run["ranks"])):  # a process that the run did not have
-            torch.manual_seed(trainer.config["seed"] + trainer.ranks.number)
-            np.random.seed(trainer.config["seed"] + trainer.ranks.number)
+            seed = trainer.ranks.seed(trainer.config["seed"])
+            torch.manual_seed(seed)
+            np.random.seed(seed)

@@ -35,6 +35,10 @@ class Ranks:
         self.number = 0 if alone else dist.get_rank()
         self.device: torch.device = config["device"]
 
+    def seed(self, of_the_run: int) -> int:
+        """One of this process's own, of the run's in the first; below 2^32, as numpy's are."""
+        return (of_the_run + self.number) % 2**32
+
     @property
     def is_first(self) -> bool:
         """Whether this process is the one that writes files."""
