@@ -1,4 +1,4 @@
-"""Write the tables of the pages about the ablation, from the cells of benchmarks/compare/ablation.sh.
+"""Write the tables of the pages about the ablation, from the cells of ablation.sh and dropout.sh.
 
 python -m benchmarks.ablation_docs
 """
@@ -129,6 +129,26 @@ def tail(where: str = "ablation-popularity/BPR-ml-1m", beside: str = "compare/BP
     return table(head, rows, words=2)
 
 
+def dropout() -> str:
+    """A row for every share that is dropped, method and density, with what was run as it comes."""
+    found: dict[tuple[str, ...], list[RunResult]] = {}
+    for folder in sorted((RESULTS / "dropout").iterdir()):
+        beside = sorted((RESULTS / "out_of_the_box").glob(f"{folder.name.rpartition('-')[0]}-*.json"))
+        as_they_come = [RunResult.from_json(file.read_text(encoding="utf-8")) for file in beside]
+        for run in [*read_cells(folder).values(), *as_they_come]:
+            config = run.config
+            share = config.get("hidden_dropout_prob", config.get("dropout_prob"))
+            density = "" if run.method == "dense" else f"{_density(run):g}"
+            found.setdefault((run.model, run.dataset, f"{share:g}", run.method, density), []).append(run)
+    rows = []
+    for key, runs in sorted(found.items()):
+        cells = {str(run.seed): run for run in runs}
+        scores = [mean_and_deviation(_scores(cells, part)) for part in (VALIDATION, TEST)]
+        rows.append([*key, *scores, figure(statistics.fmean(run.epochs_run for run in runs)), str(len(cells))])
+    head = ["model", "dataset", "dropout", "method", "density", "validation", "test", "epochs", "seeds"]
+    return table(head, rows, words=5) if rows else MISSING
+
+
 def _recalled(density: str, name: str, runs: Cells) -> list[str]:
     """Means over seeds: the test metric, then recall@10 of items of some popularity tenths."""
     recalls = [run.analysis["by_popularity"]["items"]["recall"]["10"] for run in runs.values()]
@@ -154,6 +174,7 @@ def _against(runs: Cells, base: Cells, part: str) -> list[str]:
 SECTIONS: dict[str, Callable[[], str]] = {
     "summary": summary,
     "tail": tail,
+    "dropout": dropout,
     **{name: functools.partial(study, where) for name, where in STUDIES.items()},
 }
 

@@ -15,7 +15,6 @@
 #       (and LightGCN ml-100k 0.002, BPR citeulike-t 0.001, this with scored-auto, too)
 #   SCHEDULE=ml-100k-sequences bash benchmarks/compare/ablation.sh GRU4Rec ml-100k 0.001 base width-64 until-30-percent \
 #       width-64-until-30-percent
-#   SCHEDULE=ml-100k-sequences bash benchmarks/compare/ablation.sh SASRec ml-100k 0.001 base norm-0.16-until-10-percent
 # budgets-by-size, positions-only and linear-norm are for MultiVAE, random-positions for models that start from factors.
 # Arguments: model, dataset (with a YAML file beside this one, of its name or SCHEDULE; DATA is the folder of those
 # that RecBole does not bring along), learning rate: that which the comparison's tuning chose for dsl_plus, RecBole's
@@ -32,7 +31,6 @@ variants=(
     norm-0.1:--dsl_init_norm=0.1
     norm-0.3:--dsl_init_norm=0.3
     norm-1:--dsl_init_norm=1
-    norm-0.16-until-10-percent:"--dsl_init_norm=0.16 --dsl_end=10%"
     norm-2:--dsl_init_norm=2
     norm-3:--dsl_init_norm=3
     nmf:--dsl_init=nmf
