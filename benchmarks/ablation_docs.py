@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable
 
 from benchmarks import speed_docs
+from benchmarks.compare_docs import as_they_come
 from benchmarks.speed_docs import MISSING, RESULTS, ROOT, figure, table
 from recbole_dsl.compare.summary import mean_and_deviation, metric_of, paired_p, read_cells
 from recbole_dsl.results import RunResult
@@ -133,9 +134,8 @@ def dropout() -> str:
     """A row for every share that is dropped, method and density, with what was run as it comes."""
     found: dict[tuple[str, ...], list[RunResult]] = {}
     for folder in sorted((RESULTS / "dropout").iterdir()):
-        beside = sorted((RESULTS / "out_of_the_box").glob(f"{folder.name.rpartition('-')[0]}-*.json"))
-        as_they_come = [RunResult.from_json(file.read_text(encoding="utf-8")) for file in beside]
-        for run in [*read_cells(folder).values(), *as_they_come]:
+        beside = as_they_come(f"{folder.name.rpartition('-')[0]}-*")
+        for run in [*read_cells(folder).values(), *beside]:
             config = run.config
             share = config.get("hidden_dropout_prob", config.get("dropout_prob"))
             density = "" if run.method == "dense" else f"{_density(run):g}"

@@ -228,9 +228,15 @@ def _shares(ours: Mapping[str, float | None], dense: Mapping[str, float | None])
     ]
 
 
+def as_they_come(pattern: str = "*", folder: Path = OUT_OF_THE_BOX) -> list[RunResult]:
+    """The runs of out_of_the_box.sh whose files have such names, without ``.json``."""
+    files = sorted(folder.glob(f"{pattern}.json"))
+    return [RunResult.from_json(file.read_text(encoding="utf-8")) for file in files]
+
+
 def out_of_the_box(folder: Path = OUT_OF_THE_BOX) -> str:
     """Dense and sparse with defaults only: what they rank and what they take, one row for every run."""
-    runs = [RunResult.from_json(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    runs = as_they_come(folder=folder)
     if not runs:
         return MISSING
     dense = {(run.model, run.dataset, run.seed): _test_score(run)[1] for run in runs if run.method == "dense"}
