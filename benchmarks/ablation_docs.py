@@ -12,7 +12,7 @@ from collections.abc import Callable
 from benchmarks import speed_docs
 from benchmarks.compare_docs import as_they_come
 from benchmarks.speed_docs import MISSING, RESULTS, ROOT, figure, table
-from recbole_dsl.compare.summary import mean_and_deviation, metric_of, paired_p, read_cells
+from recbole_dsl.compare.summary import asked_density, mean_and_deviation, metric_of, paired_p, read_cells
 from recbole_dsl.results import RunResult
 
 Cells = dict[str, RunResult]
@@ -134,17 +134,18 @@ def dropout() -> str:
     """A row for every share that is dropped, method and density, with what was run as it comes."""
     found: dict[tuple[str, ...], list[RunResult]] = {}
     for folder in sorted((RESULTS / "dropout").iterdir()):
-        beside = as_they_come(f"{folder.name.rpartition('-')[0]}-*")
-        for run in [*read_cells(folder).values(), *beside]:
-            config = run.config
-            share = config.get("hidden_dropout_prob", config.get("dropout_prob"))
-            density = "" if run.method == "dense" else f"{_density(run):g}"
-            found.setdefault((run.model, run.dataset, f"{share:g}", run.method, density), []).append(run)
+        runs = [(run, asked_density(name, run)) for name, run in read_cells(folder).items()]
+        for run in as_they_come(f"{folder.name.rpartition('-')[0]}-*"):
+            runs.append((run, None if run.method == "dense" else _density(run)))
+        for run, density in runs:
+            share = run.config.get("hidden_dropout_prob", run.config.get("dropout_prob"))
+            asked = "" if density is None else f"{density:g}"
+            found.setdefault((run.model, run.dataset, f"{share:g}", run.method, asked), []).append(run)
     rows = []
-    for key, runs in sorted(found.items()):
-        cells = {str(run.seed): run for run in runs}
+    for key, same in sorted(found.items()):
+        cells = {str(run.seed): run for run in same}
         scores = [mean_and_deviation(_scores(cells, part)) for part in (VALIDATION, TEST)]
-        rows.append([*key, *scores, figure(statistics.fmean(run.epochs_run for run in runs)), str(len(cells))])
+        rows.append([*key, *scores, figure(statistics.fmean(run.epochs_run for run in same)), str(len(cells))])
     head = ["model", "dataset", "dropout", "method", "density", "validation", "test", "epochs", "seeds"]
     return table(head, rows, words=5) if rows else MISSING
 

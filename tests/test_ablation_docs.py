@@ -58,7 +58,12 @@ def test_dropout_by_hand() -> None:
     scores = [json.loads(file.read_text(encoding="utf-8"))["test_result"]["ndcg@10"] for file in files]
     assert len(scores) == 3 and f"| {statistics.fmean(scores):.4f} ±" in line
     beside = [x for x in lines if x.startswith("| SASRec | ml-1m-pos |")]
-    assert [x.split(" | ")[2:4] for x in beside] == [["0.2", "dense"], ["0.2", "dsl_plus"], ["0.5", "dense"]]
+    assert [x.split(" | ")[2:5] for x in beside] == [
+        ["0.2", "dense", ""],
+        ["0.2", "dsl_plus", "0.1"],
+        ["0.2", "narrow", "0.1"],
+        ["0.5", "dense", ""],
+    ]
 
 
 def test_the_tail_by_hand() -> None:
