@@ -38,6 +38,8 @@ STUDIES = {
     "bpr_before": "ablation-before/BPR-ml-100k",
     "lightgcn_before": "ablation-before/LightGCN-ml-100k",
 }
+FORMER_DEFAULTS = RESULTS / "out_of_the_box-before"
+"""Runs of out_of_the_box.sh with a dropout that was the default then."""
 """Folder and beginning of the names of its folders, by the name in the marker."""
 
 TODAY = (
@@ -131,11 +133,12 @@ def tail(where: str = "ablation-popularity/BPR-ml-1m", beside: str = "compare/BP
 
 
 def dropout() -> str:
-    """A row for every share that is dropped, method and density, with what was run as it comes."""
+    """A row for every share that is dropped, method and density, with runs as they come, now and before."""
     found: dict[tuple[str, ...], list[RunResult]] = {}
     for folder in sorted((RESULTS / "dropout").iterdir()):
         runs = [(run, asked_density(name, run)) for name, run in read_cells(folder).items()]
-        for run in as_they_come(f"{folder.name.rpartition('-')[0]}-*"):
+        named = f"{folder.name.rpartition('-')[0]}-*"
+        for run in [*as_they_come(named), *as_they_come(named, FORMER_DEFAULTS)]:
             runs.append((run, None if run.method == "dense" else _density(run)))
         for run, density in runs:
             share = run.config.get("hidden_dropout_prob", run.config.get("dropout_prob"))

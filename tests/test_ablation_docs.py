@@ -59,6 +59,7 @@ def test_dropout_by_hand() -> None:
     assert len(scores) == 3 and f"| {statistics.fmean(scores):.4f} ±" in line
     beside = [x for x in lines if x.startswith("| SASRec | ml-1m-pos |")]
     assert [x.split(" | ")[2:5] for x in beside] == [
+        ["0", "dsl_plus", "0.1"],
         ["0.2", "dense", ""],
         ["0.2", "dsl_plus", "0.1"],
         ["0.2", "narrow", "0.1"],
