@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # How much dropout a sparse model takes, beside the dense one with as much: RecBole's default and less.
 #   bash benchmarks/compare/dropout.sh MultiVAE ml-100k 0.5 0.2
-#   DATA=folder SCHEDULE=ml-1m-pos-sequences FLAGS="--epochs=300 --stopping_step=10" METHODS=dense SEEDS=1 \
-#       bash benchmarks/compare/dropout.sh SASRec ml-1m-pos 0.2
+#   DATA=folder SCHEDULE=ml-1m-pos-sequences FLAGS="--epochs=300 --stopping_step=10" METHODS=dense,narrow \
+#       DENSITIES=0.1 SEEDS=1 bash benchmarks/compare/dropout.sh SASRec ml-1m-pos 0.2
 # Arguments: model, dataset (with a YAML file beside this one, of its name or SCHEDULE; DATA is the folder of those that
 # RecBole does not bring along), shares that are dropped. The learning rate is RecBole's default, 0.001. FLAGS are further
 # ones (here those of out_of_the_box.sh); METHODS, DENSITIES and SEEDS are those of recbole-dsl compare. Goes on where it
