@@ -134,21 +134,21 @@ def tail(where: str = "ablation-popularity/BPR-ml-1m", beside: str = "compare/BP
 
 def dropout() -> str:
     """A row for every share that is dropped, method and density, with runs as they come, now and before."""
-    found: dict[tuple[str, ...], list[RunResult]] = {}
-    for folder in sorted((RESULTS / "dropout").iterdir()):
-        runs = [(run, asked_density(name, run)) for name, run in read_cells(folder).items()]
-        named = f"{folder.name.rpartition('-')[0]}-*"
-        for run in [*as_they_come(named), *as_they_come(named, FORMER_DEFAULTS)]:
+    folders = sorted((RESULTS / "dropout").iterdir())
+    runs = [(run, asked_density(name, run)) for folder in folders for name, run in read_cells(folder).items()]
+    for pair in sorted({folder.name.rpartition("-")[0] for folder in folders}):
+        for run in [*as_they_come(f"{pair}-*"), *as_they_come(f"{pair}-*", FORMER_DEFAULTS)]:
             runs.append((run, None if run.method == "dense" else _density(run)))
-        for run, density in runs:
-            share = run.config.get("hidden_dropout_prob", run.config.get("dropout_prob"))
-            asked = "" if density is None else f"{density:g}"
-            found.setdefault((run.model, run.dataset, f"{share:g}", run.method, asked), []).append(run)
+    found: dict[tuple[str, ...], Cells] = {}
+    for run, density in runs:
+        share = run.config.get("hidden_dropout_prob", run.config.get("dropout_prob"))
+        asked = "" if density is None else f"{density:g}"
+        found.setdefault((run.model, run.dataset, f"{share:g}", run.method, asked), {})[str(run.seed)] = run
     rows = []
-    for key, same in sorted(found.items()):
-        cells = {str(run.seed): run for run in same}
+    for key, cells in sorted(found.items()):
         scores = [mean_and_deviation(_scores(cells, part)) for part in (VALIDATION, TEST)]
-        rows.append([*key, *scores, figure(statistics.fmean(run.epochs_run for run in same)), str(len(cells))])
+        epochs = statistics.fmean(run.epochs_run for run in cells.values())
+        rows.append([*key, *scores, figure(epochs), str(len(cells))])
     head = ["model", "dataset", "dropout", "method", "density", "validation", "test", "epochs", "seeds"]
     return table(head, rows, words=5) if rows else MISSING
 
