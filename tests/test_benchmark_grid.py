@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from benchmarks import data_path, grid
+from benchmarks.speed_docs import RESULTS
+from recbole_dsl.compare.options import read_tuned
 from recbole_dsl.training import lightgcn
 from tests.tiny_data import NAME
 
@@ -18,20 +20,34 @@ needs_bash = pytest.mark.skipif(os.name == "nt", reason="the scripts are bash's"
 
 
 def test_the_lines_that_the_script_reads() -> None:
-    """Model, dataset, space, as many trials as the space has points, own settings; of all if none is named."""
-    assert list(grid.commands(["BPR/ml-1m", "NeuMF/ml-1m", "LightGCN/gowalla"])) == [
+    """Model, dataset, space, as many trials as the space has points (or settings and none), own settings; of all."""
+    assert list(grid.commands(["BPR/ml-1m", "NeuMF/ml-1m", "LightGCN/gowalla", "LightGCN/yelp2018"])) == [
         "BPR ml-1m benchmarks/compare/space_of_five_small.txt 5",
         "NeuMF ml-1m benchmarks/compare/space_of_five_small.txt 5 --eval_batch_size=16384",
         "LightGCN gowalla benchmarks/compare/space_of_three_large.txt 3",
+        "LightGCN yelp2018 benchmarks/compare/tuned_on_gowalla.yaml 0",
     ]
     assert len(list(grid.commands([]))) == len(grid.order())
 
 
 def test_every_comparison_has_its_files() -> None:
-    """The schedule of its dataset, and its space."""
+    """The schedule of its dataset, and its space, or settings for every method."""
     for one in grid.order():
         assert (grid.FOLDER / f"{one['dataset']}.yaml").is_file()
-        assert (grid.FOLDER / f"{one['space']}.txt").is_file()
+        file, points = grid.search_of(one)
+        assert file.is_file() and (points > 1) == ("space" in one) != ("tuned" in one)
+        if "tuned" in one:
+            settings = read_tuned(str(file))["chosen"][one["model"]][one["dataset"]]
+            assert list(settings) == ["dense", "narrow", "dsl", "dsl_plus"]
+
+
+def test_rates_of_other_graphs_are_gowallas() -> None:
+    """As they were tuned there, to the last digit."""
+    tuned = read_tuned(str(RESULTS / "compare/LightGCN-gowalla-tuning/tuned.yaml"))["chosen"]["LightGCN"][
+        "gowalla"
+    ]
+    taken = read_tuned(str(grid.FOLDER / "tuned_on_gowalla.yaml"))["chosen"]["LightGCN"]
+    assert list(taken) == ["yelp2018", "amazon-book-kgat"] and all(rates == tuned for rates in taken.values())
 
 
 def test_a_comparison_that_is_not_listed() -> None:
@@ -40,15 +56,16 @@ def test_a_comparison_that_is_not_listed() -> None:
         list(grid.commands(["BPR/mars"]))
 
 
-def script(name: str, *words: str, folder: Path) -> Any:
+def script(name: str, *words: str, folder: Path, **variables: str) -> Any:
     """Run a script of the comparisons with a ``recbole-dsl`` that prints what it is asked."""
     stub = folder / "recbole-dsl"
     stub.write_text('#!/bin/sh\necho "$@"\n', encoding="utf-8")
     stub.chmod(0o755)
     python = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{python}{os.pathsep}{os.environ['PATH']}"}
-    for name_of_setting in ("DATA", "SCHEDULE", "STUDY", "DENSITY", "JOBS", "SEEDS"):
+    for name_of_setting in ("DATA", "SCHEDULE", "STUDY", "DENSITY", "DENSITIES", "JOBS", "SEEDS", "SUFFIX"):
         environment.pop(name_of_setting, None)
+    environment.update(variables)
     command = ["bash", str(grid.FOLDER / name), *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
@@ -64,6 +81,25 @@ def test_dense_from_factors_is_tuned_as_the_comparison(tmp_path: Path) -> None:
     assert "space.txt --trials=4" in script("from_factors.sh", "BPR", "ml-100k", folder=tmp_path).stdout
     done = script("from_factors.sh", "BPR", "mars", folder=tmp_path)
     assert done.returncode != 0 and not done.stdout and "BPR/mars is not in" in done.stderr
+
+
+@needs_bash
+def test_a_comparison_that_is_not_tuned(tmp_path: Path) -> None:
+    """Takes the settings of its file, and has no dense one from factors."""
+    done = script("accuracy.sh", folder=tmp_path, DATA="data", PAIRS="LightGCN/yelp2018", DENSITIES="0.1")
+    (compare,) = done.stdout.splitlines()
+    assert done.returncode == 0 and compare.startswith("compare ") and " --densities=0.1 " in compare
+    assert compare.endswith("--tuned=benchmarks/compare/tuned_on_gowalla.yaml")
+    done = script("accuracy.sh", folder=tmp_path, DATA="data", PAIRS="LightGCN/gowalla")
+    tune, compare = done.stdout.splitlines()
+    assert tune.startswith("tune ") and tune.split()[-3:] == [
+        "--space=benchmarks/compare/space_of_three_large.txt",
+        "--trials=3",
+        "--density=0.1",
+    ]
+    assert compare.endswith("--tuned=benchmarks/results/compare/LightGCN-gowalla-tuning/tuned.yaml")
+    done = script("from_factors.sh", "LightGCN", "yelp2018", folder=tmp_path)
+    assert done.returncode == 2 and not done.stdout and done.stderr.startswith("LightGCN/yelp2018 is refused: ")
 
 
 @needs_bash

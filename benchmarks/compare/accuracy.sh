@@ -1,20 +1,24 @@
 #!/usr/bin/env bash
 # The accuracy of sparse models beyond run.sh's: DATA=folder-of-datasets bash benchmarks/compare/accuracy.sh
 # Their order is order.yaml's, fixed before they were run; the schedule of a dataset is its YAML file's, the same for
-# every method. Each comparison is tuned at density 0.1 with the first seed, then run at all densities. Goes on where
-# it was stopped; results are in benchmarks/results/compare.
+# every method. Each comparison is tuned at density 0.1 with the first seed, if it does not take rates that were tuned
+# elsewhere, then run at all densities. Goes on where it was stopped; results are in benchmarks/results/compare.
 # More seeds for a part of it, in a folder of its own:
 #   DATA=folder PAIRS=BPR/citeulike-t DENSITIES=0.1 SEEDS=3 SUFFIX=-seeds bash benchmarks/compare/accuracy.sh
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 read -ra wanted <<< "${PAIRS:-}"
 comparisons=$(python -m benchmarks.grid ${wanted[@]+"${wanted[@]}"})
-while read -r model dataset space trials more <&3; do
+while read -r model dataset search trials more <&3; do
     name=$model-$dataset
+    tuned=$search
     common=(--models="$model" --datasets="$dataset" --methods=dense,narrow,dsl,dsl_plus
             --config_files="benchmarks/compare/$dataset.yaml" --results=benchmarks/results/compare --jobs="${JOBS:-2}" $more)
     [ "$dataset" = ml-100k ] || common+=(--data_path="${DATA:?set it to the folder that holds the datasets}")
-    recbole-dsl tune "${common[@]}" --name="$name-tuning" --space="$space" --trials="$trials" --density=0.1
+    if [ "$trials" != 0 ]; then
+        recbole-dsl tune "${common[@]}" --name="$name-tuning" --space="$search" --trials="$trials" --density=0.1
+        tuned=benchmarks/results/compare/$name-tuning/tuned.yaml
+    fi
     recbole-dsl compare "${common[@]}" --name="$name${SUFFIX:-}" --densities="${DENSITIES:-0.1,0.05,0.2,0.5}" --seeds="${SEEDS:-1}" \
-        --tuned="benchmarks/results/compare/$name-tuning/tuned.yaml"
+        --tuned="$tuned"
 done 3<<< "$comparisons"
