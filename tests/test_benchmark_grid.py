@@ -20,7 +20,7 @@ needs_bash = pytest.mark.skipif(os.name == "nt", reason="the scripts are bash's"
 
 
 def test_the_lines_that_the_script_reads() -> None:
-    """Model, dataset, space, as many trials as it has points (or tuned ones, and none), own settings; of all."""
+    """Model, dataset, space, as many trials as it has points (or tuned ones, none), own settings; of all."""
     assert list(grid.commands(["BPR/ml-1m", "NeuMF/ml-1m", "LightGCN/gowalla", "LightGCN/yelp2018"])) == [
         "BPR ml-1m benchmarks/compare/space_of_five_small.txt 5",
         "NeuMF ml-1m benchmarks/compare/space_of_five_small.txt 5 --eval_batch_size=16384",
