@@ -85,14 +85,25 @@ def run_all(processes: Processes, model: str, dataset: str, files: Sequence[str]
         DSLError: what one of them has said, or that one has gone.
         KeyboardInterrupt: a signal has stopped them.
     """
-    from .experiment import run_recbole_dsl
-
     if processes.world_size == 1:
+        from .experiment import run_recbole_dsl
+
         run_recbole_dsl(model, dataset, files)
     elif processes.local_rank is not None:
-        run_recbole_dsl(model, dataset, files, processes.settings(processes.local_rank))
+        _run_one(processes.local_rank, processes, (model, dataset, list(files)))
     else:
         _run_here(processes, (model, dataset, list(files)))
+
+
+def _run_one(local: int, processes: Processes, what: tuple[str, str, list[str]]) -> None:
+    import torch.distributed as dist
+
+    from .experiment import run_recbole_dsl
+
+    run_recbole_dsl(*what, processes.settings(local))
+    # Threads of a group that is still there may let go of tensors after the interpreter has gone, which aborts.
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _run_here(processes: Processes, what: tuple[str, str, list[str]]) -> None:
@@ -176,11 +187,10 @@ def _work(
 ) -> None:
     """One process: what it has to say goes to the one that started it."""
     sys.argv = argv
-    from .experiment import run_recbole_dsl
     from .training.signals import Interrupted
 
     try:
-        run_recbole_dsl(*what, processes.settings(local))
+        _run_one(local, processes, what)
     except DSLError as error:
         messages.put(("error", 2, str(error)))
         sys.exit(2)

@@ -226,6 +226,20 @@ def test_flags_that_do_not_fit_are_refused(given: dict[str, str]) -> None:
         Processes.of(flags(**given), {})
 
 
+def test_a_process_leaves_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of one that is there to the end abort processes now and then."""
+    there = []
+
+    def experiment(model: str, dataset: str, files: list[str], given: dict[str, Any]) -> None:
+        dist.init_process_group("gloo", rank=0, world_size=1, init_method=f"tcp://localhost:{given['port']}")
+        there.append((model, dataset, files, dist.is_initialized()))
+
+    monkeypatch.setattr("recbole_dsl.experiment.run_recbole_dsl", experiment)
+    of_torchrun = Processes(1, 2, "localhost", int(free_port()), 0, local_rank=0)
+    launching.run_all(of_torchrun, "BPR", "ml-100k", ["a.yaml"])
+    assert there == [("BPR", "ml-100k", ["a.yaml"], True)] and not dist.is_initialized()
+
+
 def in_two(work: Any, *arguments: Any) -> None:
     """Run a function of a rank in two processes that know each other."""
     multiprocessing.spawn(_with_group, (free_port(), work, arguments), nprocs=2)
@@ -266,6 +280,16 @@ def _one_of_two(
     return sparse_trainer_of("BPR", given, method="dsl", density=0.1, update_interval=3, **sparsity)
 
 
+def _trainer_in_two(work: Any, data: Path, folder: Path) -> None:
+    """Run a function that makes a trainer with :func:`_one_of_two` in two processes."""
+    multiprocessing.spawn(_and_leave, (work, free_port(), str(folder / "saved"), str(data)), nprocs=2)
+
+
+def _and_leave(number: int, work: Any, *arguments: str) -> None:
+    work(number, *arguments)
+    dist.destroy_process_group()
+
+
 def _traffic(number: int, port: str, folder: str, data: str) -> None:
     sparsity = {"grow": "accumulated_gradient", "grow_window": 1}
     trainer, loaders = _one_of_two(number, port, folder, data, {"embedding_size": 64}, **sparsity)
@@ -295,7 +319,7 @@ def _traffic(number: int, port: str, folder: str, data: str) -> None:
 
 def test_gradients_on_the_wire_are_those_of_live_weights(data: Path, tmp_path: Path) -> None:
     """A tenth of the dense model's; growth scores, a sum for every scored position, once per update."""
-    multiprocessing.spawn(_traffic, (free_port(), str(tmp_path / "saved"), str(data)), nprocs=2)
+    _trainer_in_two(_traffic, data, tmp_path)
 
 
 def _order(number: int, port: str, folder: str, data: str) -> None:
@@ -315,7 +339,7 @@ def _order(number: int, port: str, folder: str, data: str) -> None:
 
 def test_epochs_of_two_processes_have_orders_of_their_own(data: Path, tmp_path: Path) -> None:
     """As those of one have."""
-    multiprocessing.spawn(_order, (free_port(), str(tmp_path / "saved"), str(data)), nprocs=2)
+    _trainer_in_two(_order, data, tmp_path)
 
 
 def _spoilt(number: int, port: str, folder: str, data: str) -> None:
@@ -335,7 +359,7 @@ def _spoilt(number: int, port: str, folder: str, data: str) -> None:
 
 def test_a_loss_that_is_nan_in_one_process_ends_both(data: Path, tmp_path: Path) -> None:
     """Neither waits for the other."""
-    multiprocessing.spawn(_spoilt, (free_port(), str(tmp_path / "saved"), str(data)), nprocs=2)
+    _trainer_in_two(_spoilt, data, tmp_path)
 
 
 @pytest.mark.parametrize(
