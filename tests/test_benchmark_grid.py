@@ -41,13 +41,24 @@ def test_every_comparison_has_its_files() -> None:
             assert list(settings) == ["dense", "narrow", "dsl", "dsl_plus"]
 
 
-def test_rates_of_other_graphs_are_gowallas() -> None:
-    """As they were tuned there, to the last digit."""
-    tuned = read_tuned(str(RESULTS / "compare/LightGCN-gowalla-tuning/tuned.yaml"))["chosen"]["LightGCN"][
-        "gowalla"
-    ]
-    taken = read_tuned(str(grid.FOLDER / "tuned_on_gowalla.yaml"))["chosen"]["LightGCN"]
-    assert list(taken) == ["yelp2018", "amazon-book-kgat"] and all(rates == tuned for rates in taken.values())
+@pytest.mark.parametrize(
+    "source, models, datasets",
+    [
+        ("gowalla", ["LightGCN"], ["yelp2018", "amazon-book-kgat"]),
+        ("ml-1m", ["MultiVAE", "NeuMF"], ["citeulike-t", "foursquare-fgcrec"]),
+    ],
+)
+def test_rates_of_another_dataset(source: str, models: list[str], datasets: list[str]) -> None:
+    """Are as they were tuned there."""
+    file = grid.FOLDER / f"tuned_on_{source}.yaml"
+    content = read_tuned(str(file))
+    assert source in content["how"] and list(content["chosen"]) == models
+    for model, taken in content["chosen"].items():
+        tuned = read_tuned(str(RESULTS / f"compare/{model}-{source}-tuning/tuned.yaml"))["chosen"][model][
+            source
+        ]
+        assert list(taken) == datasets and all(rates == tuned for rates in taken.values())
+        assert all(grid.by_name()[f"{model}/{dataset}"]["tuned"] == file.stem for dataset in datasets)
 
 
 def test_a_comparison_that_is_not_listed() -> None:
