@@ -71,7 +71,7 @@ def _check(
     for cell in {(c.model, c.dataset, c.method): c for c in cells}.values():
         _, method = request.methods[cell.method]
         sparse = {"dsl_density": cell.density} if method.procedure == "sparse" else {}
-        own = {**request.files, **each[cell], **sparse, "dsl_method": method.trains_as or "static"}
+        own = method.configured({**request.files, **each[cell], **sparse})
         with no_flags():
             config = RecBoleDSLConfig(cell.model, cell.dataset, None, own)
         all_known |= config.known_keys

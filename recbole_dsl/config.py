@@ -114,6 +114,8 @@ class RecBoleDSLConfig(Config):
     def _init_device(self) -> None:
         """RecBole's choice of the device; with several processes on CPUs, too, which RecBole leaves out."""
         settings = self.final_config_dict
+        if isinstance(settings["gpu_id"], list | tuple):  # what 0,1 on the command line is evaluated to
+            settings["gpu_id"] = ",".join(map(str, settings["gpu_id"]))
         if "local_rank" not in settings:
             super()._init_device()
             return
@@ -162,7 +164,7 @@ class RecBoleDSLConfig(Config):
         for file in [file_list] if isinstance(file_list, str | os.PathLike) else file_list or []:
             content = property_files.read_mapping(Path(file), loader=self.yaml_loader)
             property_files.check_keys(content, KEYS, f"'{file}'")
-            self._files.append(content)
+            self._files.append({key: _read_none(key, value) for key, value in content.items()})
         return {key: value for content in self._files for key, value in content.items()}
 
     def _load_variable_config_dict(self, config_dict: dict[str, Any] | None) -> Settings:
@@ -407,6 +409,11 @@ class RecBoleDSLConfig(Config):
             check_replaceable(dsl.result)
         folder = Path(str(self.final_config_dict["checkpoint_dir"]))
         check_writable(folder / "checkpoint.dsl", "checkpoint_dir")
+
+
+def _read_none(key: object, value: Any) -> Any:
+    """YAML's None is a text; of a key of ours it means what ``~`` does, so that the key counts as not set."""
+    return None if value == "None" and str(key).startswith(PREFIX) else value
 
 
 @contextmanager

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import yaml
 from .command_line import Parser, warn_misspelt_keys, warn_unknown_flags
 from .compare.grid import FIRST_SEED, Cell, cells_of
 from .compare.methods import read_method
-from .compare.options import Request, add_options, number, read_tuned, refuse_own, settings_of, whole
+from .compare.options import Request, add_options, number, read_tuned, refuse_own, seed, settings_of, whole
 from .compare.running import Runner, jobs_of, refuse_unfinished
 from .compare.space import points_of, read_space
 from .compare.store import Store
@@ -75,32 +76,30 @@ def run(argv: Sequence[str]) -> None:
                     f"{min(size)!r} in --space is refused, because {name} is to have the bytes of "
                     f"{method.trains_as}: allowed are settings that do not change the size, or other methods."
                 )
-    density, seed = number(options.density, "density"), whole(options.seed, "seed", least=0)
-    points = points_of(space, whole(options.trials, "trials"), seed)
-    cells = request.cells([density], [seed])
-    common = {**request.files, **request.settings}
-    flags = request.settings.keys() - request.files.keys()
-    metrics = {model: _check(model, request.datasets, common, points, flags) for model in request.models}
+    density, of_trials = number(options.density, "density"), seed(options.seed)
+    points = points_of(space, whole(options.trials, "trials"), of_trials)
+    cells = request.cells([density], [of_trials])
+    metrics = {model: _check(model, request, points, density) for model in request.models}
     how = {
         "space": {d.name: [d.kind, *d.values] for d in space},
         "trials": len(points),
         "density": density,
-        "seed": seed,
+        "seed": of_trials,
         "metric": ", ".join(sorted({metric for metric, _ in metrics.values()})),
     }
     store = Store(request.folder)
-    _refuse_other_trials(store, density, seed)
-    store.open(request.grid([density], [seed], points=points), request.files)
+    _refuse_other_trials(store, density, of_trials)
+    store.open(request.grid([density], [of_trials], points=points), request.files)
     path = store.folder / "tuned.yaml"
     before = read_tuned(str(path)).get("chosen", {}) if path.is_file() else {}
     # Methods that earlier calls have tuned keep their choices.
     chosen: dict[str, Any] = {"how": how, "chosen": _merged(request.tuned.get("chosen") or {}, before)}
     try:
         # What starts from the dense model starts from the tuned one.
-        everything, starting = _cells_of_folder(store, density, seed)
+        everything, starting = _cells_of_folder(store, density, of_trials)
         for model in read_grid(store.folder)["models"]:
             if model not in metrics:
-                metrics[model] = _check(model, request.datasets, common, points, flags)
+                metrics[model] = _check(model, request, points, density)
         for after in (None, "dense"):
             stage = [cell for cell in cells if request.methods[cell.method][1].after == after]
             if after == "dense":
@@ -241,27 +240,23 @@ def _as_csv(
     return text.getvalue()
 
 
-def _check(
-    model: str,
-    datasets: Sequence[str],
-    settings: Mapping[str, Any],
-    points: Sequence[Mapping[str, Any]],
-    flags: Collection[str],
-) -> tuple[str, bool]:
-    """Refuse points that RecBole would refuse; returns the metric of validation and whether more is better.
+def _check(model: str, request: Request, points: Sequence[Point], density: float) -> tuple[str, bool]:
+    """Refuse points that a method would refuse; returns the metric of validation and whether more is better.
 
-    Warns of ``flags`` and tuned settings that do nothing to the model.
+    Warns of flags and tuned settings that do nothing to the model.
     """
-    for dataset in datasets:
-        for point in points:
-            with no_flags():
-                own = {**settings, **point, "dsl_method": "static"}
-                config = RecBoleDSLConfig(model, dataset, None, own)
-            for key in ("epochs", "eval_step"):
-                if config[key] == 0:
-                    raise ConfigError(
-                        f"{key}=0 is refused, because nothing would be validated: allowed are others."
-                    )
+    settings = {**request.files, **request.settings}
+    flags = request.settings.keys() - request.files.keys()
+    methods = [method for _, method in request.methods.values()]
+    for dataset, method, point in itertools.product(request.datasets, methods, points):
+        own = method.configured({**settings, **point, "dsl_density": density})
+        with no_flags():
+            config = RecBoleDSLConfig(model, dataset, None, own)
+        for key in ("epochs", "eval_step"):
+            if config[key] == 0:
+                raise ConfigError(
+                    f"{key}=0 is refused, because nothing would be validated: allowed are others."
+                )
     for name in points[0].keys() - settings.keys() - config.known_keys:
         if hint := nearest(name, sorted(config.known_keys), cutoff=0.85):  # all trials would be the same
             raise ConfigError(f"{name!r} in --space is no known setting{hint}; allowed are those of the model.")

@@ -31,7 +31,7 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_dsl import RunResult
+from recbole_dsl import RunResult, compare_command, tune_command
 from recbole_dsl.cli import main
 from recbole_dsl.compare import methods, popularity, procedures, summary
 from recbole_dsl.compare.by_recbole import recbole_data, trainer_of
@@ -39,7 +39,7 @@ from recbole_dsl.compare.grid import Cell, cells_of
 from recbole_dsl.compare.hashing import QuotientRemainder, buckets_of
 from recbole_dsl.compare.methods import Method, read_method
 from recbole_dsl.compare.narrow import Widths
-from recbole_dsl.compare.options import read_tuned, settings_of
+from recbole_dsl.compare.options import Request, read_tuned, settings_of
 from recbole_dsl.compare.procedures import PROCEDURES, Task, with_dense
 from recbole_dsl.compare.pruning import GradualPruning, kept_at
 from recbole_dsl.compare.running import Job, Runner, jobs_of
@@ -50,7 +50,6 @@ from recbole_dsl.compare.twin import Budget
 from recbole_dsl.config import no_flags
 from recbole_dsl.errors import ConfigError
 from recbole_dsl.sparsity.interactions import Interactions
-from recbole_dsl.tune_command import _refuse_other_dense
 from tests.tiny_data import ITEMS, NAME, USERS
 
 pytestmark = pytest.mark.usefixtures("in_folder")
@@ -476,11 +475,33 @@ def test_dense_runs_models_that_recbole_alone_refuses(data: Path, tmp_path: Path
     assert "train_neg_sample_args" not in replace(of, files=(tmp_path / "mine.yaml",)).recbole
 
 
-def test_a_method_of_ones_own(tmp_path: Path) -> None:
+def test_our_settings_are_nothing_to_dense(data: Path, tmp_path: Path) -> None:
+    """Neither a flag nor a line of a file, which only some of our methods can have."""
+    (tmp_path / "ours.yaml").write_text("dsl_init_values: topology\n")
+    of = task(data, tmp_path, "dense", files=(tmp_path / "ours.yaml",))
+    of = replace(of, settings={**of.settings, "dsl_grow_window": 3})
+    assert of.recbole == {**settings_for(data), "seed": 2020, "checkpoint_dir": str(tmp_path / "own")}
+
+
+def test_values_of_the_topology_can_be_asked_for(data: Path, tmp_path: Path) -> None:
+    """Beside dense, of a comparison and of its trials, as dsl_plus has them."""
+    values = {"dsl_init_values": "topology", "data_path": str(data), "load_col": TINY["load_col"]}
+    request = Request(
+        ["BPR"], [NAME], {m: (m, read_method(m)) for m in ("dense", "dsl_plus")}, values, {}, {}, tmp_path, 1
+    )
+    cells = request.cells([0.1], [1])
+    assert compare_command._check(cells, request, dict.fromkeys(cells, values), None) == "mrr@10"
+    points = [{"dsl_init_values": "topology"}, {"dsl_init_values": "model"}]
+    assert tune_command._check("BPR", request, points, 0.1) == ("mrr@10", True)
+
+
+def test_a_method_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A YAML file is a method; its name is the file's."""
     (tmp_path / "mine.yaml").write_text("dsl_init: aligned\ndsl_update_ratio: 0.0\n")
     method = read_method("mine.yaml")
     assert (method.name, method.trains_as, method.densities) == ("mine", "mine.yaml", True)
+    monkeypatch.setattr(Path, "expanduser", lambda path: tmp_path / path.name if path.parts[0] == "~" else path)
+    assert read_method("~/mine.yaml") == replace(method, trains_as="~/mine.yaml")
 
 
 @given(st.integers(1, 64), st.integers(1, 64))
@@ -740,6 +761,9 @@ BAD = [
     ),
     (["--tuned=tuned.yaml"], "embedding_size=32 for narrow and 16 for dsl_plus, whose bytes narrow is to have"),
     (["--tuned=a/how.yaml"], "'how' may say in words"),
+    (["--methods=dense,b/large.yaml"], "dsl_budget='20KB' in 'b/large.yaml' is refused, because every cell"),
+    (["--methods=dense,static", "--dsl_init_values=topology"], "contradicts dsl_init='random'"),
+    (["--methods=dense,~/no.yaml"], "/no.yaml' cannot be read"),
 ]
 
 
@@ -751,6 +775,7 @@ def test_bad_flags_are_one_sentence(
     for file in ("a/mine.yaml", "b/mine.yaml", "a/narrow.yaml"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text("dsl_drop: taylor\n")
+    (tmp_path / "b" / "large.yaml").write_text("dsl_density: 0.3\ndsl_budget: 20KB\n")
     chosen = {
         "static": {"learning_rate": 0.1},
         "narrow": {"embedding_size": 32},
@@ -954,7 +979,7 @@ def test_tune_needs_something_to_tune(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "space").write_text("learning_rate choice [0.01]\n")
     assert main(["tune", "--space=space", "--methods=int8"]) == 2
     assert "nothing to tune" in capsys.readouterr().err
-    for flag in ("--density=0.1,0.2", "--seed=1,2", "--seed=-1"):
+    for flag in ("--density=0.1,0.2", "--seed=1,2", "--seed=-1", f"--seed={2**32}"):
         assert main(["tune", "--space=space", flag]) == 2
         assert f"{flag} is refused" in capsys.readouterr().err
     for flag in ("--epochs=0", "--eval_step=0"):
@@ -966,6 +991,7 @@ def test_tune_needs_something_to_tune(tmp_path: Path, capsys: pytest.CaptureFixt
             "embedding_size choice [16, 32]",
             "'embedding_size' in --space is refused, because narrow is to have the",
         ),
+        ("dsl_init choice ['random']\ndsl_init_values choice ['topology']", "contradicts dsl_init='random'"),
     ):
         (tmp_path / "space").write_text(line)
         assert main(["tune", "--space=space", "--models=BPR", "--methods=narrow,dsl_plus"]) == 2
@@ -1020,12 +1046,12 @@ def test_trials_from_another_dense_model_are_not_kept(tmp_path: Path) -> None:
     for rate in (0.001, 0.01):
         chosen = {"chosen": {"M": {"a-b": {"dense": {"learning_rate": rate}}}}}
         with pytest.raises(ConfigError, match="trials of magnitude") if rate == 0.01 else nullcontext():
-            _refuse_other_dense(store, [cell], chosen)
+            tune_command._refuse_other_dense(store, [cell], chosen)
     result = dataclasses.replace(result, config={"mlp_hidden_size": [16, 8]})
     result.save(store.path("dense", cell.dense))
     for sizes in ("[16,8]", (16, 8)):  # as files of spaces write them; and what dense has none of
         asked = {"mlp_hidden_size": sizes, "dsl_update_ratio": 0.3}
-        _refuse_other_dense(store, [cell], {"chosen": {"M": {"a-b": {"dense": asked}}}})
+        tune_command._refuse_other_dense(store, [cell], {"chosen": {"M": {"a-b": {"dense": asked}}}})
     store.close()
 
 

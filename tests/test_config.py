@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -477,6 +478,40 @@ def test_a_method_file_of_ones_own(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         config(dsl_method=str(write(tmp_path / "typo.yaml", "dsl_dropp: set\n")))
     assert_refused(error, "dsl_dropp", "typo.yaml", "did you mean 'dsl_drop'")
+
+
+def test_none_in_a_file_is_not_set(tmp_path: Path) -> None:
+    """YAML reads it as text; the command line's None and YAML's ~ mean the same."""
+    density = write(tmp_path / "density.yaml", "dsl_density: 0.5\n")
+    for none in ("None", "~"):
+        budget = write(tmp_path / "budget.yaml", f"dsl_budget: {none}\n")
+        assert RecBoleDSLConfig("BPR", "ml-100k", [density, budget]).dsl.density == 0.5
+        both = write(tmp_path / "both.yaml", f"dsl_density: 0.5\ndsl_budget: {none}\n")
+        assert RecBoleDSLConfig("BPR", "ml-100k", [both]).dsl.density == 0.5
+        start = write(tmp_path / "start.yaml", f"dsl_start_from: {none}\n")
+        assert RecBoleDSLConfig("BPR", "ml-100k", [start]).dsl == config().dsl
+        scope = write(tmp_path / "scope.yaml", f"dsl_include: {none}\n")
+        assert RecBoleDSLConfig("SASRec", "ml-100k", [scope]).dsl == config("SASRec").dsl
+    assert config().dsl.init_values == "topology" and config("SASRec").dsl.exclude
+
+
+@pytest.mark.parametrize("flag", ["0,1", "[0,1]", "'0,1'"])
+def test_several_gpus_are_named_to_cuda(flag: str, flags: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RecBole evaluates 0,1 to two numbers; CUDA takes them as text, in one process and in several."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    flags(f"--gpu_id={flag}")
+    RecBoleDSLConfig("BPR", "ml-100k")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+    os.environ.pop("CUDA_VISIBLE_DEVICES")
+    place = {"nproc": 2, "world_size": 2, "ip": "localhost", "port": "1", "offset": 0, "local_rank": 1}
+    chosen: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: chosen.append(backend))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    built = RecBoleDSLConfig("BPR", "ml-100k", config_dict=place)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1" and chosen == [1, "nccl"]
+    assert built["device"] == torch.device("cuda", 1)
 
 
 def test_a_file_with_scientific_notation_holds_a_number(tmp_path: Path) -> None:

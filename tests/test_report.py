@@ -222,6 +222,21 @@ def test_figures_show_what_the_cells_say(reported: Path) -> None:
     assert len(found["recall"].series) == len(found["learning"].series) == 4
 
 
+def test_a_tenth_of_the_items_without_test_interactions(folder: Path) -> None:
+    """Has no recall, which is a gap in the page's figure."""
+    for path in (folder / "cells").glob("*.json"):
+        told = json.loads(path.read_text())
+        told["analysis"]["by_popularity"]["items"]["recall"]["10"][7] = None
+        path.write_text(json.dumps(told))
+    write_report(folder)
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    figures = json.loads(re.findall(r"id='figures'>(.*?)</script>", text)[0])
+    *_, recall = figures.values()
+    assert len(recall["data"]) == 4
+    for line in recall["data"]:
+        assert [place for place, share in enumerate(line["y"]) if share is None] == [7]
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
 def test_the_page_in_a_browser(reported: Path, tmp_path: Path) -> None:
     """Every figure is drawn, no script fails, and nothing is asked of a network."""

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from .. import property_files
 from ..errors import ConfigError, nearest
+from ..property_files import METHOD_KEY, PREFIX
 from ..resources import properties_dir
 
 PROCEDURES: Final = (
@@ -55,11 +56,22 @@ class Method:
         """Whether its sparse model may have more columns than the dense one (``dsl_width``)."""
         return self.procedure in ("sparse", "narrow") and self.after is None
 
+    def configured(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """``settings`` as our configuration takes them; where RecBole alone trains, it sees none of ours."""
+        if self.trains_as is None:
+            return {**of_recbole(settings), METHOD_KEY: "static"}
+        return {**settings, METHOD_KEY: self.trains_as}
+
     def sizes(self, model: str) -> frozenset[str]:
         """Of a narrow method: the settings on which its bytes and those of ``trains_as`` depend."""
         if self.procedure != "narrow":
             return frozenset()
         return frozenset({"embedding_size", "dsl_width", *self.widths.get(model, self.widths["default"])})
+
+
+def of_recbole(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are not ours."""
+    return {key: value for key, value in settings.items() if not key.startswith(PREFIX)}
 
 
 def method_names() -> list[str]:
@@ -91,7 +103,7 @@ def read_method(name: str) -> Method:
             "name of the file."
         )
     plain = property_files.method_name(name)
-    own = Path(name) if name != plain else properties_dir() / "method" / f"{plain}.yaml"
+    own = Path(name).expanduser() if name != plain else properties_dir() / "method" / f"{plain}.yaml"
     return Method(plain, _first_comment(own) or "Sparse from scratch.", trains_as=name)
 
 

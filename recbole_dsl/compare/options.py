@@ -81,6 +81,8 @@ class Request:
                     f"methods {methods[method.name][0]} and {word} are both named {method.name!r}; allowed are "
                     "files with different names."
                 )
+            if word != method.name:
+                _refuse_in_file(word)
             methods[method.name] = (word, method)
         if options.name is not None and not options.name.strip():
             raise ConfigError("--name is empty; allowed is the name of a folder, or no --name.")
@@ -102,7 +104,7 @@ class Request:
             "datasets": self.datasets,
             "methods": [word for word, _ in self.methods.values()],
             "method_files": {
-                word: property_files.read_mapping(Path(word))
+                word: property_files.read_mapping(Path(word).expanduser())
                 for name, (word, _) in self.methods.items()
                 if word != name
             },
@@ -146,6 +148,13 @@ def number(text: str, option: str) -> float:
         raise ConfigError(f"--{option}={text} is refused: allowed is a number.") from None
 
 
+def seed(text: str, option: str = "seed") -> int:
+    """A whole number that every generator takes."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise ConfigError(f"--{option}={text} is refused: allowed is a whole number below {2**32}.")
+    return int(text)
+
+
 def whole(text: str, option: str, least: int = 1) -> int:
     """A whole number of at least ``least``."""
     if not text.isdecimal() or int(text) < least:
@@ -184,6 +193,17 @@ def refuse_own(settings: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{key}={settings[key]!r} is refused, because every cell of a comparison has its own; allowed "
                 "are --models, --datasets, --methods, --densities and --seeds, and all other settings."
+            )
+
+
+def _refuse_in_file(path: str) -> None:
+    """Raise ConfigError for what a method file sets and no cell would have; its density is that of training."""
+    content = property_files.read_mapping(Path(path).expanduser())
+    for key in SET_BY_CELLS:
+        if key != "dsl_density" and content.get(key) not in (None, "None"):
+            raise ConfigError(
+                f"{key}={content[key]!r} in '{path}' is refused, because every cell of a comparison has its "
+                "own; allowed are all other settings, and --densities."
             )
 
 

@@ -20,8 +20,9 @@ from ..serving.quantise import decode, encode
 from ..training.trainer import interactions_of
 from .by_recbole import measure, needed_settings, recbole_data, result_of, trainer_of
 from .hashing import hash_tables
-from .methods import Method
+from .methods import Method, of_recbole
 from .narrow import narrow_settings
+from .options import contents
 from .popularity import by_popularity, live_per_row
 from .pruning import GradualPruning, dense_tensors, rewind, save_dense, with_phases
 from .thresholds import ReachedError, Search
@@ -65,13 +66,14 @@ class Task:
     @property
     def recbole(self) -> dict[str, Any]:
         """The settings for RecBole alone, with those that it does not run the model without."""
-        config = self.config({**self.own, "dsl_method": "static"})
+        settings = of_recbole({**contents([str(file) for file in self.files]), **self.own})
+        with no_flags():
+            config = RecBoleDSLConfig(self.model, self.dataset, None, {**settings, "dsl_method": "static"})
         needed = needed_settings(config.lineage)
         if config.ranks_all_items(config.final_config_dict):
             needed["train_neg_sample_args"] = None
         given = config.external_config_dict
-        own = {key: value for key, value in self.own.items() if not key.startswith("dsl_")}
-        return {**{key: value for key, value in needed.items() if key not in given}, **own}
+        return {**{key: value for key, value in needed.items() if key not in given}, **of_recbole(self.own)}
 
     def twin(self) -> Twin:
         """The sparse model of this density, before its training."""

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from ..errors import ConfigError
 from ..files import write_text_whole
+from ..plain import finite
 from ..results import RunResult
 from .drawing import Styles, as_plotly, save_images
 from .figures import Figure, figures_of
@@ -147,8 +148,8 @@ def _text(value: object) -> str:
 
 
 def _json(name: str, content: object) -> str:
-    """Data for the page's script, in which nothing can end the element."""
-    text = json.dumps(content, allow_nan=False).replace("<", "\\u003c")
+    """Data for the page's script, in which nothing can end the element; null for what is not finite, a gap."""
+    text = json.dumps(finite(content, lambda gap: None), allow_nan=False).replace("<", "\\u003c")
     return f"<script type='application/json' id='{name}'>{text}</script>"
 
 
