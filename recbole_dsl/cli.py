@@ -45,7 +45,7 @@ beside which its 300,000 make every step wait for a core (``benchmarks/busy_mach
 """
 
 
-_NO_PLACE: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_NO_PLACE: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
 """Errors of the system that tell of its disks and its rights, not of a mistake in this package."""
 
 
@@ -92,7 +92,7 @@ def _what_it_lacks(error: OSError) -> str:
     file = "a file" if error.filename is None else repr(str(error.filename))
     return (
         f"{file} cannot be read or written ({error.strerror}); allowed is a place that has room and that "
-        "this user may read and write."
+        "this user may read and write, and a name of usual length."
     )
 
 

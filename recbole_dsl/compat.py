@@ -73,6 +73,9 @@ def apply() -> None:
     if not pd.Series([0]).to_numpy().flags.writeable:
         _restore_own_memory()
     _restore_torch_load()
+    _open_named_pickles_only()
+    _read_words_for_missing()
+    _drop_missing_by_row()
     if importlib.util.find_spec("torch_scatter") is None:
         _lend_torch_scatter()
     _build_kgat_without_dgl()
@@ -207,17 +210,8 @@ def _restore_fillna() -> None:
         with _no_chained_assignment_warning():
             return load_feat(self, filepath, source)
 
-    def read_csv(*args: Any, **kwargs: Any) -> pd.DataFrame:
-        frame = pd.read_csv(*args, **kwargs)
-        for column in frame.columns:
-            # The header of an atomic file says the type: "class:token_seq", "vector:float_seq".
-            if str(column).endswith("_seq"):
-                frame[column] = frame[column].fillna("")
-        return frame
-
     Dataset._fill_nan = _fill_nan
     Dataset._load_feat = _load_feat
-    module.pd = _ModuleView(pd, read_csv=read_csv)
 
 
 @contextlib.contextmanager
@@ -250,6 +244,57 @@ def _restore_own_memory() -> None:
     Dataset._dataframe_to_interaction = _dataframe_to_interaction
 
 
+_NO_NUMBER = (
+    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"),
+    *("N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
+)
+
+
+def _read_words_for_missing() -> None:
+    """Read "NA", "null" or "None" of an atomic file as tokens; only an empty token is a missing one.
+
+    dataset.py:486 (``_load_feat``) leaves it to pandas, for which they are missing: users, items and categories
+    of such a name are lost. Empty sequences become empty texts, as dataset.py:501 does where pandas lets it.
+    """
+    from recbole.data.dataset import dataset as module
+
+    def read_csv(*args: Any, **kwargs: Any) -> pd.DataFrame:
+        # The header of an atomic file says the type: "user_id:token", "class:token_seq", "vector:float_seq".
+        tokens = (":token", ":token_seq")
+        missing = {name: [""] if name.endswith(tokens) else list(_NO_NUMBER) for name in kwargs["usecols"]}
+        frame = pd.read_csv(*args, **kwargs, keep_default_na=False, na_values=missing)
+        for column in frame.columns:
+            if str(column).endswith("_seq"):
+                frame[column] = frame[column].fillna("")
+        return frame
+
+    module.pd = _ModuleView(pd, read_csv=read_csv)
+
+
+def _drop_missing_by_row() -> None:
+    """Drop the rows without a user or an item, and no others.
+
+    dataset.py:824-844 (``_filter_nan_user_or_item``) takes labels of rows for their places, which differ once
+    rows without a user are gone: then others are dropped in place of those without an item.
+    """
+    from recbole.data.dataset.dataset import Dataset
+
+    def _filter_nan_user_or_item(self: Any) -> None:
+        for field, name in ((self.uid_field, "user"), (self.iid_field, "item")):
+            for table in (f"{name}_feat", "inter_feat"):
+                feat = getattr(self, table)
+                if feat is None or field is None:
+                    continue
+                missing = feat.index[feat[field].isnull()]
+                if len(missing):
+                    self.logger.warning(
+                        f"In {table}, line {list(missing + 2)}, {field} do not exist, so they will be removed."
+                    )
+                    setattr(self, table, feat.drop(missing))
+
+    Dataset._filter_nan_user_or_item = _filter_nan_user_or_item
+
+
 # torch ---------------------------------------------------------------------------------------
 
 _LOADING_TRAINER = "recbole.trainer.trainer"  # 323, 583
@@ -279,6 +324,47 @@ def _restore_torch_load() -> None:
     vars(importlib.import_module(_LOADING_TRAINER))["torch"] = _ModuleView(torch, load=_load, save=_save)
     for name in _LOADING_MODELS:
         vars(importlib.import_module(name))["torch"] = _ModuleView(torch, load=_load_dense)
+
+
+def _open_named_pickles_only() -> None:
+    """Open pickles of data that the user names, and no others: a pickle can run any code.
+
+    data/utils.py:54-61 and 113-122 open what lies in ``checkpoint_dir``, too, which may be a folder that was
+    downloaded. Without ``dataset_save_path`` or ``dataloaders_save_path`` data are read from their own files.
+    general_recommender/ldiffrec.py:232 lets numpy open a pickle in place of the vectors of items.
+    """
+    module: Any = importlib.import_module("recbole.data.utils")
+    create, load = module.create_dataset, module.load_split_dataloaders
+    sees_no_file = _ModuleView(os, path=_ModuleView(os.path, exists=lambda file: False))
+
+    @functools.wraps(create)
+    def create_dataset(config: Any) -> Any:
+        module.os = os if config["dataset_save_path"] else sees_no_file
+        try:
+            return create(config)
+        finally:
+            module.os = os
+
+    @functools.wraps(load)
+    def load_split_dataloaders(config: Any) -> Any:
+        return load(config) if config["dataloaders_save_path"] else None
+
+    module.create_dataset, module.load_split_dataloaders = create_dataset, load_split_dataloaders
+    vars(importlib.import_module("recbole.data"))["create_dataset"] = create_dataset
+    ldiffrec = importlib.import_module("recbole.model.general_recommender.ldiffrec")
+    vars(ldiffrec)["np"] = _ModuleView(np, load=lambda file, allow_pickle: np.load(file, allow_pickle=False))
+
+
+@contextlib.contextmanager
+def no_tensorboard() -> Iterator[None]:
+    """Trainers that are made meanwhile have no writer for TensorBoard, which makes a folder at once."""
+    module: Any = importlib.import_module(_LOADING_TRAINER)
+    before = module.get_tensorboard
+    module.get_tensorboard = lambda logger: None
+    try:
+        yield
+    finally:
+        module.get_tensorboard = before
 
 
 def _stamp(path: str) -> tuple[int, int]:

@@ -30,6 +30,7 @@ from recbole_dsl.settings import (
     DSLConfig,
     check_replaceable,
     check_writable,
+    default_ratio_min,
     literal,
     values_for,
 )
@@ -319,6 +320,9 @@ class RecBoleDSLConfig(Config):
         user = {key: value for key, value in self.external_config_dict.items() if value is not None}
         if "dsl_density" in user:
             layers["dsl_budget"] = None  # a property file's budget must not beat the user's density
+        if "dsl_update_ratio_min" not in user:
+            least = layers["dsl_update_ratio_min"]
+            layers["dsl_update_ratio_min"] = default_ratio_min(least, user.get("dsl_update_ratio"))
         # Nor values that the user's topology does not have.
         init = str(user.get("dsl_init", layers["dsl_init"]))
         layers["dsl_init_values"] = values_for(init, layers["dsl_init_values"])

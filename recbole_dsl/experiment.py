@@ -155,16 +155,18 @@ def _to_resume(config: RecBoleDSLConfig) -> Path | None:
     return file
 
 
-def load_data(config: RecBoleDSLConfig) -> tuple[Any, Any, Any, Any]:
-    """The dataset and RecBole's loaders for training, validation and test, logged.
+def load_data(config: RecBoleDSLConfig, log: bool = True) -> tuple[Any, Any, Any, Any]:
+    """The dataset and RecBole's loaders for training, validation and test.
 
+    ``log``: open RecBole's log, a file in a folder below the working directory, and tell it settings and data.
     Leaves the global generators seeded for the model, as RecBole does.
 
     Raises:
         DataError: RecBole cannot read or split the dataset.
     """
     init_seed(config["seed"], config["reproducibility"])
-    init_logger(config)
+    if log:
+        init_logger(config)
     logger = getLogger()
     logger.info(sys.argv)
     logger.info(config)

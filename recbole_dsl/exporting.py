@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from . import __version__
 from .errors import ArtifactError, ConfigError, nearest
 from .experiment import read_dataset
-from .loading import LEFT_OUT, load_data_and_model, no_saved_data
+from .loading import LEFT_OUT, load_data_and_model
 from .packed.group import PackedGroup
 from .packed.layers import SLOTS
 from .packed.layout import layout_of
@@ -332,8 +332,7 @@ def _history_of(dataset: Any, config: Any) -> Graph:
     graph = _graph_of(dataset)
     if not hasattr(dataset, "item_list_length_field") or config["benchmark_filename"] is not None:
         return graph
-    with no_saved_data(config):
-        whole = read_dataset(config)
+    whole = read_dataset(config)
     users, items = (whole.inter_feat[field].to_numpy() for field in (whole.uid_field, whole.iid_field))
     alone = np.flatnonzero(np.bincount(users, minlength=whole.user_num)[users] == 1)
     alone = alone[np.argsort(users[alone])]

@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .errors import ConfigError, DSLError, TargetError
 from .packed.group import PackedGroup
 from .packed.index import table_shape
+from .packed.layout import names_of_tensors
 from .packed.masked import MaskedGroup
 from .packed.surgery import check_names, check_uniform, mask, pack, unpack, values_at
 from .quantities import Budget
@@ -126,12 +127,17 @@ class SparseHandle:
 
 def masks(module: nn.Module) -> dict[str, Tensor]:
     """A boolean mask of every sparse tensor of ``module`` by its parameter name; True is live."""
-    return {
-        name: m
-        for child in module.modules()
-        if isinstance(child, PackedGroup | MaskedGroup)
-        for name, m in child.masks().items()
-    }
+    names = names_of_tensors(module)  # whatever part of it was made sparse on its own
+    found = {}
+    for child in module.modules():
+        if isinstance(child, PackedGroup | MaskedGroup):
+            for tensor, (own, mask) in enumerate(child.masks().items()):
+                found[names.get((id(child), tensor), [own])[0]] = mask
+    return found
+
+
+_OF_RUNS: Final = ("start_from", "resume", "result", "save_every")
+"""Settings of files of RecBole's runs, which :func:`sparsify` could only ignore."""
 
 
 def sparsify(
@@ -191,6 +197,12 @@ def sparsify(
             raise ConfigError(
                 f"dsl_{name}={merged[f'dsl_{name}']!r} cannot be counted without a trainer; "
                 "allowed here is a number of steps."
+            )
+    for name in _OF_RUNS:
+        if settings.get(name) not in (None, False):
+            raise ConfigError(
+                f"dsl_{name}={settings[name]!r} is refused, because sparsify reads and writes no files: it is "
+                "allowed in runs of run_recbole_dsl."
             )
     if config.width is not None:
         raise ConfigError(
@@ -449,14 +461,18 @@ def _budgets_of_bytes(plans: Sequence[GroupPlan], total: Budget, shares: Sequenc
         )
     memories = allocate(total.count, shares, most)
     budgets = list(map(budget_of_bytes, memories, shapes, sizes))
-    each = zip(plans, shares, memories, shapes, sizes, budgets, strict=True)
-    for (name, *_), share, memory, tables, size, budget in each:
+    each = zip(plans, memories, shapes, sizes, budgets, strict=True)
+    for (name, *_), memory, tables, size, budget in each:
         if budget < 1:
             rows, least = sum(rows for rows, _ in tables), least_bytes(tables, size)
+            enough = max(
+                math.ceil(least_bytes(tables, size) * sum(shares) / share)
+                for share, tables, size in zip(shares, shapes, sizes, strict=True)
+            )
             raise ConfigError(
                 f"dsl_budget={total} leaves {memory} bytes for sparse group {name!r}, less "
                 f"than the {least} that a weight and the index of its {rows} rows take; allowed are "
-                f"at least {math.ceil(least * sum(shares) / share)} bytes."
+                f"at least {enough} bytes."
             )
     return budgets
 

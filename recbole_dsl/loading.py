@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from . import property_files, recbole_names
+from . import compat, property_files, recbole_names
 from .config import RecBoleDSLConfig, no_flags
 from .errors import CheckpointError
 from .experiment import build_model, load_data
 from .settings import KEYS
 from .sparsity.names import TOPOLOGIES_OF_SHAPES
-from .training.checkpoint import load_weights, read_checkpoint
+from .training.checkpoint import load_weights, read_checkpoint, refuse_other_tokens, tokens_of
 from .training.trainer import sparse_trainer
 
 LEFT_OUT: Final = (
@@ -24,6 +24,13 @@ LEFT_OUT: Final = (
     *recbole_names.OF_A_PROCESS,
 )
 """Settings that have no meaning for a trained run, or would open files that could run code."""
+
+
+class _LoadedConfig(RecBoleDSLConfig):
+    """The settings of a trained run, with which nothing is trained or written."""
+
+    def _check_dsl(self, dsl: Any) -> None:
+        """No folder has to be writable."""
 
 
 def load_data_and_model(
@@ -45,13 +52,15 @@ def load_data_and_model(
     Raises:
         CheckpointError: the file cannot be read, or its model is not RecBole's and ``model_class`` not given.
         ConfigError: the settings do not suit this installation.
-        DataError: the dataset is not there.
+        DataError: the dataset is not there, or has other users or items than that of the training, or the
+            same in another order.
     """
     state = read_checkpoint(model_file)
     config = _config_of(state, model_file, model_class, settings)
-    with no_saved_data(config):
-        dataset, train_data, valid_data, test_data = load_data(config)
-        model = build_model(config, train_data)
+    dataset, train_data, valid_data, test_data = load_data(config, log=False)
+    refuse_other_tokens(model_file, state.get("tokens", {}), tokens_of(dataset))
+    model = build_model(config, train_data)
+    with nothing_written(config):
         # The trainer makes the model sparse; its optimizer has no state before the first step.
         sparse_trainer(config["MODEL_TYPE"], *config.lineage)(config, model, train_data)
     load_weights(model, state)
@@ -60,10 +69,10 @@ def load_data_and_model(
 
 
 @contextmanager
-def no_saved_data(config: RecBoleDSLConfig) -> Iterator[None]:
-    """An empty folder for checkpoints: RecBole opens pickles of data that lie there, whoever put them."""
+def nothing_written(config: Any) -> Iterator[None]:
+    """Make trainers that are not to train: RecBole's make folders for checkpoints and TensorBoard at once."""
     folder = config["checkpoint_dir"]
-    with tempfile.TemporaryDirectory() as empty:
+    with tempfile.TemporaryDirectory() as empty, compat.no_tensorboard():
         config["checkpoint_dir"] = empty
         try:
             yield
@@ -99,7 +108,7 @@ def _config_of(
     given["dsl_width"] = kept["dsl_width"]  # what was chosen where "auto" was given
     given = {key: value for key, value in given.items() if key not in ("model", "dataset")} | settings
     with no_flags():
-        return RecBoleDSLConfig(
+        return _LoadedConfig(
             model_class or name,
             str(kept["dataset"]),
             None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Sequence
 
@@ -60,7 +61,9 @@ def run(argv: Sequence[str]) -> None:
     listening = _listen(options.host, options.port)
     host, port = listening.getsockname()[:2]
     print(f"{recommender.manifest.model} on http://{f'[{host}]' if ':' in host else host}:{port}/", flush=True)
-    uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])
+    # The server ends by itself at Ctrl-C, and tells it on to whoever has started it.
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -15,7 +15,7 @@ import numbers
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -491,6 +491,14 @@ class _Keyed(Protocol):
     def __getitem__(self, key: Any, /) -> Any: ...
 
 
+def default_ratio_min(least: float, ratio: object) -> float:
+    """``dsl_update_ratio_min`` of a property file beside a ratio of the user's, which it must not contradict.
+
+    A ratio of 0, which switches updates off, may have any.
+    """
+    return min(least, ratio) if isinstance(ratio, int | float) and ratio > 0 else least
+
+
 def values_for(init: str, init_values: str) -> str:
     """``init_values`` of a default, or ``fan_in`` where it asks for values that the topology does not have."""
     lacks = init_values == "topology" and init not in TOPOLOGIES_WITH_VALUES
@@ -570,6 +578,9 @@ class DSLConfig:
             if "dsl_init_values" not in config:
                 given["dsl_init_values"] = values_for(given["dsl_init"], given["dsl_init_values"])
         settings = cls(**{name: parse_setting(name, given[PREFIX + name]) for name in SETTINGS})
+        if "dsl_update_ratio_min" not in config:
+            least = default_ratio_min(settings.update_ratio_min, settings.update_ratio)
+            settings = replace(settings, update_ratio_min=least)
         settings._check_contradictions()
         return settings
 

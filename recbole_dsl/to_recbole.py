@@ -17,7 +17,8 @@ def parser() -> Parser:
     result = Parser(
         "to-recbole",
         "Write a checkpoint as a dense one of RecBole's own (a pickle, as RecBole needs it), which "
-        "its load_data_and_model, case studies and trainers read. The dataset has to be there.",
+        "its trainers read, and its load_data_and_model where ray and torch < 2.6 are installed. The dataset "
+        "has to be there.",
     )
     result.add_argument("checkpoint", type=a_path, help="a file ….dsl or …-last.dsl")
     result.add_argument("--out", type=a_path, required=True, help="the file to write, usually ….pth")
@@ -36,6 +37,8 @@ def run(argv: Sequence[str]) -> None:
         return
     if options.out.exists() and not options.force:
         raise ConfigError(f"--out={options.out} exists; allowed is another name, or --force.")
+    if options.out.exists() and options.checkpoint.exists() and options.out.samefile(options.checkpoint):
+        raise ConfigError(f"--out={options.out} is the checkpoint itself; allowed is another name.")
     check_writable(options.out, "--out")
     from .recbole_names import import_model
 
@@ -69,7 +72,7 @@ def write_recbole_checkpoint(
 
     from .config import no_flags
     from .files import written_whole
-    from .loading import load_data_and_model
+    from .loading import load_data_and_model, nothing_written
     from .packed.surgery import unpack
     from .training.adaptations import other_state
     from .training.checkpoint import read_description
@@ -92,7 +95,8 @@ def write_recbole_checkpoint(
     with no_flags(), config.under_recbole_name():
         dense = Literal(model=model_class or config["model"], dataset=config["dataset"], config_dict=theirs)
     dense.__class__ = Config  # so it is pickled, and read without this package
-    optimizer = get_trainer(dense["MODEL_TYPE"], dense["model"])(dense, model).optimizer
+    with nothing_written(dense):
+        optimizer = get_trainer(dense["MODEL_TYPE"], dense["model"])(dense, model).optimizer
     state = {
         "config": dense,
         "epoch": described["epoch"],

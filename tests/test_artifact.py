@@ -58,7 +58,8 @@ def write_some(folder: Path, values: str = "fp32", replace: bool = False, **chan
     manifest = Manifest(
         model="BPR", dataset="some", form="vectors", encoder="tables", options={"activation": None},
         values=values, users=7, items=9, density=0.4, history=True, tensors=described,
-        sizes={"live": len(users.values)}, metrics={}, config={}, created={}, **changes,
+        sizes={"live": len(users.values), "sparse_weights": 24, "dense_fp32": 96},
+        metrics={}, config={}, created={}, **changes,
     )  # fmt: skip
     catalogue = {
         **Tokens.arrays_of([f"u{i}" for i in range(6)], "users"), **Tokens.arrays_of(list("abcdefgh"), "items"),
@@ -116,6 +117,19 @@ def test_too_large_for_half_precision() -> None:
         ArtifactError, match=r"fp16 cannot hold weights of 7e\+04; allowed are weights below 65504"
     ):
         encode(np.array([7e4], np.float32), np.array([1]), "fp16")
+
+
+def test_a_manifest_without_sizes_is_refused(tmp_path: Path) -> None:
+    """Though its checksum is right: they are what inspect tells."""
+    write_some(tmp_path / "a")
+    file = tmp_path / "a" / MANIFEST
+    body = json.loads(file.read_text())
+    del body["sha256"], body["sizes"]["dense_fp32"]
+    file.write_text(json.dumps({**body, "sha256": artifacts._checksum(body)}))
+    with pytest.raises(
+        ArtifactError, match=r"is not as this package writes it \(ValueError: sizes are missing\)"
+    ):
+        read_manifest(tmp_path / "a")
 
 
 @pytest.mark.parametrize("values", VALUES)

@@ -167,6 +167,47 @@ def test_user_sees_unchanged_torch_and_pandas() -> None:
         assert frame["a"].agg(len) == 2
 
 
+class Harm:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.folder,)
+
+
+def test_pickles_of_data_are_opened_only_where_they_are_named(tiny: Any, tmp_path: Path) -> None:
+    """RecBole looks in the folder of checkpoints, too; what it has saved is read where the user says so."""
+    plain = tiny(save_dataset=True, save_dataloaders=True)
+    data_preparation(plain, create_dataset(plain))
+    saved = tmp_path / "saved"
+    names = [saved / "tiny-Dataset.pth", saved / "tiny-for-BPR-dataloader.pth"]
+    assert all(name.is_file() for name in names) and plain["dataset_save_path"] is None
+    named = tiny(dataset_save_path=str(names[0]), dataloaders_save_path=str(names[1]))
+    (tmp_path / "tiny" / "tiny.inter").rename(tmp_path / "elsewhere")
+    data = create_dataset(named)
+    assert len(data) == 8 and len(data_preparation(named, data)) == 3
+    (tmp_path / "elsewhere").rename(tmp_path / "tiny" / "tiny.inter")
+    for name in names:
+        name.write_bytes(pickle.dumps(Harm(tmp_path / "harm")))
+    config = tiny()
+    data_preparation(config, create_dataset(config))
+    assert not (tmp_path / "harm").exists()
+
+
+def test_vectors_of_items_are_no_pickle(tmp_path: Path) -> None:
+    """LDiffRec reads a file beside the data."""
+    from recbole.model.general_recommender import ldiffrec
+
+    np.save(tmp_path / "good.npy", np.ones(3))
+    assert ldiffrec.np.load(tmp_path / "good.npy", allow_pickle=True).tolist() == [1, 1, 1]
+    (tmp_path / "bad.npy").write_bytes(pickle.dumps(Harm(tmp_path / "harm")))
+    with pytest.raises(ValueError, match="pickle"):
+        ldiffrec.np.load(tmp_path / "bad.npy", allow_pickle=True)
+    assert not (tmp_path / "harm").exists() and np.load is not ldiffrec.np.load
+
+
 # numpy -------------------------------------------------------------------------------------------
 
 
@@ -212,6 +253,22 @@ def rows_by_token(dataset: Any, field: str) -> dict[str, Any]:
     """Map each item token to the item's value of a field."""
     feat = dataset.get_item_feature()
     return dict(zip(dataset.field2id_token["item_id"], feat[field], strict=True))
+
+
+def test_words_are_tokens_and_rows_without_a_token_go(tiny: Any, tmp_path: Path) -> None:
+    """Whatever they mean to pandas; of rows without a user or an item those go, and no others."""
+    tiny()
+    rows = [("NA", "a"), ("", "b"), ("u1", ""), ("u2", "null"), ("u2", "None"), ("u3", "nan"), ("NA", "null")]
+    header = "user_id:token item_id:token rating:float timestamp:float"
+    table = [(user, item, "NA" if item == "nan" else "1", "1") for user, item in rows]
+    write_table(tmp_path / "tiny" / "tiny.inter", header, table)
+    config = tiny(load_col={"inter": ["user_id", "item_id", "rating", "timestamp"]})
+    data = create_dataset(config)
+    users, items = (data.field2id_token[field] for field in ("user_id", "item_id"))
+    table = data.inter_feat
+    pairs = [(users[user], items[item]) for user, item in zip(table["user_id"], table["item_id"], strict=True)]
+    assert sorted(pairs) == sorted(row for row in rows if all(row))
+    assert table["rating"].tolist() == [1] * 5  # the one that is missing is the mean
 
 
 def test_missing_tokens_become_padding(tiny: Any) -> None:

@@ -278,6 +278,16 @@ def test_an_update_ratio_of_zero_needs_no_lower_minimum() -> None:
     assert (settings.update_ratio, settings.update_ratio_min) == (0, 0.005)
 
 
+def test_a_small_update_ratio_needs_no_lower_minimum() -> None:
+    """A default does not contradict what the user asks for."""
+    assert config(dsl_update_ratio=0.001).dsl.update_ratio_min == 0.001
+    assert config(dsl_update_ratio=0.1).dsl.update_ratio_min == 0.005
+    alone = DSLConfig.from_config({"dsl_update_ratio": 0.001})
+    assert (alone.update_ratio, alone.update_ratio_min) == (0.001, 0.001)
+    with pytest.raises(ConfigError, match="dsl_update_ratio_min"):
+        config(dsl_update_ratio=0.001, dsl_update_ratio_min=0.005)
+
+
 def test_settings_are_frozen_pickle_and_round_trip_through_json() -> None:
     given_settings = {
         "dsl_budget": "2MB",

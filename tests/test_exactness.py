@@ -418,6 +418,23 @@ def test_gradients_that_were_thrown_away_do_not_grow(storage: str, to_none: bool
 
 
 @pytest.mark.parametrize("storage", STORAGES)
+def test_clipping_throws_no_score_away(storage: str) -> None:
+    """It writes to gradients, as zero_grad does, and those of a batch without a live weight are zero."""
+    model = nn.ModuleDict({"user": nn.Embedding(100, 8)})
+    handle = sparsify(model, budget=6, storage=storage, update_interval=10, update_ratio_min=0.5, include=["*"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle.attach(optimizer)
+    dead = [row for row, live in enumerate(handle.masks()["user.weight"].any(dim=1)) if not live]
+    for row in dead[:9]:
+        optimizer.zero_grad()
+        model["user"](torch.tensor([row])).sum().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    scored = handle.groups[0].growth_scores.sums.view(100, 8).any(dim=1).nonzero().flatten().tolist()
+    assert scored == dead[:9]
+
+
+@pytest.mark.parametrize("storage", STORAGES)
 def test_passes_of_one_step_all_count(storage: str) -> None:
     """Gradients accumulated over two backward passes grow what one pass over the sum grows."""
 

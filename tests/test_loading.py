@@ -21,7 +21,7 @@ from recbole_dsl import load_data_and_model, property_files, support
 from recbole_dsl.cli import main
 from recbole_dsl.compare.by_recbole import needed_settings
 from recbole_dsl.config import RecBoleDSLConfig
-from recbole_dsl.errors import CheckpointError, ConfigError, DSLError, TargetError
+from recbole_dsl.errors import CheckpointError, ConfigError, DataError, DSLError, TargetError
 from recbole_dsl.experiment import load_data, run_recbole_dsl
 from recbole_dsl.packed.group import PackedGroup
 from recbole_dsl.packed.layout import dense_state_dict
@@ -202,6 +202,44 @@ def test_pickles_of_data_that_lie_beside_a_checkpoint_are_not_opened(trained: An
     assert config["checkpoint_dir"] == "saved"
 
 
+def test_nothing_is_written_where_a_checkpoint_is_loaded(
+    trained: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in the working directory, which may be read-only: no folder of checkpoints, logs or TensorBoard."""
+    _, file = trained("BPR")
+    file = file.resolve()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    load_data_and_model(file, data_path=str(data))
+    with no_flags():
+        assert main(["export", str(file), "--to", str(tmp_path / "model"), f"--data_path={data}"]) == 0
+        assert main(["to-recbole", str(file), "--out", str(tmp_path / "d.pth"), f"--data_path={data}"]) == 0
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_rows_that_stand_for_others_now_are_refused(trained: Any, data: Path, tmp_path: Path) -> None:
+    """RecBole numbers users and items as they come; added interactions of known ones change nothing."""
+    _, file = trained("BPR")
+    (tmp_path / "new").mkdir()
+    shutil.copytree(data / NAME, tmp_path / "new" / NAME)
+    table = tmp_path / "new" / NAME / f"{NAME}.inter"
+    header, *rows = table.read_text().splitlines()
+    known = dict.fromkeys(row.split("\t")[1] for row in rows)
+    user, theirs = rows[0].split("\t")[0], {row.split("\t")[1] for row in rows if row.split("\t")[0] == "u0"}
+    another = next(item for item in known if item not in theirs)
+    table.write_text("\n".join([header, *rows, f"{user}\t{another}\t1\t1", ""]))
+    load_data_and_model(file, data_path=str(tmp_path / "new"))
+    table.write_text("\n".join([header, *rows[::-1], ""]))
+    with pytest.raises(
+        DataError, match=r"was trained on other values of item_id, or the same in another order"
+    ):
+        load_data_and_model(file, data_path=str(tmp_path / "new"))
+    state = read_checkpoint(file)
+    del state["tokens"]  # as before they were noted
+    write_checkpoint(tmp_path / "old.dsl", state)
+    load_data_and_model(tmp_path / "old.dsl", data_path=str(tmp_path / "new"))
+
+
 def test_a_checkpoint_of_several_processes_is_loaded_by_one(
     trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,6 +409,7 @@ def test_case_studies_of_recbole_agree(trained: Any, tmp_path: Path) -> None:
         (["{there}", "--out", "new.pth"], "no file of recbole_dsl"),
         (["{file}", "--outt", "new.pth"], "--out"),
         (["{file}", "--out", "{there}/new.pth"], "cannot be written"),
+        (["{file}", "--out", "{file}", "--force"], "is the checkpoint itself; allowed is another name"),
     ],
 )
 def test_mistakes_are_one_sentence(
@@ -385,6 +424,7 @@ def test_mistakes_are_one_sentence(
     assert status == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and says in last and there.read_text() == "mine"
+    assert read_checkpoint(file)
 
 
 # --- starting from trained weights ----------------------------------------------------------------

@@ -180,6 +180,8 @@ def test_similar_items(name: str, folders: Any) -> None:
         (lambda r: r.recommend([["u1"]]), "is no token"),
         (lambda r: r.recommend("u1", unknown="guess"), "allowed is one of error, popular"),
         (lambda r: r.recommend("u1", candidates="i1"), "allowed is a list of items"),
+        (lambda r: r.recommend("u1", candidates=5), "candidates=5 is refused: allowed is a list of items"),
+        (lambda r: r.recommend(b"u1"), "users=b'u1' is refused"),
         (lambda r: r.recommend("u1", candidates=["x"]), "Item 'x' is not in the data"),
         (lambda r: r.similar_items("x"), "Item 'x' is not in the data"),
         (lambda r: r.similar_items("i1", -1), "k=-1 is refused"),

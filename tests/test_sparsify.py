@@ -69,6 +69,19 @@ def test_attributes_of_the_handle() -> None:
     assert [t.name for t in handle.selection.taken] == ["user.weight", "item.weight"]
 
 
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+def test_masks_of_parts_that_were_made_sparse_alone(storage: str) -> None:
+    """Each by its name in the whole."""
+    model = nn.ModuleDict({name: nn.Sequential(nn.Embedding(rows, 8)) for name, rows in (("a", 40), ("b", 60))})
+    for name, density in (("a", 0.1), ("b", 0.2)):
+        sparsify(model[name], density, include=["*"], storage=storage)
+    found = masks(model)
+    assert {name: (tuple(m.shape), int(m.sum())) for name, m in found.items()} == {
+        "a.0.weight": ((40, 8), 32),
+        "b.0.weight": ((60, 8), 96),
+    }
+
+
 def test_masks_of_handle_and_of_module_agree() -> None:
     """By parameter name, of the dense shape, True where live."""
     model, handle = sparse_tables()
@@ -345,6 +358,22 @@ def test_the_fewest_bytes_that_are_told_are_enough() -> None:
     assert sparsify(nn.ModuleDict({"a": nn.Embedding(100, 64)}), include=["*"], budget="409B").live == 1
 
 
+def test_the_fewest_bytes_are_those_of_all_groups() -> None:
+    """Not of the first that has too few."""
+
+    def sparse(budget: str) -> SparseHandle:
+        return sparsify(
+            nn.ModuleList([nn.Embedding(82, 264), nn.Embedding(3, 6)]), budget=budget, min_weights=0
+        )
+
+    with pytest.raises(ConfigError, match=r"at least \d+ bytes") as error:
+        sparse("9B")
+    least = int(str(error.value).split()[-2])
+    assert sparse(f"{least}B").live > 0
+    with pytest.raises(ConfigError, match=f"at least {least} bytes"):
+        sparse(f"{least // 2}B")
+
+
 def test_a_refusal_for_the_last_group_leaves_the_first_alone(monkeypatch) -> None:
     """All or nothing becomes sparse."""
     model = tables()
@@ -388,6 +417,23 @@ def test_nmf_without_a_user_or_item_table_is_refused() -> None:
     ):
         sparsify(model, 0.5, include=["*.weight"], init="nmf", interactions=Interactions(ids, ids, 40, 60))
     assert type(model["tag"]) is nn.Embedding
+
+
+def test_the_least_growth_memory_that_is_told_is_enough() -> None:
+    """Though every group has a share of it only."""
+
+    def sparse(memory: int) -> SparseHandle:
+        model = nn.Sequential(nn.Embedding(1000, 64), nn.Linear(64, 50))
+        handle = sparsify(model, 0.1, growth_memory=memory, update_interval=5, groups="per_tensor")
+        handle.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+        return handle
+
+    with pytest.raises(ConfigError, match=r"dsl_growth_memory=2000 bytes .* at least \d+ bytes") as error:
+        sparse(2000)
+    least = int(str(error.value).split()[-2])
+    sparse(least)
+    with pytest.raises(ConfigError, match=f"dsl_growth_memory={least - 1} bytes .* at least {least} bytes"):
+        sparse(least - 1)
 
 
 def test_too_little_growth_memory_is_refused_before_training() -> None:
@@ -743,6 +789,32 @@ def test_dsl_plus_of_a_module_starts_at_random_positions() -> None:
         )
 
 
+@pytest.mark.parametrize("name, value", [("start_from", "a.pth"), ("resume", True), ("result", "r.json")])
+def test_settings_of_files_are_refused(name: str, value: object) -> None:
+    """They would be ignored."""
+    with pytest.raises(
+        ConfigError, match=f"dsl_{name}={value!r} is refused, because sparsify reads and writes no"
+    ):
+        sparsify(tables(), 0.5, include=["*"], **{name: value})
+    sparsify(tables(), 0.5, include=["*"], **{name: None})
+
+
+@pytest.mark.parametrize(
+    "users, items, told",
+    [
+        ([0, 1], [0, 4], "items from 0 to 4 are refused: allowed are rows of a table of 4, so from 0 to 3"),
+        ([0, -1], [0, 1], "users from -1 to 0 are refused"),
+        ([0, 1], [0], "as many items as the 2 users"),
+        ([[0, 1]], [[0, 1]], "in one dimension"),
+        ([0.0, 1.0], [0, 1], "allowed are whole numbers"),
+    ],
+)
+def test_interactions_that_are_none(users: list, items: list, told: str) -> None:
+    """Instead of those of the next user."""
+    with pytest.raises(ConfigError, match=told):
+        Interactions(torch.tensor(users), torch.tensor(items), 5, 4)
+
+
 def test_density_and_budget_contradict_each_other() -> None:
     """Neither wins silently; without either the density is 0.1."""
     with pytest.raises(ConfigError, match=r"density=0.1 contradicts budget=100"):
@@ -755,6 +827,22 @@ def test_a_handle_shows_itself_in_one_line() -> None:
     """Not the weights of the module."""
     _, handle = sparse_tables()
     assert repr(handle) == "SparseHandle(200 of 800 weights live: packed 'joint')"
+
+
+def test_freezing_a_module_whose_own_tensors_are_packed() -> None:
+    """The whole may be frozen, a part of its group not."""
+    model = nn.Module()
+    model.p, model.q = nn.Parameter(torch.ones(50, 8)), nn.Parameter(torch.ones(60, 8))
+    model.inner = nn.Embedding(20, 8)
+    handle = sparsify(model, 0.1, include=["*"], groups="joint")
+    with pytest.raises(
+        PackedWriteError, match=r"requires_grad_\(False\) for packed weight 'inner.weight' alone"
+    ):
+        model.inner.requires_grad_(False)
+    model.requires_grad_(False)
+    assert not handle.groups[0].weight.requires_grad
+    model.requires_grad_(True)
+    assert handle.groups[0].weight.requires_grad
 
 
 def test_freezing_a_packed_module() -> None:

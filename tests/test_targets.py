@@ -229,6 +229,33 @@ def test_group_names_that_come_to_the_same_are_refused(storage: str) -> None:
     assert [name for name, _ in model.named_parameters()] == ["p", "q"]
 
 
+@pytest.mark.parametrize(
+    "module, storage",
+    [
+        (lambda: nn.Embedding(300, 8, sparse=True), "packed"),
+        (lambda: nn.EmbeddingBag(300, 8, sparse=True, mode="sum"), "packed"),
+        (lambda: nn.Embedding(300, 8, max_norm=1.0), "masked"),
+        (lambda: nn.EmbeddingBag(300, 8, max_norm=1.0, mode="sum"), "masked"),
+    ],
+)
+def test_unusual_embeddings_that_are_named_train(module, storage: str) -> None:
+    """They stay dense unless they are named; then those whose forward pass changes weights are masked."""
+    with pytest.raises(TargetError, match="sparse only if dsl_include names it"):
+        sparsify(nn.Sequential(module()), 0.1)
+    model = nn.Sequential(module())
+    handle = sparsify(model, 0.1, include=["*"], update_interval=2)
+    assert handle.groups[0].storage == storage
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle.attach(optimizer)
+    before = handle.groups[0].live_values().clone()
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(torch.arange(300)[:, None]).pow(2).sum().backward()
+        optimizer.step()
+    assert handle.live == 240 and handle.explorer.updates == 2
+    assert not torch.equal(handle.groups[0].live_values(), before)
+
+
 @pytest.mark.parametrize("name", ["a.weight", "b.weight"])
 def test_a_module_that_is_registered_twice_has_both_names(name: str) -> None:
     """Either selects it, once, and it is one sparse table afterwards, and one dense one again."""

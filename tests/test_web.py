@@ -194,6 +194,8 @@ def test_limits_hold_where_nothing_is_asked_for(folder: Path) -> None:
             400,
             {"detail": "3 users with k=3 are 9 items: allowed are at most 8 in one answer."},
         )
+        status, body = server.post({**users, "candidates": ["a", "b", "b"]})
+        assert status == 200 and [len(r["items"]) for r in body["recommendations"]] == [2, 2, 2]
         status, body = server.post({**users, "k": 2})
         assert status == 200 and [len(r["items"]) for r in body["recommendations"]] == [2, 2, 2]
 
@@ -226,6 +228,14 @@ def test_large_bodies_are_not_read(server: Server) -> None:
     assert answered(in_pieces) == 413
     wrong = {"content-length": "-5"}
     assert answered(lambda: server.ask("POST", "/recommend", b"{}", wrong)[0]) in (400, 413)
+
+
+def test_the_page_takes_what_it_asks_for_from_its_address(server: Server) -> None:
+    """As the documentation says; other names are refused there, too."""
+    for address in ({"user": "u1", "k": 5}, {"item": "b", "k": 5}):
+        status, page = server.get("/", **address)
+        assert status == 200 and page.startswith("<!doctype html>")
+    assert server.get("/", users="u1")[0] == 400
 
 
 def test_other_methods_and_hosts(server: Server) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import SecondOrderError, StaleGraphError
 from ..kernels import gpu_rows, rows
-from ..sparsity.scores import writes_after
+from ..sparsity.scores import Landing
 from .lookup import add_rows
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class StepGradient:
         if buffer is not None and self._spans is not None:
             self.group.gradient_memory.came_from(buffer, self._spans)
         if self.group.growth_scores is not None:
-            self.group.growth_scores.land(writes_after(self.group.weight.grad, buffer))
+            self.group.growth_scores.land(Landing.of(self.group.weight.grad, buffer))
         self.group.end_step()
         return buffer
 

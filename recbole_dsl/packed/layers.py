@@ -82,7 +82,8 @@ def _requires_grad(self: nn.Module, requires_grad: bool = True) -> nn.Module:
     for group, tensor in self.__dict__[SLOTS].values():
         if group.weight.requires_grad == requires_grad:
             continue
-        if len(group.slices) > 1:
+        inside = {n for m in self.modules() for g, n in m.__dict__.get(SLOTS, {}).values() if g is group}
+        if len(inside) < len(group.slices):
             raise PackedWriteError(
                 f"requires_grad_({requires_grad}) for packed weight {group.slices[tensor].name!r} alone, "
                 f"which shares group {group.name!r} with others; allowed are the whole model, freezing "

@@ -35,10 +35,18 @@ def layout_of(root: nn.Module) -> Layout:
 
 
 def names_of_tensors(root: nn.Module) -> dict[tuple[int, int], list[str]]:
-    """All names of each packed tensor, by the id of its group and its number there."""
+    """All names of each sparse tensor, by the id of its group and its number there."""
+    masked = {
+        (id(module), attribute): (group, tensor)
+        for group in root.modules()
+        if isinstance(group, MaskedGroup)
+        for tensor, (module, attribute) in enumerate(group.places)
+    }
     names: dict[tuple[int, int], list[str]] = {}
     for prefix, module in root.named_modules(remove_duplicate=False):
-        for attribute, (group, tensor) in module.__dict__.get(SLOTS, {}).items():
+        held = dict(module.__dict__.get(SLOTS, {}))
+        held |= {a: masked[id(module), a] for a in module._parameters if (id(module), a) in masked}
+        for attribute, (group, tensor) in held.items():
             name = f"{prefix}.{attribute}" if prefix else attribute
             names.setdefault((id(group), tensor), []).append(name)
     return names

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..sparsity.rows import LiveRows
-from ..sparsity.scores import GrowthScores, is_cleared, writes_after
+from ..sparsity.scores import GrowthScores, Landing
 from ..sparsity.targets import TensorInfo
 from ..sparsity.update import UpdatePlan
 from .index import build_index, slices_of
@@ -39,7 +39,7 @@ class MaskedGroup(nn.Module):
         self.kernels = "auto"  # dsl_kernels
         self.slices = slices_of([t.name for t in tensors], [t.shape for t in tensors])
         # A plain list keeps the modules out of this one's children.
-        self._places = [t.places[0] for t in tensors]
+        self.places = [t.places[0] for t in tensors]
         self.growth_scores: GrowthScores | None = None
         self.collects = False
         self._budget = live.numel()
@@ -109,7 +109,7 @@ class MaskedGroup(nn.Module):
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """The dense parameters."""
-        return [getattr(module, attribute) for module, attribute in self._places]
+        return [getattr(module, attribute) for module, attribute in self.places]
 
     def live_positions(self) -> Tensor:
         """Flat positions of the live weights, int64, ascending."""
@@ -247,7 +247,7 @@ class _MaskGradient:
 
     def __init__(self, group: MaskedGroup, tensor: int) -> None:
         self.group, self.tensor = group, tensor
-        self.writes = 0  # of the parameter's gradient after the last pass
+        self.landing = Landing()  # of the last pass in the parameter's gradient
 
     def __call__(self, gradient: Tensor) -> Tensor:
         if gradient.is_sparse:
@@ -257,11 +257,12 @@ class _MaskGradient:
             self.discard_cleared(before)
             scores.add_dense(self.tensor, gradient.clone())  # others may own it, and clip it
         live = gradient.masked_fill(~getattr(self.group, f"mask_{self.tensor}"), 0.0)
-        self.writes = writes_after(before, live)
+        if scores is not None:
+            self.landing = Landing.of(before, live)
         return live
 
     def discard_cleared(self, gradient: Tensor | None) -> None:
         """Forget the scores of earlier passes if ``gradient``, the parameter's, has been thrown away since."""
         scores = self.group.growth_scores
-        if scores is not None and scores.holds(self.tensor) and is_cleared(gradient, self.writes):
+        if scores is not None and scores.holds(self.tensor) and self.landing.is_cleared(gradient):
             scores.discard(self.tensor)

@@ -36,6 +36,8 @@ FILES: Final = (WEIGHTS, CATALOGUE, INTERACTIONS)
 
 Arrays = dict[str, np.ndarray]
 
+_SIZES: Final = ("live", "sparse_weights", "weights_file", "dense_fp32")
+
 _LARGEST_MANIFEST: Final = 1 << 26
 
 _OLD: Final = "old"
@@ -373,6 +375,8 @@ def _manifest(body: dict[str, Any]) -> Manifest:
     manifest = Manifest(**{**body, "tensors": tensors})
     if manifest.values not in VALUES or manifest.users < 1 or manifest.items < 1:
         raise ValueError("a value is out of range")
+    if any(type(manifest.sizes.get(name)) is not int for name in _SIZES):
+        raise ValueError("sizes are missing")
     names = set(manifest.files)
     if not {WEIGHTS, CATALOGUE} <= names <= set(FILES):
         raise ValueError(f"files may be {', '.join(FILES)} only")

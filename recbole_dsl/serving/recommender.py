@@ -118,7 +118,7 @@ class SparseRecommender:
                 "artifact that was exported with --with-history."
             )
         single = isinstance(users, str | numbers.Integral)
-        if not single and not isinstance(users, Iterable):
+        if not single and (isinstance(users, bytes) or not isinstance(users, Iterable)):
             raise RequestError(f"users={users!r} is refused: allowed is a token, or a list of them.")
         asked = [self._user(user, unknown) for user in ([users] if single else users)]
         chosen = None if candidates is None else self._chosen(candidates)
@@ -230,8 +230,8 @@ class SparseRecommender:
         return number
 
     def _chosen(self, candidates: Iterable[Any]) -> np.ndarray:
-        if isinstance(candidates, str):
-            raise RequestError("candidates is one text: allowed is a list of items.")
+        if isinstance(candidates, str | bytes) or not isinstance(candidates, Iterable):
+            raise RequestError(f"candidates={candidates!r} is refused: allowed is a list of items.")
         return np.unique(np.array([self._item(item) for item in candidates], np.int64))
 
 

@@ -159,7 +159,8 @@ def application(
     @app.post("/recommend", responses=problems)
     def recommend_several(ask: Ask) -> Recommendations:
         """The best items of several users, all or some candidates."""
-        wanted = len(ask.users) * min(ask.k, len(recommender.items))
+        most = len(recommender.items) if ask.candidates is None else len(set(ask.candidates))
+        wanted = len(ask.users) * min(ask.k, most)
         if wanted > limits.items:
             raise RequestError(
                 f"{len(ask.users)} users with k={ask.k} are {wanted} items: allowed are at most {limits.items} "
@@ -185,7 +186,8 @@ def application(
     page = page.replace("USUAL_K", str(limits.usual_k)).replace("LARGEST_K", str(limits.k))
 
     @app.get("/", include_in_schema=False)
-    def home() -> HTMLResponse:
+    def home(user: str = "", item: str = "", k: str = "") -> HTMLResponse:
+        # The page's script reads them from its address.
         policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import CheckpointError, ConfigError, DSLError
+from .budget import least_score_memory
 from .criteria import (
     DROP_CRITERIA,
     GROWTH_CRITERIA,
@@ -177,7 +178,10 @@ class Explorer:
             # A bound that is too small is told now, not at the first window, if there will be one.
             if progress.settings.updates and progress.group.budget < _weights(progress.group):
                 bounds = self._score_bounds(progress.group)
-                scored_row_counts(progress.group.table_shapes, *bounds, progress.settings.growth_rows)
+                try:
+                    scored_row_counts(progress.group.table_shapes, *bounds, progress.settings.growth_rows)
+                except ConfigError:
+                    raise self._too_little_memory() from None
 
     def attach(self, optimizer: torch.optim.Optimizer) -> int:
         """Count the steps of ``optimizer`` for every group whose parameters it owns.
@@ -357,6 +361,18 @@ class Explorer:
         size, memory = self._score_bounds(group)
         share = progress.settings.growth_rows
         return sample_rows(group.table_shapes, size, memory, progress.generator, group.device, share)
+
+    def _too_little_memory(self) -> ConfigError:
+        """The least that leaves every group room in its share for a row of each tensor."""
+        total, least = sum(_weights(progress.group) for progress in self.progress), 0
+        for progress in self.progress:
+            group, (size, _) = progress.group, self._score_bounds(progress.group)
+            own = least_score_memory(group.table_shapes, size, progress.settings.growth_rows)
+            least = max(least, -(-own * total // _weights(group)))
+        return ConfigError(
+            f"dsl_growth_memory={self.settings.growth_memory} bytes is too small to score even one row of each "
+            f"sparse tensor; allowed is at least {least} bytes."
+        )
 
     def _score_bounds(self, group: SparseGroup) -> tuple[int, int | None]:
         """Bytes of one score, and the group's share of the bytes that all scores may take."""

@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from ..errors import ConfigError
 from .factors import Factorisation, degree_normalised, scaled
 from .randomness import generator_for
 from .ranking import ndcg
@@ -36,6 +37,9 @@ class Interactions:
     """Training interactions: ``users``, ``items`` (int64 ids, same length) and how many there are.
 
     Ids are rows of the tables: below ``n_users`` and ``n_items``, padding included if it has a row.
+
+    Raises:
+        ConfigError: they are not.
     """
 
     users: Tensor
@@ -43,6 +47,20 @@ class Interactions:
     n_users: int
     n_items: int
     _cache: dict = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        whole = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+        for name, ids, count in (("users", self.users, self.n_users), ("items", self.items, self.n_items)):
+            if ids.ndim != 1 or ids.dtype not in whole or len(ids) != len(self.users):
+                raise ConfigError(
+                    f"{name} of shape {tuple(ids.shape)} and type {ids.dtype} are refused: allowed are whole "
+                    f"numbers in one dimension, as many items as the {len(self.users)} users."
+                )
+            if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < count:
+                raise ConfigError(
+                    f"{name} from {int(ids.min())} to {int(ids.max())} are refused: allowed are rows of a "
+                    f"table of {count}, so from 0 to {count - 1}."
+                )
 
     def role(self, tensor: TensorInfo) -> str | None:
         """``'user'`` or ``'item'`` for an embedding table with a row per user or item, else None.

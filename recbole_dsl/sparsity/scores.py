@@ -167,12 +167,30 @@ def writes_after(gradient: Tensor | None, arriving: Tensor | None) -> int:
     return gradient._version + 1 if gradient is not None else arriving._version  # or becomes it itself
 
 
-def is_cleared(gradient: Tensor | None, writes: int) -> bool:
-    """Whether ``zero_grad`` has been called, in either of its ways, since a gradient had so many ``writes``.
+@dataclass(frozen=True)
+class Landing:
+    """A gradient after a backward pass: torch's count of its ``writes``, and whether it was not all zeros."""
 
-    A gradient of zeros alone tells nothing: of live weights it may be zero where that of dead ones is not.
-    """
-    return gradient is None or (gradient._version != writes and not bool(gradient.any()))
+    writes: int = 0
+    other_than_zero: Tensor | None = None
+
+    @classmethod
+    def of(cls, gradient: Tensor | None, arriving: Tensor | None) -> Landing:
+        """That of ``gradient`` once ``arriving`` has been added to it."""
+        parts = [part.any() for part in (gradient, arriving) if part is not None]
+        return cls(writes_after(gradient, arriving), torch.stack(parts).any() if parts else None)
+
+    def is_cleared(self, gradient: Tensor | None) -> bool:
+        """Whether ``zero_grad`` has been called since, in either of its ways; ``gradient``: that of now.
+
+        One of zeros tells nothing if it was that before: the gradient of live weights may be zero where that of
+        dead ones is not, and clipping writes to it, too.
+        """
+        if gradient is None:
+            return True
+        if gradient._version == self.writes or self.other_than_zero is None or bool(gradient.any()):
+            return False
+        return bool(self.other_than_zero)
 
 
 class GrowthScores:
@@ -190,7 +208,7 @@ class GrowthScores:
         self.sums = torch.zeros(where.count, dtype=score_dtype(dtype), device=device)
         self._pending: list[_Contribution] = []
         self._landed = 0  # so many of them, the first, are in the weights' gradient
-        self._writes = 0  # of that gradient, then
+        self._landing = Landing()  # that gradient, then
 
     def _table(self, tensor: int) -> Tensor:
         cols = self.where.shapes[tensor][1]
@@ -243,16 +261,16 @@ class GrowthScores:
         """Forget what was handed in since the last step, for one tensor or (None) for all."""
         self._pending, self._landed = [p for p in self._pending if tensor not in (None, p.tensor)], 0
 
-    def land(self, writes: int) -> None:
-        """Everything handed in so far reaches the weights' gradient, which has so many ``writes`` then."""
-        self._landed, self._writes = len(self._pending), writes
+    def land(self, landing: Landing) -> None:
+        """Everything handed in so far reaches the weights' gradient, which is as ``landing`` says then."""
+        self._landed, self._landing = len(self._pending), landing
 
     def discard_landed(self, gradient: Tensor | None) -> None:
         """Forget what had reached a gradient that is gone: ``gradient``, that of now, is None or was made zero.
 
         What a pass hands in that has begun but not reached the weights (around a checkpoint's) stays.
         """
-        if self._landed and is_cleared(gradient, self._writes):
+        if self._landed and self._landing.is_cleared(gradient):
             self._pending, self._landed = self._pending[self._landed :], 0
 
     def holds(self, tensor: int) -> bool:

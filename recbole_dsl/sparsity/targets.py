@@ -108,7 +108,9 @@ def _is_hooked(parameter: nn.Parameter) -> bool:
 
 def _packable(module: nn.Module, kind: str) -> bool:
     if isinstance(module, nn.Embedding):
-        return module.max_norm is None and not module.sparse and not module.scale_grad_by_freq
+        return module.max_norm is None and not module.scale_grad_by_freq
+    if isinstance(module, nn.EmbeddingBag) and module.max_norm is not None:
+        return False
     return not isinstance(module, MASKED_ONLY_TYPES) and kind not in ("norm", "bias")
 
 
@@ -197,7 +199,7 @@ def _reason_to_leave(
         return None if matches(tensor, include) else "not named by dsl_include"
     if tensor.kind not in ("embedding", "linear"):
         return f"{tensor.kind} parameter, sparse only if dsl_include names it"
-    if tensor.kind == "embedding" and not tensor.packable:
+    if tensor.kind == "embedding" and (not tensor.packable or any(m.sparse for m, _ in tensor.places)):
         reason = "embedding with max_norm, sparse, scale_grad_by_freq or a gradient hook"
         return f"{reason}, sparse only if dsl_include names it"
     if parameter.dim() > 1 and parameter.numel() == parameter.shape[0]:

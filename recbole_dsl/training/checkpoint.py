@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from .. import recbole_names
-from ..errors import CheckpointError, NumberError
+from ..errors import CheckpointError, DataError, NumberError
 from ..packed.layout import layout_of
 from ..plain import PLAIN, plain
 from ..tensor_file import CHECKPOINT, read_tensor_file, read_tree, write_tensor_file
@@ -45,6 +46,7 @@ def checkpoint_state(trainer: Any, epoch: int) -> dict[str, Any]:
         "config": plain(trainer.config.final_config_dict),
         "given": trainer.config.given,
         "model_class": recbole_names.full_name(trainer.config.model_class),
+        "tokens": trainer.tokens,
         "epoch": epoch,
         "cur_step": trainer.cur_step,
         "best_valid_score": float(trainer.best_valid_score),
@@ -53,6 +55,26 @@ def checkpoint_state(trainer: Any, epoch: int) -> dict[str, Any]:
         "other_parameter": plain_or_tensor(other_state(model)),
         "optimizer": trainer.optimizer.state_dict(),
     }
+
+
+def tokens_of(dataset: Any) -> dict[str, str]:
+    """SHA-256 of the tokens of users, items and other fields, each in the order of its rows."""
+    return {
+        field: hashlib.sha256("\0".join(map(str, tokens)).encode("utf-8", "surrogatepass")).hexdigest()
+        for field, tokens in sorted(dataset.field2id_token.items())
+    }
+
+
+def refuse_other_tokens(
+    file: str | os.PathLike[str], theirs: Mapping[str, str], ours: Mapping[str, str]
+) -> None:
+    """Raise DataError if rows of a checkpoint's tables stand for other tokens now, of fields that both have."""
+    for field in sorted(theirs.keys() & ours.keys()):
+        if theirs[field] != ours[field]:
+            raise DataError(
+                f"'{os.fspath(file)}' was trained on other values of {field}, or the same in another order, so "
+                "its weights would be given to the wrong ones: allowed is the dataset as it was."
+            )
 
 
 def write_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:

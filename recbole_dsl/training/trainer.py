@@ -31,7 +31,9 @@ from .checkpoint import (
     load_weights,
     read_checkpoint,
     read_description,
+    refuse_other_tokens,
     refuse_spoilt_weights,
+    tokens_of,
     unwritable,
     write_checkpoint,
 )
@@ -87,6 +89,7 @@ class SparseTrainerMixin:
         self.valid_results: dict[int, dict[str, float]] = {}
         self.updates_made: list[dict[str, Any]] = []
         self.plans: dict[tuple[str, ...], Plan] = {}
+        self.tokens = tokens_of(train_data._dataset)
         self.sparse: SparseHandle = insert(
             model,
             self.dsl,
@@ -230,6 +233,7 @@ class SparseTrainerMixin:
         identity = state["run"]["identity"]
         refuse_changes(file, identity["settings"], keeper.identity["settings"])
         refuse_other_data(file, identity["data"], keeper.identity["data"])
+        refuse_other_tokens(file, state.get("tokens", {}), self.tokens)
         self._to_resume = None
         writes_there = self._writes_beside(file)
         asked = [progress.settings.end for progress in self.sparse.explorer.progress]
