@@ -74,6 +74,7 @@ def apply() -> None:
         _restore_own_memory()
     _restore_torch_load()
     _open_named_pickles_only()
+    _collect_numbers_too()
     _read_words_for_missing()
     _drop_missing_by_row()
     if importlib.util.find_spec("torch_scatter") is None:
@@ -353,6 +354,30 @@ def _open_named_pickles_only() -> None:
     vars(importlib.import_module("recbole.data"))["create_dataset"] = create_dataset
     ldiffrec = importlib.import_module("recbole.model.general_recommender.ldiffrec")
     vars(ldiffrec)["np"] = _ModuleView(np, load=lambda file, allow_pickle: np.load(file, allow_pickle=False))
+
+
+def _collect_numbers_too() -> None:
+    """Let ItemCoverage, AveragePopularity, GiniIndex and TailPercentage be computed.
+
+    They need the number of items or counts of items, which evaluator/collector.py:227 (``get_data_struct``)
+    would move to the CPU, as if they were tensors.
+    """
+    from recbole.evaluator.collector import Collector
+
+    get = Collector.get_data_struct
+
+    @functools.wraps(get)
+    def get_data_struct(self: Any) -> Any:
+        collected = self.data_struct._data_dict
+        others = {name: value for name, value in collected.items() if not isinstance(value, torch.Tensor)}
+        for name in others:
+            del collected[name]
+        found = get(self)
+        collected.update(others)
+        found._data_dict.update(others)
+        return found
+
+    Collector.get_data_struct = get_data_struct
 
 
 @contextlib.contextmanager

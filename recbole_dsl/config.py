@@ -315,9 +315,12 @@ class RecBoleDSLConfig(Config):
         super()._load_internal_config_dict(known, model_class, dataset)
         self._recbole_defaults: Settings = dict(self.internal_config_dict)
         family = _FAMILIES[model_class.type]  # type: ignore[attr-defined]
-        layers = property_files.layers(lineage, dataset, self.external_config_dict.get(METHOD_KEY), family)
+        files = (lineage, dataset, self.external_config_dict.get(METHOD_KEY), family)
+        layers = property_files.layers(*files)
         self._by_default = layers[METHOD_KEY] == property_files.default_method(lineage, family)
         user = {key: value for key, value in self.external_config_dict.items() if value is not None}
+        if {**layers, **user}["dsl_density"] == 1 and "dsl_budget" not in user:
+            layers = property_files.layers(*files, dense=True)
         if "dsl_density" in user:
             layers["dsl_budget"] = None  # a property file's budget must not beat the user's density
         if "dsl_update_ratio_min" not in user:

@@ -333,13 +333,16 @@ def default_method(names: Sequence[str], family: str) -> str:
     return str(chosen or overall_settings()[METHOD_KEY])
 
 
-def layers(model: str | Sequence[str], dataset: str, method: str | None, family: str = "") -> Settings:
+def layers(
+    model: str | Sequence[str], dataset: str, method: str | None, family: str = "", dense: bool = False
+) -> Settings:
     """All defaults that property files give for a model of a family and a dataset, merged.
 
     ``model``: its name, or also the names of those it derives from, of which the first with a file counts.
 
     ``method``: what the user asked for; None takes the model's default method, its family's or the overall.
-    ``dsl_method`` of the result is the method that was taken.
+    ``dsl_method`` of the result is the method that was taken. ``dense``: every weight lives, so that training
+    is RecBole's, and settings of RecBole that suit a method's sparse models are left out.
 
     Raises:
         ConfigError: no such method, or a property file is not as it should be.
@@ -353,15 +356,20 @@ def layers(model: str | Sequence[str], dataset: str, method: str | None, family:
     of_family = family_file(family, name)
     of_model, of_dataset = model_file(model, name), dataset_file(dataset, name)
     in_dataset = next((n for n in names if n in (of_dataset.get("models") or {})), model)
+    of_method = (
+        _dig(of_family, "methods", name)
+        | _dig(of_model, "methods", name)
+        | _dig(of_dataset, "methods", name)
+        | _dig(of_dataset, "models", in_dataset, name)
+    )
+    if dense:
+        of_method = {key: value for key, value in of_method.items() if key.startswith(PREFIX)}
     return (
         overall
         | {key: value for key, value in of_family.items() if key in SCOPE_KEYS}
         | _dig(of_model, "scope")
         | _dig(of_model, "recbole")
         | _method_layer(method)
-        | _dig(of_family, "methods", name)
-        | _dig(of_model, "methods", name)
-        | _dig(of_dataset, "methods", name)
-        | _dig(of_dataset, "models", in_dataset, name)
+        | of_method
         | {METHOD_KEY: method}
     )

@@ -161,6 +161,7 @@ def check_evaluation(settings: Mapping[str, Any]) -> None:
         _check_split(settings["eval_args"])
     if isinstance(settings.get("train_neg_sample_args"), Mapping):
         _check_sampling(settings["train_neg_sample_args"])
+    _check_transform(settings)
 
 
 def check_labels(settings: Mapping[str, Any], has_label: bool = True) -> None:
@@ -224,8 +225,42 @@ def _check_sampling(given: Mapping[str, Any]) -> None:
         "candidate_num": whole_setting(1 if given.get("dynamic") else 0),
     }
     for part in given.keys() & kinds.keys():
-        value = given[part] if not isinstance(given[part], str) else None  # which RecBole does not convert
-        _read(f"{part} in train_neg_sample_args", value, kinds[part])
+        if isinstance(given[part], str):  # which RecBole does not convert
+            raise ConfigError(
+                f"{part} in train_neg_sample_args={given[part]!r} is refused: allowed is "
+                f"{kinds[part].allowed}, not as text."
+            )
+        _read(f"{part} in train_neg_sample_args", given[part], kinds[part])
+
+
+def _check_transform(settings: Mapping[str, Any]) -> None:
+    """What RecBole's transforms of sequences need, which it says only in the first batch."""
+    transform = settings.get("transform")
+    if transform not in _TRANSFORMS:  # RecBole's "user_defined" gives no batch back
+        hint = nearest(str(transform), [name for name in _TRANSFORMS if name])
+        raise ConfigError(
+            f"transform={transform!r} is refused{hint}: allowed are {', '.join(map(str, _TRANSFORMS))}."
+        )
+    share = _TRANSFORMS[transform]
+    if share is not None and not _is_share(settings.get(share)):
+        raise ConfigError(
+            f"transform={transform!r} needs {share}, the share of a sequence that it changes, and that is "
+            f"{settings.get(share)!r}: allowed is a number from 0 to 1."
+        )
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+_TRANSFORMS: Final = {
+    None: None,
+    "mask_itemseq": "mask_ratio",
+    "inverse_itemseq": None,
+    "crop_itemseq": "eta",
+    "reorder_itemseq": "beta",
+}
+"""RecBole's, and the setting that says how much of a sequence they change."""
 
 
 def _check_metrics(metrics: object) -> None:

@@ -490,6 +490,41 @@ def test_a_method_file_of_ones_own(tmp_path: Path) -> None:
     assert_refused(error, "dsl_dropp", "typo.yaml", "did you mean 'dsl_drop'")
 
 
+def test_at_density_one_a_method_changes_no_setting_of_recbole(tmp_path: Path) -> None:
+    """Dropout that suits sparse rows is for sparse rows; a method file of one's own is meant as it is."""
+    assert config("SASRec", dsl_density=0.5)["hidden_dropout_prob"] == 0
+    for one in ({"dsl_density": 1}, {"dsl_density": 1.0, "dsl_method": "dsl_plus"}, {"dsl_method": "dense"}):
+        built = config("SASRec", **one)
+        assert built["hidden_dropout_prob"] == built["attn_dropout_prob"] == 0.5
+    assert config("SASRec", dsl_density=1, hidden_dropout_prob=0.1)["hidden_dropout_prob"] == 0.1
+    mine = write(tmp_path / "mine.yaml", "dsl_density: 1\nhidden_dropout_prob: 0.3\n")
+    assert config("SASRec", dsl_method=str(mine))["hidden_dropout_prob"] == 0.3
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        ({"transform": "crop_itemseq"}, "transform='crop_itemseq' needs eta, the share of a sequence"),
+        (
+            {"transform": "reorder_itemseq", "beta": 2},
+            "needs beta, the share of a sequence that it changes, and",
+        ),
+        ({"transform": "user_defined"}, "transform='user_defined' is refused"),
+        ({"transform": "crop"}, "transform='crop' is refused"),
+        (
+            {"train_neg_sample_args": {"distribution": "uniform", "sample_num": "none"}},
+            "train_neg_sample_args='none' is",
+        ),
+    ],
+)
+def test_what_recbole_says_in_the_first_batch_only(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config("SASRec", loss_type="BPR", **given)
+    assert_refused(error, told, "allowed")
+    config("SASRec", transform="crop_itemseq", eta=0.5)
+    config("SASRec", transform="mask_itemseq", mask_ratio=0.2)
+
+
 def test_none_in_a_file_is_not_set(tmp_path: Path) -> None:
     """YAML reads it as text; the command line's None and YAML's ~ mean the same."""
     density = write(tmp_path / "density.yaml", "dsl_density: 0.5\n")

@@ -28,6 +28,7 @@ from recbole_dsl.packed.layout import dense_state_dict
 from recbole_dsl.serving import by_recbole
 from recbole_dsl.stages import check_stage
 from recbole_dsl.to_recbole import write_recbole_checkpoint
+from recbole_dsl.training.adaptations import clear_model_caches
 from recbole_dsl.training.checkpoint import read_checkpoint, write_checkpoint
 from tests.model_runs import no_flags, settings_of, sparse_run
 from tests.recbole_runs import QUIET
@@ -215,6 +216,16 @@ def test_nothing_is_written_where_a_checkpoint_is_loaded(
         assert main(["export", str(file), "--to", str(tmp_path / "model"), f"--data_path={data}"]) == 0
         assert main(["to-recbole", str(file), "--out", str(tmp_path / "d.pth"), f"--data_path={data}"]) == 0
     assert not list((tmp_path / "empty").iterdir())
+
+
+def test_another_file_is_tested_with_its_own_weights(trained: Any) -> None:
+    """Not with what the model has kept of those before; KGIN does not name it among its other parameters."""
+    run, best = trained("KGIN", epochs=3, learning_rate=0.01)
+    last = best.with_name(f"{best.stem}-last.dsl")
+    test = run.data[2]
+    told = [metrics(run.trainer, test, file) for file in (best, last, best)]
+    clear_model_caches(run.trainer.model)
+    assert told[0] == told[2] != told[1] and metrics(run.trainer, test, last) == told[1]
 
 
 def test_rows_that_stand_for_others_now_are_refused(trained: Any, data: Path, tmp_path: Path) -> None:

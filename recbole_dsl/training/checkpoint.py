@@ -126,6 +126,7 @@ def load_weights(model: Any, state: Mapping[str, Any]) -> None:
             f"The checkpoint is not of this model and budget ({' '.join(str(error).split())}); allowed is one "
             "that was written with the same settings."
         ) from None
+    clear_model_caches(model)  # of the weights before; a file's own are among its other parameters
     others = state.get("other_parameter")
     if others:  # to the model's device, as RecBole has it
         device = next(model.parameters()).device
