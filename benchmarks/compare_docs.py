@@ -127,15 +127,21 @@ def comparisons() -> dict[tuple[str, str], dict[float, Cells]]:
     return found
 
 
-def _by_density(found: Sequence[Row]) -> dict[float, Cells]:
-    """The methods of every density at which dsl_plus is finished."""
+def unfinished(model: str, dataset: str) -> dict[float, Cells]:
+    """Of a comparison that is being run, the same of densities at which dense is finished and dsl_plus is not."""
+    found = _by_density(rows(RESULTS / f"compare/{model}-{dataset}"), finished=False)
+    return {density: cells for density, cells in found.items() if "dense" in cells}
+
+
+def _by_density(found: Sequence[Row], finished: bool = True) -> dict[float, Cells]:
+    """The methods of every density at which dsl_plus is finished, or is not."""
     result: dict[float, Cells] = {}
     for row in found:
         if row.density is not None:
             result.setdefault(row.density, {})[row.method] = row
     for cells in result.values():
         cells.update({row.method: row for row in found if row.density is None})
-    return {density: cells for density, cells in result.items() if "dsl_plus" in cells}
+    return {density: cells for density, cells in result.items() if ("dsl_plus" in cells) is finished}
 
 
 def ratios() -> str:
@@ -158,12 +164,14 @@ def overview() -> str:
     lines, costs = [], unrun.measured()
     for (model, dataset), known in comparisons().items():
         lines += [[model, dataset, *_reached(density, known[density])] for density in AIMS if density in known]
-        left, told = [f"{density:g}" for density in AIMS if density not in known], "not run"
-        cost = None if known else costs.get(f"{model}/{dataset}")
+        begun = unfinished(model, dataset)
+        lines += [[model, dataset, *_reached(density, begun[density])] for density in AIMS if density in begun]
+        left = [f"{density:g}" for density in AIMS if density not in {*known, *begun}]
+        told, cost = "not run", None if known else costs.get(f"{model}/{dataset}")
         if cost:
             told += f": {speed_docs.figure(cost['run_seconds'] / 3600, 2)} h for dense"
         if left:
-            which = ", ".join(left) if known else "all"
+            which = ", ".join(left) if known or begun else "all"
             lines.append([model, dataset, which, "–", "–", *("–" for _ in METHODS), "", told])
     head = ["model", "dataset", "density", "seeds", "dense", *METHODS, "aim", "reached"]
     return table(head, lines, words=2)
@@ -173,6 +181,10 @@ def _reached(density: float, cells: Cells) -> list[str]:
     """The cells of a row of the overview from its density on."""
     aim, dense = AIMS[density], cells["dense"].mean
     of = {method: cells[method].mean / dense for method in METHODS if method in cells}
+    if "dsl_plus" not in of:
+        ratios = (f"{of[method]:.3f}" if method in of else "–" for method in METHODS)
+        seeds = max(len(row.scores) for row in cells.values())
+        return [f"{density:g}", str(seeds), f"{dense:.4f}", *ratios, f"{aim:g}", "dsl_plus not finished"]
     missed = [f"below {aim:g}"] if of["dsl_plus"] < aim else []
     beside = ("narrow", "dsl")
     missed += [f"below {other}" for other in beside if other in of and of["dsl_plus"] <= of[other]]

@@ -165,10 +165,25 @@ def test_costs_by_hand() -> None:
 
 def test_what_is_not_run_is_told() -> None:
     """One row for a comparison without cells, with what its dense training would take."""
-    told = unrun.measured()["LightGCN/yelp2018"]
-    seconds = 100 * told["training_seconds"] + 20 * told["validation_seconds"]
-    (line,) = [x for x in compare_docs.overview().splitlines() if x.startswith("| LightGCN | yelp2018 ")]
+    told = unrun.measured()["LightGCN/ml-1m"]
+    seconds = 100 * (told["training_seconds"] + told["validation_seconds"])
+    (line,) = [x for x in compare_docs.overview().splitlines() if x.startswith("| LightGCN | ml-1m ")]
     assert line.endswith(f"| not run: {seconds / 3600:.2g} h for dense |")
+
+
+def test_a_density_without_dsl_plus_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the ratios that are known, beside those densities of which nothing is."""
+    pair = "BPR", "ml-1m"
+    cells = {
+        method: row for method, row in compare_docs.comparisons()[pair][0.1].items() if method != "dsl_plus"
+    }
+    monkeypatch.setattr(compare_docs, "comparisons", lambda: {pair: {}})
+    monkeypatch.setattr(compare_docs, "rows", lambda folder: list(cells.values()))
+    begun, left = [line for line in compare_docs.overview().splitlines() if line.startswith("| BPR | ml-1m ")]
+    assert (
+        begun == "| BPR | ml-1m | 0.1 | 1 | 0.2566 | – | – | 0.884 | 0.707 | – | 0.99 | dsl_plus not finished |"
+    )
+    assert left.split(" | ")[2] == "0.5, 0.2, 0.05" and "not run" in left
 
 
 def test_densities_that_are_not_run_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
