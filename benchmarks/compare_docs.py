@@ -128,7 +128,7 @@ def comparisons() -> dict[tuple[str, str], dict[float, Cells]]:
 
 
 def unfinished(model: str, dataset: str) -> dict[float, Cells]:
-    """Of a comparison that is being run, the same of densities at which dense is finished and dsl_plus is not."""
+    """Of a comparison that is being run, the same of densities at which dense is finished, dsl_plus not."""
     found = _by_density(rows(RESULTS / f"compare/{model}-{dataset}"), finished=False)
     return {density: cells for density, cells in found.items() if "dense" in cells}
 
