@@ -236,12 +236,14 @@ def _check_sampling(given: Mapping[str, Any]) -> None:
 def _check_transform(settings: Mapping[str, Any]) -> None:
     """What RecBole's transforms of sequences need, which it says only in the first batch."""
     transform = settings.get("transform")
-    if transform not in _TRANSFORMS:  # RecBole's "user_defined" gives no batch back
-        hint = nearest(str(transform), [name for name in _TRANSFORMS if name])
+    if transform is None:
+        return
+    if str(transform) not in _TRANSFORMS:  # RecBole's "user_defined" gives no batch back
         raise ConfigError(
-            f"transform={transform!r} is refused{hint}: allowed are {', '.join(map(str, _TRANSFORMS))}."
+            f"transform={transform!r} is refused{nearest(str(transform), _TRANSFORMS)}: allowed are "
+            f"{', '.join(_TRANSFORMS)} and None."
         )
-    share = _TRANSFORMS[transform]
+    share = _TRANSFORMS[str(transform)]
     if share is not None and not _is_share(settings.get(share)):
         raise ConfigError(
             f"transform={transform!r} needs {share}, the share of a sequence that it changes, and that is "
@@ -254,7 +256,6 @@ def _is_share(value: object) -> bool:
 
 
 _TRANSFORMS: Final = {
-    None: None,
     "mask_itemseq": "mask_ratio",
     "inverse_itemseq": None,
     "crop_itemseq": "eta",

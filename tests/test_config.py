@@ -511,6 +511,7 @@ def test_at_density_one_a_method_changes_no_setting_of_recbole(tmp_path: Path) -
         ),
         ({"transform": "user_defined"}, "transform='user_defined' is refused"),
         ({"transform": "crop"}, "transform='crop' is refused"),
+        ({"transform": ["crop_itemseq"]}, "transform=['crop_itemseq'] is refused"),
         (
             {"train_neg_sample_args": {"distribution": "uniform", "sample_num": "none"}},
             "train_neg_sample_args='none' is",
