@@ -163,15 +163,14 @@ def overview() -> str:
     """Every cell of the grid: dense, ratios to it, and whether dsl_plus reaches its aim."""
     lines, costs = [], unrun.measured()
     for (model, dataset), known in comparisons().items():
-        lines += [[model, dataset, *_reached(density, known[density])] for density in AIMS if density in known]
-        begun = unfinished(model, dataset)
+        begun = {**unfinished(model, dataset), **known}
         lines += [[model, dataset, *_reached(density, begun[density])] for density in AIMS if density in begun]
-        left = [f"{density:g}" for density in AIMS if density not in {*known, *begun}]
+        left = [f"{density:g}" for density in AIMS if density not in begun]
         told, cost = "not run", None if known else costs.get(f"{model}/{dataset}")
         if cost:
             told += f": {speed_docs.figure(cost['run_seconds'] / 3600, 2)} h for dense"
         if left:
-            which = ", ".join(left) if known or begun else "all"
+            which = ", ".join(left) if begun else "all"
             lines.append([model, dataset, which, "–", "–", *("–" for _ in METHODS), "", told])
     head = ["model", "dataset", "density", "seeds", "dense", *METHODS, "aim", "reached"]
     return table(head, lines, words=2)
@@ -181,17 +180,19 @@ def _reached(density: float, cells: Cells) -> list[str]:
     """The cells of a row of the overview from its density on."""
     aim, dense = AIMS[density], cells["dense"].mean
     of = {method: cells[method].mean / dense for method in METHODS if method in cells}
-    if "dsl_plus" not in of:
-        ratios = (f"{of[method]:.3f}" if method in of else "–" for method in METHODS)
-        seeds = max(len(row.scores) for row in cells.values())
-        return [f"{density:g}", str(seeds), f"{dense:.4f}", *ratios, f"{aim:g}", "dsl_plus not finished"]
+    seeds = len(cells.get("dsl_plus", cells["dense"]).scores)
+    ratios = (f"{of[method]:.3f}" if method in of else "–" for method in METHODS)
+    reached = _verdict(of, aim) if "dsl_plus" in of else "dsl_plus not finished"
+    return [f"{density:g}", str(seeds), f"{dense:.4f}", *ratios, f"{aim:g}", reached]
+
+
+def _verdict(of: Mapping[str, float], aim: float) -> str:
+    """Whether dsl_plus reaches its aim, and is above narrow and dsl; ``of``: ratios to dense by method."""
     missed = [f"below {aim:g}"] if of["dsl_plus"] < aim else []
     beside = ("narrow", "dsl")
     missed += [f"below {other}" for other in beside if other in of and of["dsl_plus"] <= of[other]]
     absent = "".join(f", {other} not run" for other in beside if other not in of)
-    ratios = (f"{of[method]:.3f}" if method in of else "–" for method in METHODS)
-    reached = (f"no: {', '.join(missed)}" if missed else "yes") + absent
-    return [f"{density:g}", str(len(cells["dsl_plus"].scores)), f"{dense:.4f}", *ratios, f"{aim:g}", reached]
+    return (f"no: {', '.join(missed)}" if missed else "yes") + absent
 
 
 def costs(density: float = 0.1) -> str:

@@ -185,8 +185,9 @@ def _restore_fillna() -> None:
     """Fill missing values in place of the calls that no longer do it.
 
     dataset.py:648 and 650 (``_fill_nan``): tokens and floats.  Unfilled, the padding row turns
-    into -2**63 and NaN without any message.  dataset.py:501 (``_load_feat``): empty sequences,
-    where RecBole would fail on the NaN.  RecBole's own calls remain and have nothing left to do.
+    into -2**63 and NaN without any message.  dataset.py:501 (``_load_feat``): empty sequences, where
+    RecBole would fail on the NaN, are filled when they are read (:func:`_read_words_for_missing`).
+    RecBole's own calls remain and have nothing left to do.
     """
     from recbole.data.dataset import dataset as module
     from recbole.utils import FeatureType

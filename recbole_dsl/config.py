@@ -335,7 +335,7 @@ class RecBoleDSLConfig(Config):
             layers["dsl_init_values"] = "model"  # nor any but those of the file
         if "dsl_include" in user:
             layers["dsl_exclude"] = []  # a file's exceptions are from its own scope
-        self._recbole_layers = {key: value for key, value in layers.items() if not key.startswith(PREFIX)}
+        self._recbole_layers = property_files.of_recbole(layers)
         self.internal_config_dict.update(layers)
         warn_unknown_flags(self.cmd_config_dict, self.known_keys)
 

@@ -333,6 +333,11 @@ def default_method(names: Sequence[str], family: str) -> str:
     return str(chosen or overall_settings()[METHOD_KEY])
 
 
+def of_recbole(settings: Mapping[str, Any]) -> Settings:
+    """Those of settings that are not ours."""
+    return {key: value for key, value in settings.items() if not key.startswith(PREFIX)}
+
+
 def layers(
     model: str | Sequence[str], dataset: str, method: str | None, family: str = "", dense: bool = False
 ) -> Settings:

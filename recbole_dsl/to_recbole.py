@@ -74,13 +74,14 @@ def write_recbole_checkpoint(
     from .files import written_whole
     from .loading import load_data_and_model, nothing_written
     from .packed.surgery import unpack
+    from .property_files import of_recbole
     from .training.adaptations import other_state
     from .training.checkpoint import read_description
 
     described = read_description(checkpoint)
     config, model, *_ = load_data_and_model(checkpoint, model_class, **settings)
     unpack(model, [module for module in model.modules() if getattr(module, "is_sparse_group", False)])
-    theirs = {key: value for key, value in config.given.items() if not key.startswith("dsl_")}
+    theirs = of_recbole(config.given)
     if config.dsl.width is not None:
         theirs["embedding_size"] = config.dsl.width
     if config["train_neg_sample_args"]["distribution"] == "none":

@@ -25,6 +25,7 @@ from .config import RecBoleDSLConfig, no_flags
 from .errors import ConfigError, nearest
 from .files import write_text_whole
 from .plain import plain
+from .property_files import of_recbole
 from .results import RunResult
 from .settings import literal
 
@@ -154,7 +155,7 @@ def _refuse_other_dense(store: Store, cells: Sequence[Cell], chosen: Mapping[str
             continue
         config = RunResult.from_json(figures.read_text(encoding="utf-8")).config
         # A dense model has no settings of ours, and RecBole has read the others.
-        asked = {key: plain(literal(value)) for key, value in settings.items() if not key.startswith("dsl_")}
+        asked = {key: plain(literal(value)) for key, value in of_recbole(settings).items()}
         if any(plain(literal(config.get(key))) != value for key, value in asked.items()):
             raise ConfigError(
                 f"'{store.folder}' has trials of {cell.method} that started from a dense model before that was "

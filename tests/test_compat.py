@@ -21,6 +21,7 @@ import yaml
 from recbole_dsl import compat
 from recbole_dsl.errors import DSLError
 from tests import stack_parity
+from tests.harm import Harm
 
 compat.apply()
 
@@ -165,16 +166,6 @@ def test_user_sees_unchanged_torch_and_pandas() -> None:
     frame = pd.DataFrame({"a": [[1], [2, 3]]})
     if int(pd.__version__.split(".")[0]) >= 3:
         assert frame["a"].agg(len) == 2
-
-
-class Harm:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = str(folder)
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (self.folder,)
 
 
 def test_pickles_of_data_are_opened_only_where_they_are_named(tiny: Any, tmp_path: Path) -> None:
@@ -430,12 +421,8 @@ def test_own_checkpoint_may_hold_anything(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_foreign_code_is_refused(tmp_path: Path, zipped: bool) -> None:
-    class Harm:
-        def __reduce__(self) -> Any:
-            return os.mkdir, (str(tmp_path / "harm"),)
-
     path = tmp_path / "foreign.pth"
-    torch.save({"state_dict": Harm()}, path, _use_new_zipfile_serialization=zipped)
+    torch.save({"state_dict": Harm(tmp_path / "harm")}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(DSLError, match="mkdir"):
         recbole_trainer.torch.load(path)
     assert not (tmp_path / "harm").exists()
@@ -446,12 +433,12 @@ def test_settings_in_a_file_are_not_run(tmp_path: Path, zipped: bool) -> None:
     """RecBole's Config would evaluate texts that it is called with; stored ones are attributes alone."""
     harm = f"__import__('os').mkdir({str(tmp_path / 'harm')!r})"
 
-    class Harm:
+    class Evaluated:
         def __reduce__(self) -> Any:
             return Config, ("BPR", "ml-100k", None, {"x": harm})
 
     path = tmp_path / "foreign.pth"
-    torch.save({"state_dict": {}, "config": Harm()}, path, _use_new_zipfile_serialization=zipped)
+    torch.save({"state_dict": {}, "config": Evaluated()}, path, _use_new_zipfile_serialization=zipped)
     assert compat.read_dense_checkpoint(path)["state_dict"] == {}
     assert not (tmp_path / "harm").exists()
 
@@ -460,11 +447,11 @@ def test_settings_in_a_file_are_not_run(tmp_path: Path, zipped: bool) -> None:
 def test_classes_in_a_file_are_names_that_cannot_be_called(tmp_path: Path, called: Any) -> None:
     """A model's constructor would open files, for instance."""
 
-    class Harm:
+    class Called:
         def __reduce__(self) -> Any:
             return called, ("text",)
 
-    torch.save({"state_dict": Harm()}, tmp_path / "foreign.pth")
+    torch.save({"state_dict": Called()}, tmp_path / "foreign.pth")
     with pytest.raises(DSLError, match="Cannot read the checkpoint"):
         compat.read_dense_checkpoint(tmp_path / "foreign.pth")
     torch.save({"state_dict": {}, "class": called}, tmp_path / "named.pth")

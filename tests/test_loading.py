@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
 import sys
@@ -30,6 +29,7 @@ from recbole_dsl.stages import check_stage
 from recbole_dsl.to_recbole import write_recbole_checkpoint
 from recbole_dsl.training.adaptations import clear_model_caches
 from recbole_dsl.training.checkpoint import read_checkpoint, write_checkpoint
+from tests.harm import Harm
 from tests.model_runs import no_flags, settings_of, sparse_run
 from tests.recbole_runs import QUIET
 from tests.test_every_model import IN_MAKE_TEST
@@ -175,16 +175,6 @@ def test_nor_do_they_for_recbole(trained: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is refused for model 'KD_DAGFM'.*: allowed are CrossNet, CIN"):
         check_stage(["KD_DAGFM"], {"phase": "teacher_training", "teacher": f"({harm}, CrossNet)[1]"})
     assert not (tmp_path / "harm").exists()
-
-
-class Harm:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = str(folder)
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (self.folder,)
 
 
 def test_pickles_of_data_that_lie_beside_a_checkpoint_are_not_opened(trained: Any, tmp_path: Path) -> None:
@@ -520,11 +510,7 @@ def test_what_does_not_fit_is_refused(dense_file: Any, trained: Any, data: Path,
         given = {**settings_of("LightGCN", data), "dsl_start_from": str(file)}
         run_recbole_dsl("LightGCN", NAME, config_dict=given)
 
-    class Harm:
-        def __reduce__(self) -> Any:
-            return os.mkdir, (str(tmp_path / "harm"),)
-
-    torch.save({"state_dict": Harm()}, tmp_path / "evil.pth")
+    torch.save({"state_dict": Harm(tmp_path / "harm")}, tmp_path / "evil.pth")
     with pytest.raises(DSLError, match="mkdir"):
         started(data, tmp_path, tmp_path / "evil.pth")
     assert not (tmp_path / "harm").exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from recbole_dsl.errors import CheckpointError
 from recbole_dsl.tensor_file import TYPES, is_tensor_file, read_tensor_file, read_tree, write_tensor_file
+from tests.harm import Harm
 
 KIND = ("recbole_dsl test", 3)
 
@@ -284,20 +284,10 @@ def test_a_signed_file_is_read(tmp_path: Path) -> None:
     assert read_tensor_file(tmp_path / "f", *KIND).tolist() == [0.0, 0.0]
 
 
-class Harm:
-    """Creates a folder when it is unpickled."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (self.folder,)
-
-
 @pytest.mark.parametrize("how", ["raw", "zip", "legacy"])
 def test_a_pickle_runs_nothing(how: str, tmp_path: Path) -> None:
     """Neither a bare one nor what torch.save writes."""
-    harm, path = Harm(str(tmp_path / "harm")), tmp_path / "evil.dsl"
+    harm, path = Harm(tmp_path / "harm"), tmp_path / "evil.dsl"
     if how == "raw":
         path.write_bytes(pickle.dumps(harm))
     else:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from .. import property_files
 from ..errors import ConfigError, nearest
-from ..property_files import METHOD_KEY, PREFIX
+from ..property_files import METHOD_KEY, of_recbole
 from ..resources import properties_dir
 
 PROCEDURES: Final = (
@@ -67,11 +67,6 @@ class Method:
         if self.procedure != "narrow":
             return frozenset()
         return frozenset({"embedding_size", "dsl_width", *self.widths.get(model, self.widths["default"])})
-
-
-def of_recbole(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that are not ours."""
-    return {key: value for key, value in settings.items() if not key.startswith(PREFIX)}
 
 
 def method_names() -> list[str]:

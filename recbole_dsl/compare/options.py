@@ -148,10 +148,10 @@ def number(text: str, option: str) -> float:
         raise ConfigError(f"--{option}={text} is refused: allowed is a number.") from None
 
 
-def seed(text: str, option: str = "seed") -> int:
+def seed(text: str) -> int:
     """A whole number that every generator takes."""
     if not text.isdecimal() or int(text) >= 2**32:
-        raise ConfigError(f"--{option}={text} is refused: allowed is a whole number below {2**32}.")
+        raise ConfigError(f"--seed={text} is refused: allowed is a whole number below {2**32}.")
     return int(text)
 
 
@@ -186,25 +186,22 @@ def contents(paths: Sequence[str]) -> dict[str, Any]:
     return merged
 
 
-def refuse_own(settings: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a setting that every cell has of its own."""
+def refuse_own(settings: Mapping[str, Any], place: str = "") -> None:
+    """Raise ConfigError for a setting that every cell has of its own; ``place``: words for where it is set."""
     for key in SET_BY_CELLS:
         if key in settings:
             raise ConfigError(
-                f"{key}={settings[key]!r} is refused, because every cell of a comparison has its own; allowed "
-                "are --models, --datasets, --methods, --densities and --seeds, and all other settings."
+                f"{key}={settings[key]!r}{place} is refused, because every cell of a comparison has its own; "
+                "allowed are --models, --datasets, --methods, --densities and --seeds, and all other settings."
             )
 
 
 def _refuse_in_file(path: str) -> None:
     """Raise ConfigError for what a method file sets and no cell would have; its density is that of training."""
     content = property_files.read_mapping(Path(path).expanduser())
-    for key in SET_BY_CELLS:
-        if key != "dsl_density" and content.get(key) not in (None, "None"):
-            raise ConfigError(
-                f"{key}={content[key]!r} in '{path}' is refused, because every cell of a comparison has its "
-                "own; allowed are all other settings, and --densities."
-            )
+    given = {key: value for key, value in content.items() if value not in (None, "None")}
+    given.pop("dsl_density", None)
+    refuse_own(given, f" in '{path}'")
 
 
 def read_tuned(path: str | None) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from .. import compat
 from ..config import RecBoleDSLConfig, no_flags
 from ..experiment import collect_result, train_and_test
 from ..files import copy_whole
+from ..property_files import of_recbole
 from ..results import RunResult
 from ..serving.quantise import decode, encode
 from ..training.trainer import interactions_of
 from .by_recbole import measure, needed_settings, recbole_data, result_of, trainer_of
 from .hashing import hash_tables
-from .methods import Method, of_recbole
+from .methods import Method
 from .narrow import narrow_settings
 from .options import contents
 from .popularity import by_popularity, live_per_row
@@ -67,8 +68,7 @@ class Task:
     def recbole(self) -> dict[str, Any]:
         """The settings for RecBole alone, with those that it does not run the model without."""
         settings = of_recbole({**contents([str(file) for file in self.files]), **self.own})
-        with no_flags():
-            config = RecBoleDSLConfig(self.model, self.dataset, None, {**settings, "dsl_method": "static"})
+        config = replace(self, files=()).config({**settings, "dsl_method": "static"})
         needed = needed_settings(config.lineage)
         if config.ranks_all_items(config.final_config_dict):
             needed["train_neg_sample_args"] = None

@@ -160,7 +160,7 @@ class _Contribution:
     first: int = 0
 
 
-def writes_after(gradient: Tensor | None, arriving: Tensor | None) -> int:
+def _writes_after(gradient: Tensor | None, arriving: Tensor | None) -> int:
     """How many writes torch will have counted of a gradient when ``arriving`` has been added to it."""
     if arriving is None:
         return gradient._version if gradient is not None else 0
@@ -178,7 +178,7 @@ class Landing:
     def of(cls, gradient: Tensor | None, arriving: Tensor | None) -> Landing:
         """That of ``gradient`` once ``arriving`` has been added to it."""
         parts = [part.any() for part in (gradient, arriving) if part is not None]
-        return cls(writes_after(gradient, arriving), torch.stack(parts).any() if parts else None)
+        return cls(_writes_after(gradient, arriving), torch.stack(parts).any() if parts else None)
 
     def is_cleared(self, gradient: Tensor | None) -> bool:
         """Whether ``zero_grad`` has been called since, in either of its ways; ``gradient``: that of now.

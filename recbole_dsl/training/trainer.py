@@ -89,7 +89,7 @@ class SparseTrainerMixin:
         self.valid_results: dict[int, dict[str, float]] = {}
         self.updates_made: list[dict[str, Any]] = []
         self.plans: dict[tuple[str, ...], Plan] = {}
-        self.tokens = tokens_of(train_data._dataset)
+        self._dataset = train_data._dataset
         self.sparse: SparseHandle = insert(
             model,
             self.dsl,
@@ -130,6 +130,11 @@ class SparseTrainerMixin:
             keep_freed_memory()
         self._prepare_wandb()
         self._log_start()
+
+    @functools.cached_property
+    def tokens(self) -> dict[str, str]:
+        """Checksums of the tokens that the rows of the tables stand for."""
+        return tokens_of(self._dataset)
 
     def _spans(self, config: Any, train_data: Any, tensors: Sequence[str]) -> tuple[int, int]:
         """The update interval and the end of exploration of a group, in its optimizer's steps."""
