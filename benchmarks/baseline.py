@@ -10,7 +10,7 @@ from recbole_dsl.costs import held_bytes, peak_memory_bytes
 
 def recbole_trainer(model: str | type, dataset: str, config_dict: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
     """RecBole's trainer of a dense model, and its data for training, validation and test."""
-    config, *loaders = recbole_data(model, dataset, config_dict)
+    config, _, *loaders = recbole_data(model, dataset, config_dict)
     trainer = trainer_of(config, loaders[0])
     return trainer, *loaders
 

@@ -129,7 +129,7 @@ def load(cell: Cell, settings: dict[str, Any]) -> Loaded:
     """RecBole's data for its own trainers, ours for ours."""
     model, dataset = cell["model"], cell["dataset"]
     if cell["variant"] in RECBOLE_SIDE:
-        config, train_data, *_ = baseline.recbole_data(model, dataset, settings)
+        config, _, train_data, *_ = baseline.recbole_data(model, dataset, settings)
     else:
         config = our_config(model, dataset, settings, cell["variant"])
         _, train_data, *_ = load_data(config)

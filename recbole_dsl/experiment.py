@@ -301,7 +301,7 @@ def choose_width(config: RecBoleDSLConfig, train_data: Any) -> int | None:
     return None if width == own else width
 
 
-def log_dense_flops(config: RecBoleDSLConfig, network: Any, data: Any) -> None:
+def log_dense_flops(config: Any, network: Any, data: Any) -> None:
     """Log the dense model's FLOPs as RecBole does, with a copy that shares its weights.
 
     RecBole copies the whole model for it. The call stays because a prediction may draw random

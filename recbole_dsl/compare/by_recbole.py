@@ -28,8 +28,8 @@ def recbole_data(
     dataset: str,
     config_dict: Mapping[str, Any],
     config_files: Sequence[str | os.PathLike[str]] = (),
-) -> tuple[Any, Any, Any, Any]:
-    """RecBole's configuration, and its loaders for training, validation and test.
+) -> tuple[Any, Any, Any, Any, Any]:
+    """RecBole's configuration, its data, and its loaders for training, validation and test.
 
     Leaves the global generators seeded for the model, as RecBole's ``run_recbole`` does.
     """
@@ -40,9 +40,10 @@ def recbole_data(
         config = Config(model=model, dataset=dataset, config_file_list=files, config_dict=dict(config_dict))
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
-    loaders = data_preparation(config, create_dataset(config))
+    dataset_of_all = create_dataset(config)
+    loaders = data_preparation(config, dataset_of_all)
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    return config, *loaders
+    return config, dataset_of_all, *loaders
 
 
 def needed_settings(names: Sequence[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 
 from .. import compat
 from ..config import RecBoleDSLConfig, no_flags
-from ..experiment import collect_result, train_and_test
+from ..experiment import collect_result, log_dense_flops, train_and_test
 from ..files import copy_whole
 from ..property_files import of_recbole
 from ..results import RunResult
@@ -79,8 +79,8 @@ class Task:
         """The sparse model of this density, before its training."""
         return sparse_twin(self.config(self.sparse))
 
-    def data(self, more: Mapping[str, Any] | None = None) -> tuple[Any, Any, Any, Any]:
-        """RecBole's configuration and loaders, with ``more`` settings."""
+    def data(self, more: Mapping[str, Any] | None = None) -> tuple[Any, Any, Any, Any, Any]:
+        """RecBole's configuration, data and loaders, with ``more`` settings."""
         return recbole_data(self.model, self.dataset, {**self.recbole, **(more or {})}, self.files)
 
     def config(self, settings: Mapping[str, Any]) -> RecBoleDSLConfig:
@@ -101,8 +101,9 @@ def by_recbole(
         more: settings above the task's. weights: of the model of the usual size.
         prepare: changes the model first.
     """
-    config, train_data, valid_data, test_data = task.data(more)
+    config, data, train_data, valid_data, test_data = task.data(more)
     trainer = trainer_of(config, train_data, prepare)
+    log_dense_flops(config, trainer.model, data)  # BERT4Rec's draw what its training would
     told = measure(trainer)
     _, valid = trainer.fit(train_data, valid_data, show_progress=False)
     test = trainer.evaluate(test_data, show_progress=False)
@@ -162,7 +163,7 @@ def _sparse(task: Task, before_training: Callable[[Any], None] | None = None) ->
 def quantised(task: Task) -> RunResult:
     """The dense model with matrices of eight bits and a scale for every row."""
     assert task.dense is not None
-    config, train_data, valid_data, test_data = task.data()
+    config, _, train_data, valid_data, test_data = task.data()
     trainer = trainer_of(config, train_data)
     state = compat.read_dense_checkpoint(task.dense)
     trainer.model.load_state_dict(state["state_dict"])
@@ -216,7 +217,7 @@ def gradual(task: Task) -> RunResult:
     """RecBole's training, in which weights are set to zero; then the model packed and tested."""
     assert task.density is not None
     budgets = task.twin().budgets
-    config, train_data, valid_data, test_data = task.data()
+    config, _, train_data, valid_data, test_data = task.data()
     trainer = trainer_of(config, train_data)
     told = measure(trainer)
     end = int(task.method.options["end"] * len(train_data) * config["epochs"])
@@ -272,7 +273,7 @@ def thresholds(task: Task) -> RunResult:
     """Search a topology with learned thresholds, then train it from the initial values."""
     twin = task.twin()
     options = task.method.options
-    config, train_data, valid_data, test_data = task.data()
+    config, _, train_data, valid_data, test_data = task.data()
     searches: list[Search] = []
     trainer = trainer_of(
         config, train_data, lambda model: searches.append(Search(model, twin.budgets, options["initial"]))
