@@ -171,12 +171,12 @@ def load_data(config: RecBoleDSLConfig, log: bool = True) -> tuple[Any, Any, Any
     logger.info(sys.argv)
     logger.info(config)
     data = read_dataset(config)
+    recbole_settings.check_labels(config, config["LABEL_FIELD"] in data.field2type)  # loaders add one
     with _data_errors(config), config.under_recbole_name():
         logger.info(data)
         loaders = data_preparation(config, data)
         _give_back_generators(loaders, config["seed"])
     _check_topk(config, data)
-    recbole_settings.check_labels(config, config["LABEL_FIELD"] in data.field2type)
     if config.dsl.data_path == "fast":
         for loader in loaders:
             accelerate(loader)

@@ -165,7 +165,7 @@ def check_evaluation(settings: Mapping[str, Any]) -> None:
 
 
 def check_labels(settings: Mapping[str, Any], has_label: bool = True) -> None:
-    """Refuse evaluation of labelled rows by metrics of rankings, or without labels.
+    """Refuse evaluation of labelled rows by metrics of rankings, without labels, or in validation alone.
 
     Args:
         settings: with RecBole's ``eval_type``.
@@ -174,12 +174,18 @@ def check_labels(settings: Mapping[str, Any], has_label: bool = True) -> None:
     Raises:
         ConfigError: names the settings and what is allowed.
     """
-    if "labeled" not in settings["eval_args"]["mode"].values():
+    mode = settings["eval_args"]["mode"]
+    if "labeled" not in mode.values():
         return
     if settings["eval_type"] == EvaluatorType.RANKING:
         raise ConfigError(
             f"mode 'labeled' in eval_args is refused with metrics={settings['metrics']!r}, which need "
             "rankings: allowed with them are full, uni100 and pop100 (with any number)."
+        )
+    if mode["test"] != "labeled":  # RecBole's loader of validation, without a sampler, takes test's mode
+        raise ConfigError(
+            f"mode={mode!r} in eval_args is refused, because RecBole cannot validate with labels and test "
+            "otherwise: allowed is labeled for both, or for test alone."
         )
     if not has_label:
         raise ConfigError(

@@ -58,6 +58,14 @@ CASES = {
         ["--metrics=['AUC']", "--valid_metric=AUC", "--eval_args={'mode':'labeled'}"],
         ["LABEL_FIELD='label'", "threshold"],
     ),
+    "labels in the test alone": (
+        ["--metrics=['AUC']", "--valid_metric=AUC", "--eval_args={'mode':{'valid':'uni10','test':'labeled'}}"],
+        ["LABEL_FIELD='label'", "threshold"],
+    ),
+    "labels in validation alone": (
+        ["--metrics=['AUC']", "--valid_metric=AUC", "--eval_args={'mode':{'valid':'labeled','test':'uni10'}}"],
+        ["'valid': 'labeled'", "labeled for both"],
+    ),
     "no number of layers": (["--model=LightGCN", "--n_layers=None"], ["n_layers=None", "at least 0"]),
     "no history": (["--model=SASRec", "--MAX_ITEM_LIST_LENGTH=0"], ["MAX_ITEM_LIST_LENGTH=0", "at least 1"]),
     "path of a dataset": (["--dataset=some/where"], ["some/where", "data_path"]),
