@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What of dsl_plus matters: one setting changed at a time, at density 0.1 (or DENSITY), three seeds.
+# What of dsl_plus matters: one setting changed at a time, at density 0.1 (or DENSITY), three seeds (or SEEDS).
 #   bash benchmarks/compare/ablation.sh BPR ml-100k 0.001 base nmf until-10-percent norm-0.3 drop-by-row-magnitude \
 #       no-updates values-of-the-model
 #   bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.002 base until-30-percent no-updates nmf drop-by-row-magnitude
@@ -11,6 +11,7 @@
 #   STUDY=ablation-popularity bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.001 base popularity-0.3
 #   STUDY=ablation-popularity DENSITY=0.5,0.1 DATA=folder bash benchmarks/compare/ablation.sh BPR ml-1m 0.0005 \
 #       base popularity--0.25 popularity--0.25-norm-0.3
+#   STUDY=ablation-popularity SEEDS=1 DATA=folder bash benchmarks/compare/ablation.sh LightGCN yelp2018 0.01 popularity--0.25
 #   STUDY=ablation-scored bash benchmarks/compare/ablation.sh BPR ml-100k 0.001 base scored-0.25 scored-0.125
 #       (and LightGCN ml-100k 0.002, BPR citeulike-t 0.001, this with scored-auto, too)
 #   SCHEDULE=ml-100k-sequences bash benchmarks/compare/ablation.sh GRU4Rec ml-100k 0.001 base width-64 until-30-percent \
@@ -79,7 +80,7 @@ for variant in "${variants[@]}"; do
     name=${variant%%:*}
     [[ $wanted == "  " || $wanted == *" $name "* ]] || continue
     # shellcheck disable=SC2086
-    recbole-dsl compare --models="$model" --datasets="$dataset" --methods=dsl_plus --densities="${DENSITY:-0.1}" --seeds=3 \
+    recbole-dsl compare --models="$model" --datasets="$dataset" --methods=dsl_plus --densities="${DENSITY:-0.1}" --seeds="${SEEDS:-3}" \
         ${DATA:+--data_path="$DATA"} --config_files="benchmarks/compare/${SCHEDULE:-$dataset}.yaml" \
         --results="benchmarks/results/${STUDY:-ablation}" --name="$model-$dataset-$name" --learning_rate="$rate" --jobs="${JOBS:-2}" \
         ${variant#*:}
