@@ -552,13 +552,16 @@ def sparse_start(tensors: Sequence[TensorInfo], budget: int) -> Tensor | None:
 
     A model that was trained sparse before, as in a pre-training, keeps its topology: all weights that are
     not zero, or the ``budget`` largest of them. Tensors count as sparse if each has a weight that is not
-    zero and those are no more than the budget, or than three quarters of all.
+    zero, those are no more than the budget, or than three quarters of all, and there are zeros besides those of
+    a row of padding.
     """
     total = sum(t.parameter.numel() for t in tensors)
     if budget == total or tensors[0].parameter.is_meta:  # nothing is dead, or has been born
         return None
     counts = [int(t.parameter.count_nonzero()) for t in tensors]
     if 0 in counts or not (sum(counts) <= budget or sum(counts) <= 0.75 * total):
+        return None
+    if sum(counts) + sum(map(_zeros_of_padding, tensors)) == total:
         return None
     positions, sizes, start = [], [], 0
     for tensor in tensors:
@@ -571,6 +574,11 @@ def sparse_start(tensors: Sequence[TensorInfo], budget: int) -> Tensor | None:
     if live.numel() > budget:
         live = live[torch.cat(sizes).argsort(descending=True, stable=True)[:budget]].sort().values
     return live
+
+
+def _zeros_of_padding(tensor: TensorInfo) -> int:
+    rows = {m.padding_idx for m, _ in tensor.places if isinstance(m, nn.Embedding)} - {None}
+    return sum(int((tensor.parameter[row] == 0).sum()) for row in rows)
 
 
 def _values(

@@ -65,6 +65,15 @@ def test_budget_of_bytes_knows_the_size_of_column_ids(columns: int) -> None:
     assert bytes_of_real_group(shapes, budget) <= 1000 < bytes_of_real_group(shapes, budget + 1)
 
 
+def test_row_pointers_of_eight_bytes_cost_no_weights() -> None:
+    """From 2³¹ weights on pointers take eight bytes: where that leaves fewer, one less than 2³¹ fit."""
+    shapes = [(2**29, 8)]
+    pointers, per_weight = 2**29 + 1, 5
+    just = 4 * pointers + per_weight * 2**31
+    assert budget_of_bytes(just, shapes) == budget_of_bytes(just - 1, shapes) == 2**31 - 1
+    assert budget_of_bytes(8 * pointers + per_weight * 2**31, shapes) == 2**31
+
+
 def test_allocate_by_hand() -> None:
     """Proportional; what a full tensor cannot take goes to the others; last unit to the first."""
     assert allocate(10, [1, 1], [10, 10]) == [5, 5]

@@ -463,6 +463,60 @@ def test_a_table_read_before_the_step_is_not_that_of_after_it(fused: bool) -> No
     assert ((model.user.weight - before).abs()[live] > 0.01).all()
 
 
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_table_read_before_a_step_that_nobody_tells_of(detached: bool) -> None:
+    """Without an explorer, or when it is gone, a fused optimizer's step is seen by nobody."""
+
+    def weights(fused: bool) -> Tensor:
+        model = Mixed()
+        handle = sparsify(model, 0.3, include=["user.weight"], update_interval=100, end=1000)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
+        if detached:
+            handle.attach(optimizer)
+            handle.explorer.detach()
+        for _ in range(4):
+            optimizer.zero_grad()
+            model.user.weight.sin().sum().backward()
+            model.user.weight.norm()  # for a log, say
+            optimizer.step()
+        return model.user.weight.detach().as_subclass(Tensor)
+
+    torch.testing.assert_close(weights(fused=True), weights(fused=False), rtol=0, atol=1e-6)
+
+
+def test_a_look_without_gradient_does_not_split_a_step() -> None:
+    """One node and one buffer for all lookups, and the same dense copy after it."""
+    packed, _ = twins()
+    group = group_of(packed)
+    packed.user(USERS)
+    before, table = group.step_gradient, packed.user.weight
+    with torch.no_grad():
+        packed.user(USERS)
+        packed.user.weight.norm()
+    packed.user(USERS)
+    assert group.step_gradient is before
+    assert packed.user.weight.data_ptr() == table.data_ptr()
+
+    def looks(model: nn.Module) -> Tensor:
+        loss = model.user(USERS).sum()
+        with torch.no_grad():
+            model.user(USERS)
+        return loss + model.user(USERS).square().sum() + model.user.weight.sin().sum()
+
+    compare(*twins(), looks)
+
+
+def test_backward_after_an_index_was_assigned_is_refused() -> None:
+    """The new buffers are others, though torch counts as many writes of them."""
+    one, other = Mixed(), Mixed()
+    for seed, model in enumerate((one, other)):
+        sparsify(model, 0.3, include=["user.weight"], seed=seed)
+    late = one.user.weight.sum()
+    one.load_state_dict(other.state_dict(), assign=True)
+    with pytest.raises(StaleGraphError, match="after its topology was updated"):
+        late.backward()
+
+
 @pytest.mark.parametrize("read", [lambda m: m.user(USERS), lambda m: m.user.weight])
 def test_backward_through_an_old_topology_is_refused(read) -> None:
     """Its gradient would go to other positions than it belongs to."""

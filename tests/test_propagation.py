@@ -118,7 +118,7 @@ def test_as_a_dense_product(
     for group in {id(table.group): table.group for table in tables}.values():
         group.collects = collects
         take = functools.partial(
-            lambda name, number, first, of: handed.setdefault((name, number), []).append(of), group.name
+            lambda name, number, first, of, is_own: handed.setdefault((name, number), []).append(of), group.name
         )
         group.collect_columns = take  # type: ignore[method-assign]
     draw = torch.Generator().manual_seed(seed)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from recbole_dsl.errors import ConfigError
 from recbole_dsl.sparsity.budget import sampled_row_counts, scored_row_counts
-from recbole_dsl.sparsity.scores import SMALL_TABLE, GrowthScores, PositionMap, sample_rows
+from recbole_dsl.sparsity.scores import SMALL_TABLE, GrowthScores, Landing, PositionMap, sample_rows
 
 CPU = torch.device("cpu")
 SHAPES = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 9)), min_size=1, max_size=4)
@@ -137,8 +137,43 @@ def test_scores_move_to_another_sample() -> None:
     scores = scores_of_rows([0, 1, 3])
     scores.add_dense(0, torch.arange(8.0).view(4, 2))
     scores.commit()
-    moved = scores.moved_to(PositionMap([(4, 2)], [torch.tensor([1, 2, 3])]))
-    assert moved.sums.tolist() == [2.0, 3.0, 0.0, 0.0, 6.0, 7.0]
+    memory = scores.sums.data_ptr()
+    scores.move_to(PositionMap([(4, 2)], [torch.tensor([1, 2, 3])]))
+    assert scores.sums.tolist() == [2.0, 3.0, 0.0, 0.0, 6.0, 7.0] and scores.sums.data_ptr() == memory
+    scores.add_dense(0, torch.ones(4, 2))
+    scores.commit()
+    assert scores.sums.tolist() == [3.0, 4.0, 1.0, 1.0, 7.0, 8.0]
+
+
+def test_many_passes_before_a_step_hold_no_more_than_a_table_and_one_of_them() -> None:
+    """Their sum is what they would add to one after the other; what is thrown away is none of it."""
+    gradient = torch.nn.Parameter(torch.zeros(6))
+    gradient.grad = torch.ones(6)
+    scores = GrowthScores(PositionMap([(20, 3)]), torch.float32, CPU)
+    ids, held = torch.arange(8), []
+    for number in range(10):
+        scores.add_rows(0, ids + number % 3, torch.full((8, 3), float(number)))
+        scores.land(Landing.of(gradient.grad, None))
+        held.append(sum(len(part.gradient) for part in scores._pending))
+    assert max(held) <= 20 + 8
+    scores.commit()
+    expected = torch.zeros(20, 3)
+    for number in range(10):
+        expected[ids + number % 3] += number
+    assert torch.equal(scores.sums.view(20, 3), expected)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_is_handed_in_is_not_what_others_write_to(whole: bool) -> None:
+    """A gradient may become that of another parameter as well, and be clipped before the step."""
+    scores, gradient = GrowthScores(PositionMap([(4, 2)]), torch.float32, CPU), torch.ones(4, 2)
+    if whole:
+        scores.add_dense(0, gradient)
+    else:
+        scores.add_rows(0, torch.arange(4), gradient)
+    gradient.mul_(1e-3)
+    scores.commit()
+    assert scores.sums.tolist() == [1.0] * 8
 
 
 def test_one_row_beside_many() -> None:

@@ -911,6 +911,64 @@ def test_more_values_than_the_budget_are_an_ordinary_start() -> None:
     assert torch.equal(one, two)
 
 
+def test_zeros_of_padding_alone_are_an_ordinary_start() -> None:
+    """Though those are as many as the budget leaves out."""
+    model = nn.ModuleDict({"a": nn.Embedding(20, 8, padding_idx=0)})
+    handle = sparsify(model, 0.95, include=["*"])
+    assert handle.budget == 19 * 8 and handle.inherited == []
+    assert handle.masks()["a.weight"][0].any()
+    sparse = nn.ModuleDict({"a": nn.Embedding(20, 8, padding_idx=0)})
+    with torch.no_grad():
+        sparse["a"].weight[5, 3] = 0
+    handle = sparsify(sparse, 0.95, include=["*"])
+    assert handle.inherited == ["a.weight"]
+
+
+def test_a_group_that_is_full_needs_no_memory_for_scores() -> None:
+    """Its share of dsl_growth_memory may be less than a row of scores takes."""
+    model = nn.ModuleDict({"large": nn.Embedding(49, 300), "full": nn.Embedding(3, 32)})
+    handle = sparsify(model, 0.6, include=["*"], split="er", growth_memory=13000, update_interval=2, end=8)
+    assert [group.is_full for group in handle.groups] == [False, True]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle.attach(optimizer)
+    for _ in range(8):
+        optimizer.zero_grad()
+        sum(table.weight.sin().sum() for table in model.values()).backward()
+        optimizer.step()
+    assert handle.explorer.updates == 4
+
+
+def test_what_a_product_of_floats_lacks_is_no_weight_less() -> None:
+    """0.29 · 100 is 28.999999999999996."""
+    model = nn.Embedding(50, 4)
+    events: list[UpdateEvent] = []
+    handle = sparsify(
+        model, budget=100, include=["*"], update_ratio=0.29, schedule="constant", update_interval=1, end=1,
+        on_update=events.append,
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle.attach(optimizer)
+    model.weight.sin().sum().backward()
+    optimizer.step()
+    assert [event.dropped for event in events] == [29]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_interactions_of_any_whole_numbers(dtype: torch.dtype) -> None:
+    """torch takes uint8 for a mask."""
+    users, items = torch.arange(40).repeat(3), torch.arange(120) % 60
+    found = []
+    for kind in (torch.int64, dtype):
+        model = nn.ModuleDict({"user": nn.Embedding(40, 8), "item": nn.Embedding(60, 8)})
+        torch.manual_seed(0)
+        handle = sparsify(
+            model, 0.3, include=["*"], init="nmf", init_values="topology", init_norm="auto",
+            interactions=Interactions(users.to(kind), items.to(kind), 40, 60),
+        )  # fmt: skip
+        found.append([group.live_values().tolist() for group in handle.groups])
+    assert found[0] == found[1]
+
+
 def test_every_group_has_a_weight() -> None:
     """However small its share."""
     model = nn.ModuleDict({"small": nn.Embedding(2, 4), "large": nn.Embedding(500, 4)})

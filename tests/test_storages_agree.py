@@ -142,9 +142,27 @@ def test_optimizer_state_follows_to_a_topology_that_is_loaded() -> None:
     assert losses("packed") == pytest.approx(losses("masked"), rel=1e-12)
 
 
-def test_weights_that_are_loaded_for_a_while_leave_no_trace() -> None:
+def test_optimizer_state_does_not_wait_at_positions_that_were_dead() -> None:
+    """Another topology is loaded, trained for a while, and the first one again."""
+
+    def losses(storage: str) -> list[float]:
+        run = Training(storage)
+        run.losses(5)
+        earlier = run.weights()
+        run.losses(8)
+        later = run.weights()
+        run.model.load_state_dict(earlier)
+        found = run.losses(1)
+        run.model.load_state_dict(later)
+        return found + run.losses(6)
+
+    assert losses("packed") == pytest.approx(losses("masked"), rel=1e-12)
+
+
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+def test_weights_that_are_loaded_for_a_while_leave_no_trace(storage: str) -> None:
     """As to evaluate another epoch's."""
-    run, other = Training("packed"), Training("packed")
+    run, other = Training(storage), Training(storage)
     earlier = [run.losses(5), run.weights()][1]
     other.losses(5)
     assert run.losses(8) == other.losses(8)
@@ -154,10 +172,13 @@ def test_weights_that_are_loaded_for_a_while_leave_no_trace() -> None:
     assert run.losses(6) == other.losses(6)
 
 
+@pytest.mark.parametrize("storage", ["packed", "masked"])
 @pytest.mark.parametrize("optimizer_first", [False, True])
-def test_optimizer_state_that_is_loaded_too_is_of_the_loaded_topology(optimizer_first: bool) -> None:
+def test_optimizer_state_that_is_loaded_too_is_of_the_loaded_topology(
+    optimizer_first: bool, storage: str
+) -> None:
     """In either order: the run repeats what it has done."""
-    run = Training("packed")
+    run = Training(storage)
     run.losses(5)
     kept = run.weights(), copy.deepcopy(run.optimizer.state_dict()), run.draw.get_state()
     explorer = copy.deepcopy(run.handle.explorer.state_dict())

@@ -26,6 +26,16 @@ def test_a_hooked_parameter_is_not_packed(hook: str) -> None:
     assert called == [1]
 
 
+@pytest.mark.parametrize("table_first", [True, False])
+def test_a_table_that_is_a_linear_layers_matrix_as_well(table_first: bool) -> None:
+    """As in language models."""
+    table, layer = nn.Embedding(64, 32), nn.Linear(32, 64)
+    layer.weight = table.weight
+    handle = sparsify(nn.Sequential(*((table, layer) if table_first else (layer, table))), 0.2)
+    assert handle.live == handle.budget == 410
+    assert torch.equal(table.weight, layer.weight)
+
+
 def test_what_is_no_matrix_of_a_linear_layer() -> None:
     """Empty tensors, and vectors that a class of one's own adds."""
 

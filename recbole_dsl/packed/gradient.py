@@ -101,7 +101,7 @@ class StepGradient:
 
     def __init__(self, group: PackedGroup) -> None:
         self.group = group
-        self.topology = group.column_ids._version
+        self.topology = group.column_ids, group.column_ids._version
         self.buffer: Tensor | None = None
         self.task = -1
         self._spans: list[Tensor] | None = []  # where lookups have written, None for anywhere
@@ -131,7 +131,8 @@ class StepGradient:
             self._spans = None
 
     def _of_pass(self) -> Tensor:
-        if self.group.column_ids._version != self.topology:
+        of_forward, writes = self.topology
+        if self.group.column_ids is not of_forward or of_forward._version != writes:
             raise StaleGraphError(
                 f"backward through sparse group {self.group.name!r} after its topology was updated; "
                 "allowed is a backward pass before the optimizer step that follows its forward pass."
@@ -154,7 +155,8 @@ class StepGradient:
     def collect_dense(self, tensor: int, gradient: Tensor) -> None:
         """Hand the gradient of a whole tensor to the growth scores if the pass ends at the values.
 
-        A pass that asks for the gradient of a Linear's input alone gets here, too, and is not to count.
+        Nobody else may have it. A pass that asks for the gradient of a Linear's input alone gets here, too, and
+        is not to count.
         """
         self._scored.append((tensor, gradient))
 
@@ -166,7 +168,7 @@ class StepGradient:
         later, self._rows = self._rows, {}
         scored, self._scored = self._scored, []
         for tensor, gradient in scored:
-            self.group.collect_dense(tensor, gradient)
+            self.group.collect_dense(tensor, gradient, is_own=True)
         for looked_up in later.values():
             assert buffer is not None
             index = self.group.row_pointers, self.group.column_ids

@@ -12,11 +12,12 @@ from torch.utils.hooks import RemovableHandle
 from ..kernels import compiled, on_gpu
 from ..sparsity.rows import LiveRows
 from ..sparsity.scores import GrowthScores
+from ..sparsity.selection import BITS
 from ..sparsity.update import UpdatePlan
 from .gradient import Memory, StepGradient, backward_pass
 from .index import Moved, build_index, is_index, rebuild, row_numbers, slices_of
 from .lookup import Materialise, RowLookup
-from .optimizer_state import check_optimizer, move_state
+from .optimizer_state import LoadFollower, check_optimizer, move_state
 
 
 class PackedGroup(nn.Module):
@@ -70,9 +71,7 @@ class PackedGroup(nn.Module):
         self._asked_last: set[int] = set()
         self._read_in_vain: set[int] = set()
         self.gradient_memory = Memory()
-        self._followed = False  # whether an optimizer's state is to follow to topologies that are loaded
-        self._follows = False  # … until the next step: not to those that belong to a state that is loaded, too
-        self._replaced: tuple[Tensor, Tensor] | None = None  # the index of the last step, if it is another now
+        self._loads = LoadFollower()
 
     # --- what an explorer asks -------------------------------------------------------------------
 
@@ -133,34 +132,25 @@ class PackedGroup(nn.Module):
     def after_step(self) -> None:
         """Forget dense copies made between backward pass and step: fused optimizers move no version counter."""
         self.clear_caches()
-        self._follows = self._followed
+        self._loads.after_step()
 
     def follow_loads(self, optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
         """Let the optimizer's per-weight state follow its positions when another topology is loaded.
 
-        It moves before the next step, unless the optimizer has loaded a state, too: that is of the topology
-        that was or will be loaded. Returns the hooks, to be removed by who wants no more of it.
+        Returns the hooks, to be removed by who wants no more of it.
         """
+        return self._loads.follow(optimizer, self._move_to_loaded)
 
-        def state_is_loaded(_: torch.optim.Optimizer) -> None:
-            self._follows, self._replaced = False, None
-
-        self._followed = self._follows = True
-        self._replaced = None
-        return [
-            optimizer.register_step_pre_hook(lambda optimizer, *_: self._move_to_loaded(optimizer)),
-            optimizer.register_load_state_dict_post_hook(state_is_loaded),
-        ]
+    def follow_no_loads(self) -> None:
+        """The hooks have been removed."""
+        self._loads.stop()
 
     @torch.no_grad()
-    def _move_to_loaded(self, optimizer: torch.optim.Optimizer) -> None:
-        if self._replaced is None:
-            return
-        before = LiveRows(self.table_shapes, *self._replaced, self.kernels).positions()
+    def _move_to_loaded(self, optimizer: torch.optim.Optimizer, replaced: tuple[Tensor, Tensor]) -> None:
+        before = LiveRows(self.table_shapes, *replaced, self.kernels).positions()
         now = self.live_positions()
         place = torch.searchsorted(before, now).clamp_(max=before.numel() - 1)
         lived = before[place] == now
-        self._replaced = None
 
         def follow(state: Tensor, birth: float) -> None:
             state.copy_(torch.where(lived, state[place], torch.full_like(state, birth)))
@@ -218,7 +208,8 @@ class PackedGroup(nn.Module):
         """A whole tensor, dense, in its own shape; differentiable, and the same object within a step.
 
         The copy is kept until the backward pass that used it, or in evaluation mode until the
-        weights, the topology or the mode change.
+        weights, the topology or the mode change. Where nobody tells of steps, which a fused optimizer makes
+        unseen, none is kept in training while there is a gradient to step with.
         """
         with_gradient = torch.is_grad_enabled()
         if with_gradient:
@@ -228,8 +219,10 @@ class PackedGroup(nn.Module):
         tensors = self._read_together(tensor) if with_gradient and self.training else [(self, tensor)]
         tokens = [group._token() for group, _ in tensors]
         made = dict(zip(tensors, Materialise.apply(tensors, *tokens), strict=True))
-        if with_gradient or not self.training:
-            for (group, number), dense in made.items():
+        for (group, number), dense in made.items():
+            if not group.training or (
+                with_gradient and (group._loads.has_optimizer or group.weight.grad is None)
+            ):
                 group._dense[number] = (group._dense_key(), _written(dense), dense)
         return made[self, tensor]
 
@@ -279,15 +272,14 @@ class PackedGroup(nn.Module):
         """Changes with the grad mode, when the group is frozen, and when values or topology are written."""
         weight = self.weight
         counters = (-1, -1) if weight.is_inference() else (weight._version, self.column_ids._version)
-        modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
-        return (*counters, weight.data_ptr(), weight.requires_grad, *modes)
+        return (*_modes(), *counters, weight.data_ptr(), weight.requires_grad)
 
     def _dense_key(self) -> tuple:
         """In evaluation mode, where dense copies live long, also writes through ``.data`` change it.
 
-        They move no version counter, but the sum over the bits of the values.
+        They move no version counter, but the sum over the bits of the values, unless they only change places.
         """
-        bits = None if self.training else int(self.weight.detach().view(_BITS[self.weight.itemsize]).sum())
+        bits = None if self.training else int(self.weight.detach().view(BITS[self.weight.itemsize]).sum())
         return (*self._key(), bits)
 
     def _cached(self, tensor: int) -> Tensor | None:
@@ -295,6 +287,8 @@ class PackedGroup(nn.Module):
         if found is None:
             return None
         key, written, dense = found
+        if key[: len(_modes())] != _modes():
+            return None  # a look without a gradient, after which the step goes on
         if key != self._dense_key() or written != _written(dense):
             del self._dense[tensor]
             return None
@@ -309,7 +303,10 @@ class PackedGroup(nn.Module):
 
         One node per step, so several lookups of one step share one gradient buffer.
         """
-        key = self._key()
+        if not torch.is_grad_enabled():  # in the middle of a step, perhaps, of which it is no part
+            return self.weight.detach().new_empty(0)
+        # What is computed again in a backward pass (checkpoints) may have one of its own, while this waits.
+        key = (*self._key(), backward_pass())
         if self._step is None or self._step[0] != key:
             if self.weight.grad is None and self.growth_scores is not None and backward_pass() < 0:
                 self.growth_scores.discard()  # of a pass that broke off, or whose gradients were thrown away
@@ -327,15 +324,18 @@ class PackedGroup(nn.Module):
         if (scores := self._scores_of_pass()) is not None:
             scores.add_rows(tensor, ids, gradient)
 
-    def collect_dense(self, tensor: int, gradient: Tensor) -> None:
-        """Add the gradient of a whole tensor to the growth scores, inside a growth window."""
-        if (scores := self._scores_of_pass()) is not None:
-            scores.add_dense(tensor, gradient)
+    def collect_dense(self, tensor: int, gradient: Tensor, is_own: bool = False) -> None:
+        """Add the gradient of a whole tensor to the growth scores, inside a growth window.
 
-    def collect_columns(self, tensor: int, first: int, gradient: Tensor) -> None:
+        ``is_own``: nobody else writes to it.
+        """
+        if (scores := self._scores_of_pass()) is not None:
+            scores.add_dense(tensor, gradient, is_own)
+
+    def collect_columns(self, tensor: int, first: int, gradient: Tensor, is_own: bool = False) -> None:
         """The same of some columns (rows × some), from ``first`` on."""
         if (scores := self._scores_of_pass()) is not None:
-            scores.add_columns(tensor, first, gradient)
+            scores.add_columns(tensor, first, gradient, is_own)
 
     def _scores_of_pass(self) -> GrowthScores | None:
         """The scores that the running backward pass adds to, at its start without what was thrown away."""
@@ -409,8 +409,7 @@ class PackedGroup(nn.Module):
         if all(torch.equal(new.to(old), old) for new, old in pairs):
             return
         self.weight.grad = None
-        if self._follows and self._replaced is None:
-            self._replaced = self.row_pointers.clone(), self.column_ids.clone()
+        self._loads.before_load(lambda: (self.row_pointers.clone(), self.column_ids.clone()))
 
     def extra_repr(self) -> str:
         weights = sum(s.rows * s.cols for s in self.slices)
@@ -422,7 +421,7 @@ class PackedGroup(nn.Module):
         state.update(
             growth_scores=None, collects=False, _step=None, _pass=-1, _dense={}, gradient_memory=Memory()
         )
-        state.update(peers=[], _asked=set(), _asked_last=set(), _read_in_vain=set())
+        state.update(peers=[], _asked=set(), _asked_last=set(), _read_in_vain=set(), _loads=LoadFollower())
         return state
 
 
@@ -430,8 +429,9 @@ READ_TOGETHER = 2**22
 """Weights of a tensor up to which a GPU reads it in less time than a launch takes. Larger ones are read by
 themselves, since the gradients of those read together are held together."""
 
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Integer types by their bytes, to read floating-point numbers as bits."""
+
+def _modes() -> tuple[bool, bool]:
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
 
 def _written(dense: Tensor) -> int:

@@ -19,7 +19,7 @@ from ..sparsity.scores import GrowthScores, Landing
 from ..sparsity.targets import TensorInfo
 from ..sparsity.update import UpdatePlan
 from .index import build_index, slices_of
-from .optimizer_state import check_optimizer, move_state
+from .optimizer_state import LoadFollower, check_optimizer, move_state
 
 
 class MaskedGroup(nn.Module):
@@ -42,6 +42,7 @@ class MaskedGroup(nn.Module):
         self.places = [t.places[0] for t in tensors]
         self.growth_scores: GrowthScores | None = None
         self.collects = False
+        self._loads = LoadFollower()
         self._budget = live.numel()
         for t, s in enumerate(self.slices):
             self.register_buffer(f"mask_{t}", torch.zeros(s.shape, dtype=torch.bool, device=live.device))
@@ -78,10 +79,29 @@ class MaskedGroup(nn.Module):
         """Keep dead weights at zero, whatever was written into the dense tensors."""
         self._add_hooks()
         self.clear_dead()
+        self._loads.after_step()
 
     def follow_loads(self, optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
-        """Nothing to do: state lies at its positions."""
-        return []
+        """When other masks are loaded, give state as at birth to what does not live, or did not before.
+
+        Returns the hooks, to be removed by who wants no more of it.
+        """
+        return self._loads.follow(optimizer, self._reset_but_both)
+
+    def follow_no_loads(self) -> None:
+        """The hooks have been removed."""
+        self._loads.stop()
+
+    @torch.no_grad()
+    def _reset_but_both(self, optimizer: torch.optim.Optimizer, replaced: Tensor) -> None:
+        others = ~(replaced & self._flat_mask())
+        for s, parameter in zip(self.slices, self.trained_parameters(), strict=True):
+            here = others[s.first_position : s.first_position + s.rows * s.cols].view(s.shape)
+
+            def reset(state: Tensor, birth: float, here: Tensor = here) -> None:
+                state.masked_fill_(here, birth)
+
+            move_state(optimizer, parameter, reset)
 
     def masks(self) -> dict[str, Tensor]:
         """The boolean mask of every tensor by its name."""
@@ -219,6 +239,11 @@ class MaskedGroup(nn.Module):
                 f"group has {self.budget}."
             )
             return
+        pairs = zip(masks, self.buffers(), strict=True)
+        if any(new is not None and not torch.equal(new.to(old.device), old) for new, old in pairs):
+            for parameter in self.trained_parameters():
+                parameter.grad = None  # it knows nothing of the new topology
+            self._loads.before_load(self._flat_mask)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -226,7 +251,7 @@ class MaskedGroup(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Without hooks and scores, which belong to one training run."""
         state = self.__dict__.copy()
-        state.update(growth_scores=None, collects=False, _hooks=[])
+        state.update(growth_scores=None, collects=False, _hooks=[], _loads=LoadFollower())
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -255,7 +280,7 @@ class _MaskGradient:
         scores, before = self.group.growth_scores, self.group.trained_parameters()[self.tensor].grad
         if self.group.collects and scores is not None:
             self.discard_cleared(before)
-            scores.add_dense(self.tensor, gradient.clone())  # others may own it, and clip it
+            scores.add_dense(self.tensor, gradient)
         live = gradient.masked_fill(~getattr(self.group, f"mask_{self.tensor}"), 0.0)
         if scores is not None:
             self.landing = Landing.of(before, live)

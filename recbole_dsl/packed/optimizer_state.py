@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import UnsupportedOptimizerError
 
@@ -66,3 +68,50 @@ def move_state(
                 f"{type(optimizer).__name__} state {name!r} has the shape of the weights, but this "
                 f"package does not know how to move it; known are {', '.join(rule.per_weight)}."
             )
+
+
+class LoadFollower:
+    """Lets per-weight state follow its positions when a group loads another topology.
+
+    It moves before the next step, unless the optimizer has loaded a state, too: that is of the topology that
+    was or will be loaded.
+    """
+
+    def __init__(self) -> None:
+        self.has_optimizer = False
+        self._waits = (
+            False  # until the next step, not for topologies that belong to a state that is loaded, too
+        )
+        self._replaced: Any = None
+
+    def follow(
+        self, optimizer: optim.Optimizer, move: Callable[[optim.Optimizer, Any], None]
+    ) -> list[RemovableHandle]:
+        """Hooks of ``optimizer``, which call ``move`` with it and the topology of its last step."""
+
+        def before_step(optimizer: optim.Optimizer, *_: Any) -> None:
+            replaced, self._replaced = self._replaced, None
+            if replaced is not None:
+                move(optimizer, replaced)
+
+        def state_is_loaded(_: optim.Optimizer) -> None:
+            self._waits, self._replaced = False, None
+
+        self.has_optimizer, self._waits, self._replaced = True, True, None
+        return [
+            optimizer.register_step_pre_hook(before_step),
+            optimizer.register_load_state_dict_post_hook(state_is_loaded),
+        ]
+
+    def stop(self) -> None:
+        """The hooks have been removed."""
+        self.has_optimizer, self._waits, self._replaced = False, False, None
+
+    def after_step(self) -> None:
+        """The state is of the topology as it is now."""
+        self._waits = self.has_optimizer
+
+    def before_load(self, topology: Callable[[], Any]) -> None:
+        """Another topology is about to be loaded; ``topology``: makes a copy of the one there is."""
+        if self._waits and self._replaced is None:
+            self._replaced = topology()

@@ -237,7 +237,7 @@ class _PropagatedRows(torch.autograd.Function):
             layer.index_add_(0, ids, mine)
             for table in scored:
                 rows = layer[table.offset : table.offset + table.rows]
-                table.group.collect_columns(table.tensor, low, rows)
+                table.group.collect_columns(table.tensor, low, rows, is_own=True)
         return (None,) * (2 + len(ctx.steps))
 
 

@@ -46,10 +46,8 @@ def budget_of_bytes(memory: int, shapes: Sequence[tuple[int, int]], value_bytes:
     """
     rows = sum(r for r, _ in shapes)
     per_weight = value_bytes + index_type_bytes(max(c for _, c in shapes))
-    budget = (memory - 4 * (rows + 1)) // per_weight
-    if budget >= 2**31:
-        budget = (memory - 8 * (rows + 1)) // per_weight
-    return min(budget, sum(r * c for r, c in shapes))
+    with_short, with_long = ((memory - size * (rows + 1)) // per_weight for size in (4, 8))  # row pointers
+    return min(max(min(with_short, 2**31 - 1), with_long), sum(r * c for r, c in shapes))
 
 
 def least_bytes(shapes: Sequence[tuple[int, int]], value_bytes: int = 4) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import torch
@@ -29,6 +29,9 @@ from .scores import GrowthScores, PositionMap, sample_rows, score_dtype, scored_
 from .selection import BlockScore
 from .storage import SparseGroup
 from .update import plan_update
+
+ROUNDING: Final = 2.0**-50
+"""What products of floats may lack to a whole number, relatively."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ class GroupProgress:
     def remove_hooks(self) -> None:
         while self.hooks:
             self.hooks.pop().remove()
+        self.group.follow_no_loads()
 
     def take(self, optimizer: torch.optim.Optimizer | None) -> None:
         """Make ``optimizer`` the group's; the one before must not step it any more, since its state stays."""
@@ -298,7 +302,8 @@ class Explorer:
 
     def _most_exchanged(self, progress: GroupProgress, step: int, live: int, positions: int) -> int:
         """k: how many of the ``live`` weights at some ``positions`` an update at ``step`` may replace."""
-        return min(int(self._ratio(progress, step) * live), positions - live)
+        share = self._ratio(progress, step) * (1 + ROUNDING)  # 0.29 · 100 is 28.999…
+        return min(int(share * live), positions - live)
 
     def _next_update(self, progress: GroupProgress) -> int | None:
         """The step of the group's next update, None if exploration is over."""
@@ -341,8 +346,9 @@ class Explorer:
             elif (
                 begins
                 and progress.step % settings.update_interval == settings.update_interval - settings.window
+                and group.growth_scores.where.rows is not None
             ):
-                self._sample_again(progress, group.growth_scores)
+                group.growth_scores.move_to(self._sample(progress))  # of a criterion that keeps its scores
         elif not self.criterion.keeps_scores:
             group.growth_scores = None
         if group.growth_scores is not None:
@@ -350,11 +356,6 @@ class Explorer:
         # Momentum decays over windows, so between windows it keeps its sums but takes none in.
         in_window = due is not None and progress.step >= due - settings.window
         group.collects = in_window and group.growth_scores is not None
-
-    def _sample_again(self, progress: GroupProgress, scores: GrowthScores) -> None:
-        """Other rows for a new window of a criterion that keeps its scores."""
-        if scores.where.rows is not None:
-            progress.group.growth_scores = scores.moved_to(self._sample(progress))
 
     def _sample(self, progress: GroupProgress) -> PositionMap:
         group = progress.group
@@ -385,6 +386,9 @@ class Explorer:
     @torch.no_grad()
     def _update(self, progress: GroupProgress) -> None:
         group, step, record = progress.group, progress.step, progress.record
+        if self._most_exchanged(progress, step, group.budget, _weights(group)) == 0:
+            self._reset_scores(group)  # before rows are drawn, for which a group that is full may lack memory
+            return
         live, sums = group.live_rows(), group.growth_scores
         where = sums.where if sums is not None else self._sample(progress)
         # Rows that are not scored cannot grow, so nor do they lose weights.

@@ -34,7 +34,7 @@ thumb from citeulike-t, whose items have 4, and ml-100k, whose items have 48."""
 
 @dataclass(frozen=True)
 class Interactions:
-    """Training interactions: ``users``, ``items`` (int64 ids, same length) and how many there are.
+    """Training interactions: ``users``, ``items`` (ids, same length, kept as int64) and how many there are.
 
     Ids are rows of the tables: below ``n_users`` and ``n_items``, padding included if it has a row.
 
@@ -61,6 +61,7 @@ class Interactions:
                     f"{name} from {int(ids.min())} to {int(ids.max())} are refused: allowed are rows of a "
                     f"table of {count}, so from 0 to {count - 1}."
                 )
+            object.__setattr__(self, name, ids.long())  # torch reads uint8 as a mask
 
     def role(self, tensor: TensorInfo) -> str | None:
         """``'user'`` or ``'item'`` for an embedding table with a row per user or item, else None.

@@ -27,6 +27,7 @@ def random_subset(n: int, k: int, generator: torch.Generator) -> Tensor:
         left_out = random_subset(n, n - k, generator)
         keep = torch.ones(n, dtype=torch.bool)
         keep[left_out] = False
+        del left_out
         return keep.nonzero().flatten()
     taken = torch.zeros(n, dtype=torch.bool)
     count = 0

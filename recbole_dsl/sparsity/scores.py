@@ -215,33 +215,39 @@ class GrowthScores:
         low, high = self.where.slot_starts[tensor], self.where.slot_starts[tensor + 1]
         return self.sums[low:high].view(-1, cols)
 
-    def add_dense(self, tensor: int, gradient: Tensor) -> None:
-        """Hand in the gradient of a whole tensor, any shape with its number of elements."""
-        self.add_columns(tensor, 0, gradient.reshape(self.where.shapes[tensor]))
+    def add_dense(self, tensor: int, gradient: Tensor, is_own: bool = False) -> None:
+        """Hand in the gradient of a whole tensor, any shape with its number of elements.
 
-    def add_columns(self, tensor: int, first: int, gradient: Tensor) -> None:
+        It is held until the step, so a copy is made unless ``is_own`` says that nobody else writes to it: what
+        autograd hands out may become the gradient of another parameter, too, and be clipped.
+        """
+        self.add_columns(tensor, 0, gradient.reshape(self.where.shapes[tensor]), is_own)
+
+    def add_columns(self, tensor: int, first: int, gradient: Tensor, is_own: bool = False) -> None:
         """Hand in the gradient of some columns of a tensor (rows × some), from ``first`` on.
 
-        Of several passes before a step one sum is held, not one gradient of each.
+        Of several passes before a step one sum is held, not one gradient of each. ``is_own``: as above.
         """
         gradient = gradient.detach()
         if self.where.rows is not None:
-            gradient = gradient[self.where.rows[tensor]]
+            gradient, is_own = gradient[self.where.rows[tensor]], True
         for place, part in enumerate(self._pending):
             same = (part.tensor, part.first, part.gradient.shape) == (tensor, first, gradient.shape)
             if part.slots is None and same:
                 total = part.gradient.to(self.sums.dtype) + gradient
                 self._pending[place] = _Contribution(tensor, total, None, first)
                 return
-        self._pending.append(_Contribution(tensor, gradient, None, first))
+        self._pending.append(_Contribution(tensor, gradient if is_own else gradient.clone(), None, first))
 
     def add_rows(self, tensor: int, ids: Tensor, gradient: Tensor) -> None:
-        """Hand in gradients (n × columns) of the rows ``ids`` (n,), which may repeat."""
+        """Hand in gradients (n × columns) of the rows ``ids`` (n,), which may repeat; copies are held."""
         gradient = gradient.detach()
         if self.where.row_slots is not None:
             ids = self.where.row_slots[tensor][ids].long()
             scored = ids >= 0
             ids, gradient = ids[scored], gradient[scored]
+        else:
+            gradient = gradient.clone()
         self._pending.append(_Contribution(tensor, gradient, ids))
 
     def commit(self, scale: Tensor | float | None = None) -> None:
@@ -263,7 +269,23 @@ class GrowthScores:
 
     def land(self, landing: Landing) -> None:
         """Everything handed in so far reaches the weights' gradient, which is as ``landing`` says then."""
+        if self._landed:
+            self._add_up_rows()
         self._landed, self._landing = len(self._pending), landing
+
+    def _add_up_rows(self) -> None:
+        """Of tensors of which several passes have looked up more rows than are scored, hold one sum instead."""
+        for tensor in range(len(self.where.shapes)):
+            table = self._table(tensor)
+            looked_up = [p for p in self._pending if p.tensor == tensor and p.slots is not None]
+            if sum(len(part.gradient) for part in looked_up) <= len(table):
+                continue
+            total = torch.zeros_like(table)
+            for part in looked_up:
+                assert part.slots is not None
+                add_dense_rows(self.kernels, total, part.slots, part.gradient.to(total.dtype))
+            self._pending = [p for p in self._pending if p.tensor != tensor or p.slots is None]
+            self._pending.append(_Contribution(tensor, total, torch.arange(len(table), device=total.device)))
 
     def discard_landed(self, gradient: Tensor | None) -> None:
         """Forget what had reached a gradient that is gone: ``gradient``, that of now, is None or was made zero.
@@ -277,15 +299,19 @@ class GrowthScores:
         """Whether anything was handed in for a tensor since the last step."""
         return any(part.tensor == tensor for part in self._pending)
 
-    def moved_to(self, where: PositionMap) -> GrowthScores:
-        """The sums for another sample of rows; rows that were not scored before start at zero."""
-        result = GrowthScores(where, self.sums.dtype, self.sums.device, self.kernels)
+    def move_to(self, where: PositionMap) -> None:
+        """Make these the sums of another sample of as many rows; those not scored before start at zero.
+
+        In place, beside a copy of what stays of one tensor.
+        """
         assert where.rows is not None and self.where.row_slots is not None
         for tensor, rows in enumerate(where.rows):
             old = self.where.row_slots[tensor][rows].long()
             stays = (old >= 0).nonzero().flatten()
-            result._table(tensor)[stays] = self._table(tensor)[old[stays]]
-        return result
+            table = self._table(tensor)
+            kept = table[old[stays]]
+            table.zero_()[stays] = kept
+        self.where = where
 
     def column_norms(self) -> list[Tensor]:
         """Of each tensor the norms of its columns, over the scored rows."""

@@ -110,14 +110,14 @@ def _write_places(marks: Tensor, first: int, out: Tensor, kernels: str) -> int:
     return found.numel()
 
 
-_BITS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+BITS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integer types by their bytes, to read floating-point numbers as bits."""
 
 
 @functools.cache
 def _infinity(dtype: torch.dtype) -> int:
     """The bits of +∞."""
-    return int(torch.tensor(torch.inf, dtype=dtype).view(_BITS[dtype.itemsize]))
+    return int(torch.tensor(torch.inf, dtype=dtype).view(BITS[dtype.itemsize]))
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class _Ranks:
 
     def count(self, scores: Tensor, marks: Tensor, shift: int, value: int, counts: Tensor) -> None:
         """Add to ``counts`` how often each digit follows ``value`` at ``shift`` in the marked ranks."""
-        bits = scores.view(_BITS[self.dtype.itemsize])
+        bits = scores.view(BITS[self.dtype.itemsize])
         if compiled(self.kernels, bits, marks):
             loops.count_digits(bits, marks, self.highest, self.infinity, shift, value, counts)
             return
@@ -158,7 +158,7 @@ class _Ranks:
 
         Returns how many ties are left.
         """
-        bits = scores.view(_BITS[self.dtype.itemsize])
+        bits = scores.view(BITS[self.dtype.itemsize])
         if compiled(self.kernels, bits, marks):
             return loops.choose(bits, marks, self.highest, self.infinity, value, ties)
         ranks, candidates = self._of(bits, marks)

@@ -77,6 +77,10 @@ class SparseGroup(Protocol):
         """Let per-weight state follow its positions when another topology is loaded; returns hooks."""
         ...
 
+    def follow_no_loads(self) -> None:
+        """The hooks of :meth:`follow_loads` have been removed: no optimizer is known any more."""
+        ...
+
     def apply_update(self, plan: UpdatePlan, optimizer: torch.optim.Optimizer) -> None:
         """Rebuild the topology; values and per-weight optimizer state follow their positions."""
         ...

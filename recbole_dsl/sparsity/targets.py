@@ -181,6 +181,11 @@ def _check_pattern(option: str, pattern: str, tensors: Sequence[TensorInfo]) -> 
         )
 
 
+def _gives_sparse_gradients(tensor: TensorInfo) -> bool:
+    """Whether any of its modules, among which may be Linear layers, is an embedding with ``sparse=True``."""
+    return any(isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse for m, _ in tensor.places)
+
+
 def _reason_to_leave(
     tensor: TensorInfo, include: Sequence[str] | None, exclude: Sequence[str], min_weights: int
 ) -> str | None:
@@ -199,7 +204,7 @@ def _reason_to_leave(
         return None if matches(tensor, include) else "not named by dsl_include"
     if tensor.kind not in ("embedding", "linear"):
         return f"{tensor.kind} parameter, sparse only if dsl_include names it"
-    if tensor.kind == "embedding" and (not tensor.packable or any(m.sparse for m, _ in tensor.places)):
+    if tensor.kind == "embedding" and (not tensor.packable or _gives_sparse_gradients(tensor)):
         reason = "embedding with max_norm, sparse, scale_grad_by_freq or a gradient hook"
         return f"{reason}, sparse only if dsl_include names it"
     if parameter.dim() > 1 and parameter.numel() == parameter.shape[0]:
