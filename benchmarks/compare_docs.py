@@ -37,6 +37,8 @@ FOURSQUARE_SEEDS = RESULTS / "compare/BPR-foursquare-fgcrec-seeds"
 LIGHTGCN = RESULTS / "compare/LightGCN-citeulike-t"
 LIGHTGCN_SEEDS = RESULTS / "compare/LightGCN-citeulike-t-seeds"
 GOWALLA = RESULTS / "compare/LightGCN-gowalla"
+YELP = RESULTS / "compare/LightGCN-yelp2018"
+AMAZON = RESULTS / "compare/LightGCN-amazon-book-kgat"
 LIGHTGCN_TUNING = RESULTS / "compare/LightGCN-citeulike-t-tuning"
 GOWALLA_TUNING = RESULTS / "compare/LightGCN-gowalla-tuning"
 OUT_OF_THE_BOX = RESULTS / "out_of_the_box"
@@ -336,6 +338,8 @@ SECTIONS = {
     "lightgcn_trials": trials,
     "gowalla": functools.partial(accuracy, GOWALLA),
     "gowalla_trials": functools.partial(trials, GOWALLA_TUNING),
+    "yelp": functools.partial(accuracy, YELP),
+    "amazon": functools.partial(accuracy, AMAZON),
     "neumf_movielens": functools.partial(accuracy, NEUMF_ML1M),
     "neumf": functools.partial(accuracy, NEUMF),
     "multivae_small": functools.partial(accuracy, MULTIVAE_SMALL),

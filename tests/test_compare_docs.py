@@ -29,6 +29,8 @@ TABLES = (
         "lightgcn_trials",
         "gowalla",
         "gowalla_trials",
+        "yelp",
+        "amazon",
         "neumf_movielens",
         "neumf",
         "multivae_small",
