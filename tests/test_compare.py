@@ -765,7 +765,7 @@ BAD = [
     (["--methods=a/mine.yaml,b/mine.yaml"], "both named 'mine'"),
     (["--methods=a/narrow.yaml"], "its name 'narrow' is taken"),
     (["--nproc=2"], "nproc='2' is refused"),
-    (["--seeds=99999999999,"], "allowed are numbers below 4294967296"),
+    (["--seeds=99999999999,"], "allowed is how many, or a list of whole numbers below 4294967296"),
     (
         ["--models=BPR,DeepFM", "--methods=static"],
         "valid_metric=mrr@10 is none of the metrics that are computed",

@@ -22,6 +22,8 @@ SET_BY_CELLS = (
 )
 """Settings that a comparison decides itself."""
 
+SEEDS: Final = 2**32
+"""How many there are: numpy's generators take no others."""
 
 HOW: Final = frozenset({"space", "trials", "density", "seed", "metric"})
 """What a file of tuned settings says of how they were found, if it does not in words."""
@@ -150,8 +152,8 @@ def number(text: str, option: str) -> float:
 
 def seed(text: str) -> int:
     """A whole number that every generator takes."""
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise ConfigError(f"--seed={text} is refused: allowed is a whole number below {2**32}.")
+    if not text.isdecimal() or int(text) >= SEEDS:
+        raise ConfigError(f"--seed={text} is refused: allowed is a whole number below {SEEDS}.")
     return int(text)
 
 
@@ -167,12 +169,10 @@ def seeds(text: str) -> list[int]:
     if "," not in text:
         return [FIRST_SEED + number for number in range(whole(text, "seeds"))]
     found = [word for word in text.split(",") if word]
-    if not found or not all(word.isdecimal() for word in found):
+    if not found or not all(word.isdecimal() and int(word) < SEEDS for word in found):
         raise ConfigError(
-            f"--seeds={text} is refused: allowed is how many, or a list of whole numbers such as 1,7."
+            f"--seeds={text} is refused: allowed is how many, or a list of whole numbers below {SEEDS} such as 1,7."
         )
-    if any(int(word) >= 2**32 for word in found):
-        raise ConfigError(f"--seeds={text} is refused: allowed are numbers below {2**32}.")
     return [int(word) for word in found]
 
 
