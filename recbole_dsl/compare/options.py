@@ -171,7 +171,8 @@ def seeds(text: str) -> list[int]:
     found = [word for word in text.split(",") if word]
     if not found or not all(word.isdecimal() and int(word) < SEEDS for word in found):
         raise ConfigError(
-            f"--seeds={text} is refused: allowed is how many, or a list of whole numbers below {SEEDS} such as 1,7."
+            f"--seeds={text} is refused: allowed is how many, or a list of whole numbers below {SEEDS} such as "
+            "1,7."
         )
     return [int(word) for word in found]
 
