@@ -11,13 +11,13 @@ from pathlib import Path
 
 from benchmarks import grid, speed_docs, unrun
 from benchmarks.speed_docs import MISSING, RESULTS, ROOT, table
+from recbole_dsl.compare.store import read_grid
 from recbole_dsl.compare.summary import (
     Row,
     mean_and_deviation,
     metric_of,
     paired_p,
     read_cells,
-    read_grid,
     rows_of,
 )
 from recbole_dsl.results import RunResult
@@ -156,9 +156,8 @@ def ratios() -> str:
 
 
 def _ratio(cells: Cells) -> str:
-    dense = cells["dense"].mean
     several = {3: " ³", 5: " ⁵"}.get(len(cells["dsl_plus"].scores), "")
-    return f"{cells['dsl_plus'].mean / dense:.3f} ({cells['narrow'].mean / dense:.3f}){several}"
+    return f"{cells['dsl_plus'].to_dense:.3f} ({cells['narrow'].to_dense:.3f}){several}"
 
 
 def overview() -> str:
@@ -181,7 +180,7 @@ def overview() -> str:
 def _reached(density: float, cells: Cells) -> list[str]:
     """The cells of a row of the overview from its density on."""
     aim, dense = AIMS[density], cells["dense"].mean
-    of = {method: cells[method].mean / dense for method in METHODS if method in cells}
+    of = {method: ratio for method in METHODS if method in cells and (ratio := cells[method].to_dense)}
     seeds = len(cells.get("dsl_plus", cells["dense"]).scores)
     ratios = (f"{of[method]:.3f}" if method in of else "–" for method in METHODS)
     reached = _verdict(of, aim) if "dsl_plus" in of else "dsl_plus not finished"
@@ -204,9 +203,8 @@ def costs(density: float = 0.1) -> str:
         if not known:
             continue
         ours, dense = known[density]["dsl_plus"], known[density]["dense"]
-        accuracy = f"{ours.mean / dense.mean:.3f}"
         shares = _shares(ours.figures, dense.figures)
-        lines.append([model, dataset, str(len(ours.scores)), accuracy, *shares])
+        lines.append([model, dataset, str(len(ours.scores)), f"{ours.to_dense:.3f}", *shares])
     head = ["model", "dataset", "seeds", "accuracy", *COSTS]
     return table(head, lines, words=2)
 

@@ -104,7 +104,7 @@ def artifacts() -> str:
         "model", "dataset", "values", "weights file / dense fp32", "all files, bytes", "recall@20 trained",
         "ndcg@20 trained", "recall@20 artifact", "ndcg@20 artifact", "largest difference",
     ]  # fmt: skip
-    return f"{ran_on(lines[-1])}.\n\n{table(head, rows, 3)}"
+    return f"{'; '.join(dict.fromkeys(map(ran_on, lines)))}.\n\n{table(head, rows, 3)}"
 
 
 SECTIONS: dict[str, Callable[[], str]] = {

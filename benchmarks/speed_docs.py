@@ -340,8 +340,8 @@ def other(name: str) -> str:
     lists = {
         key: rows for key, rows in told.items() if isinstance(rows, list) and rows and isinstance(rows[0], dict)
     }
-    first = told if "environment" in told else next(iter(lists.values()))[0]
-    parts = [f"On {ran_on(first)}:"]
+    measured = [told] if "environment" in told else [row for rows in lists.values() for row in rows]
+    parts = ["On " + "; ".join(dict.fromkeys(map(ran_on, measured))) + ":"]
     for key, rows in lists.items():
         parts += [f"**{key}**"] * (len(lists) > 1) + [_any_rows(rows)]
     return "\n\n".join(parts)

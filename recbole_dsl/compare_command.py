@@ -13,8 +13,8 @@ from .compare.methods import Method, method_names
 from .compare.narrow import Widths
 from .compare.options import Request, add_options, numbers, seeds, settings_of
 from .compare.running import Runner, jobs_of, refuse_unfinished
-from .compare.store import Store
-from .compare.summary import as_markdown, read_cells, read_grid, rows_of, write_tables
+from .compare.store import Store, read_grid
+from .compare.summary import as_markdown, read_cells, rows_of, write_tables
 from .config import RecBoleDSLConfig, no_flags
 from .errors import ConfigError
 

@@ -89,10 +89,7 @@ def run_recbole_dsl(
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that has been trained and tested; ``trainer`` has the tested weights if they were saved.
-
-    ``preparation``: seconds it took to build the model and to make it sparse, factors included.
-    """
+    """A run that has been trained and tested; ``trainer`` has the tested weights if they were saved."""
 
     trainer: Any
     train_data: Any
@@ -100,7 +97,6 @@ class Finished:
     best_valid: dict[str, float] | None
     test: dict[str, float] | None
     saved: bool
-    preparation: float
 
 
 def train_and_test(
@@ -135,7 +131,7 @@ def train_and_test(
     log_dense_flops(config, network, data)
     begin = time.perf_counter()
     trainer = sparse_trainer(config["MODEL_TYPE"], *config.lineage)(config, network, train_data)
-    preparation += time.perf_counter() - begin
+    trainer.preparation_seconds = preparation + time.perf_counter() - begin
     if before is not None:
         before(trainer)
     if resumed is not None:
@@ -146,7 +142,7 @@ def train_and_test(
     logger.info("The running environment of this training is as follows:\n" + get_environment(config).draw())
     logger.info(set_color("best valid ", "yellow") + f": {best_valid}")
     logger.info(set_color("test result", "yellow") + f": {test}")
-    return Finished(trainer, train_data, test_data, best_valid, test, saved, preparation)
+    return Finished(trainer, train_data, test_data, best_valid, test, saved)
 
 
 def _to_resume(config: RecBoleDSLConfig) -> Path | None:
@@ -382,7 +378,7 @@ def _costs(config: RecBoleDSLConfig, finished: Finished) -> dict[str, Any]:
     path = Path(trainer.saved_model_file)
     seconds = trainer.epoch_seconds
     return {
-        "preparation_seconds": finished.preparation,
+        "preparation_seconds": trainer.preparation_seconds,
         "training_seconds": sum(seconds),
         "seconds_per_epoch": sum(seconds) / len(seconds) if seconds else None,
         **held_bytes(trainer.model, trainer.optimizer),

@@ -19,8 +19,8 @@ from .compare.methods import read_method
 from .compare.options import Request, add_options, number, read_tuned, refuse_own, seed, settings_of, whole
 from .compare.running import Runner, jobs_of, refuse_unfinished
 from .compare.space import points_of, read_space
-from .compare.store import Store
-from .compare.summary import read_cells, read_grid
+from .compare.store import Store, read_grid
+from .compare.summary import read_cells
 from .config import RecBoleDSLConfig, no_flags
 from .errors import ConfigError, nearest
 from .files import write_text_whole

@@ -44,12 +44,13 @@ from recbole_dsl.compare.procedures import PROCEDURES, Task, with_dense
 from recbole_dsl.compare.pruning import GradualPruning, kept_at
 from recbole_dsl.compare.running import Job, Runner, jobs_of
 from recbole_dsl.compare.space import Dimension, points_of, read_space
-from recbole_dsl.compare.store import Store
+from recbole_dsl.compare.store import Store, read_grid
 from recbole_dsl.compare.thresholds import SoftThreshold
 from recbole_dsl.compare.twin import Budget
 from recbole_dsl.config import no_flags
 from recbole_dsl.errors import ConfigError
 from recbole_dsl.sparsity.interactions import Interactions
+from tests.model_runs import settings_of as settings_of_model
 from tests.tiny_data import ITEMS, NAME, USERS
 
 pytestmark = pytest.mark.usefixtures("in_folder")
@@ -197,6 +198,33 @@ def trainer_with(checkpoint: Path, data: Path) -> tuple[Any, Any]:
     trainer.model.load_state_dict(state)
     trainer.eval_collector.data_collect(train_data)
     return trainer, test_data
+
+
+def test_int8_tests_rounded_weights(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not vectors that a graph model has kept of those before."""
+    kept = tmp_path / "dense.pth"
+    dense = run(task(data, tmp_path, "dense", model="LightGCN", dense=kept))
+    monkeypatch.setattr(procedures, "_rounded", lambda parameter: 0)
+    assert run(task(data, tmp_path, "int8", model="LightGCN", dense=kept)).test_result == dense.test_result
+    monkeypatch.setattr(procedures, "_rounded", lambda parameter: int(parameter.data.zero_().sum()))
+    assert run(task(data, tmp_path, "int8", model="LightGCN", dense=kept)).test_result != dense.test_result
+
+
+def test_what_a_dense_model_computes_of_its_weights_is_there_for_others(data: Path, tmp_path: Path) -> None:
+    """KGAT's attention, which RecBole does not save."""
+    settings = {**settings_of_model("KGAT", data), "epochs": 2, "learning_rate": 0.05}
+    of = {"model": "KGAT", "dense": tmp_path / "dense.pth", "settings": settings}
+    dense = run(task(data, tmp_path, "dense", **of))
+    none_pruned = run(task(data, tmp_path, "magnitude_once", 0.99999, **of))
+    assert none_pruned.test_result == pytest.approx(dense.test_result, rel=0.02)
+
+
+@pytest.mark.parametrize("model", ["SASRecF", "RippleNet"])
+def test_models_that_keep_more_than_tensors_are_there_too(model: str, data: Path, tmp_path: Path) -> None:
+    """Layers among their other parameters, or dictionaries of a class of their own."""
+    of = {"model": model, "dense": tmp_path / "dense.pth", "settings": settings_of_model(model, data)}
+    run(task(data, tmp_path, "dense", **of))
+    assert run(task(data, tmp_path, "int8", **of)).test_result
 
 
 def test_int8_rounds_every_row(data: Path, tmp_path: Path) -> None:
@@ -644,6 +672,25 @@ def grid(**more: Any) -> dict[str, Any]:
     return {**lists, "settings": {}, "tuned": {}, "method_files": {}, **more}
 
 
+@pytest.mark.parametrize("name", ["settings.yaml", "temporary/keep/x.txt", "table.md", "cells/mine.json"])
+def test_a_folder_that_is_no_comparison_is_left_alone(name: str, tmp_path: Path) -> None:
+    """Whatever is in it; what a comparison that was killed at its start has left is none of that."""
+    home = tmp_path / "one"
+    (home / name).parent.mkdir(parents=True)
+    (home / name).write_text("mine")
+    with pytest.raises(
+        ConfigError, match=r"is no comparison and holds '.*which would be overwritten or deleted"
+    ):
+        Store(home).open(grid(), {})
+    assert (home / name).read_text() == "mine" and not (home / "grid.json").exists()
+    killed = tmp_path / "two"
+    (killed / "cells").mkdir(parents=True)
+    (killed / ".lock").touch()
+    store = Store(killed)
+    store.open(grid(), {})
+    store.close()
+
+
 def test_a_folder_has_one_setting(tmp_path: Path) -> None:
     """More seeds may be added, other settings may not, and two processes may not work there at once."""
     store = Store(tmp_path / "results" / "one")
@@ -816,6 +863,10 @@ def test_tuned_settings_are_those_of_a_method(tmp_path: Path, capsys: pytest.Cap
     tuned = read_tuned(str(good))
     assert settings_of(tuned, Cell("BPR", "ml-100k", "dsl", 0.1, 1)) == {"learning_rate": 0.01}
     assert settings_of(tuned, Cell("BPR", "ml-100k", "dense", None, 1)) == {}
+    how = "{space: none, trials: 2, density: tenth, seed: 1, metric: x}"
+    good.write_text(f"chosen: {{BPR: {{ml-100k: {{dsl: {{learning_rate: 0.01}}}}}}}}\nhow: {how}\n")
+    assert main(["compare", "--tuned=good.yaml"]) == 2  # which no report could tell
+    assert "allowed" in capsys.readouterr().err
     for bad in ("3", "{BPR: 3}", "{BPR: {d: 3}}", "{BPR: {d: {dsl: 3}}}", "{BPR: {d: {dsl: {seed: 3}}}}", "{}"):
         (tmp_path / "bad.yaml").write_text(f"chosen: {bad}\n")
         assert main(["compare", "--tuned=bad.yaml"]) == 2
@@ -1126,7 +1177,7 @@ def test_rows_by_hand(tmp_path: Path) -> None:
             result_with(method, seed, score).save(
                 tmp_path / "cells" / f"{Cell('M', 'a-b', method, density, seed).key}.json"
             )
-    rows = summary.rows_of(summary.read_cells(tmp_path), summary.read_grid(tmp_path)["methods"], "ndcg@10")
+    rows = summary.rows_of(summary.read_cells(tmp_path), read_grid(tmp_path)["methods"], "ndcg@10")
     assert [(r.method, r.density, len(r.scores)) for r in rows] == [
         ("dsl", 0.5, 3), ("dsl", 1e-05, 1), ("dense", None, 2),
     ]  # fmt: skip

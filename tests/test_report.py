@@ -23,6 +23,8 @@ from recbole_dsl.compare import summary
 from recbole_dsl.compare.figures import figures_of
 from recbole_dsl.compare.grid import Cell
 from recbole_dsl.compare.report import write_report
+from recbole_dsl.compare.store import LISTS, read_grid
+from recbole_dsl.errors import ConfigError
 
 METHODS = {"dense": [None], "narrow": [0.2, 0.1], "dsl_plus": [0.2, 0.1], "static": [0.1]}
 SEEDS = (1, 2, 3)
@@ -83,6 +85,40 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+def test_a_method_without_a_number_of_the_metric_has_its_other_figures(folder: Path) -> None:
+    """As where its training came to no finite score."""
+    for file in (folder / "cells").glob("*dsl_plus*"):
+        body = json.loads(file.read_text())
+        body["test_result"]["ndcg@10"] = None
+        file.write_text(json.dumps(body))
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "dsl_plus" in page
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"methods": ["dense"]}'])
+def test_a_damaged_grid_is_refused(text: str, folder: Path) -> None:
+    """In a sentence."""
+    (folder / "grid.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"grid.json' .*; allowed is the file that"):
+        write_report(folder)
+
+
+def test_damaged_notes_and_foreign_cells(folder: Path) -> None:
+    """A note that cannot be read is told as such; what is no cell of its name is refused."""
+    (folder / "failed" / "BPR-d-1-static-0.1-1.json").write_text("{")
+    assert "its note cannot be read" in write_report(folder).read_text(encoding="utf-8")
+    result = result_of("static", 0.2, 1)
+    file = folder / "cells" / "BPR-d-1-static-0.2-1 (copy).json"
+    result.save(file)
+    with pytest.raises(ConfigError, match="is not the name of its contents, static of BPR with seed 1"):
+        write_report(folder)
+    file.unlink()
+    alone = replace(result, costs={k: v for k, v in result.costs.items() if k != "training_state_bytes"})
+    alone.save(folder / "cells" / "BPR-d-1-static-0.2-1.json")
+    with pytest.raises(ConfigError, match="it is of a run by itself"):
+        write_report(folder)
+
+
 def comparison(folder: Path) -> Path:
     """Made-up results, and a failed cell whose error has markup in it."""
     home = folder / "my & comparison"
@@ -95,7 +131,11 @@ def comparison(folder: Path) -> Path:
         "seed": 1,
         "metric": "ndcg@10",
     }
-    grid = {"methods": list(METHODS), "settings": {"epochs": "3"}, "tuned": {"how": how, "chosen": {"BPR": {}}}}
+    grid = {
+        "models": ["BPR"], "datasets": ["d-1"], "methods": list(METHODS), "densities": [0.2, 0.1],
+        "seeds": list(SEEDS),
+        "settings": {"epochs": "3"}, "tuned": {"how": how, "chosen": {"BPR": {}}},
+    }  # fmt: skip
     (home / "grid.json").write_text(json.dumps(grid))
     for method, densities in METHODS.items():
         for density in densities:
@@ -171,7 +211,9 @@ def test_the_tables_are_the_cells(reported: Path) -> None:
 def test_names_with_signs_of_latex_and_of_addresses(tmp_path: Path) -> None:
     """They stay text in the table, and the page's links lead to the cells' files."""
     (tmp_path / "cells").mkdir()
-    (tmp_path / "grid.json").write_text(json.dumps({"methods": ["static"], "settings": {}, "tuned": {}}))
+    (tmp_path / "grid.json").write_text(
+        json.dumps({**{key: ["static"] for key in LISTS}, "settings": {}, "tuned": {}})
+    )
     for dataset in ("a#b%20c?", "R&D $5_{x}~^\\"):
         result = replace(result_of("static", 0.1, 1), dataset=dataset)
         result.save(tmp_path / "cells" / f"{Cell('BPR', dataset, 'static', 0.1, 1).key}.json")
@@ -205,7 +247,7 @@ def test_paired_tests_by_hand() -> None:
 def test_figures_show_what_the_cells_say(reported: Path) -> None:
     """Points of accuracy, of learning and of updates, taken from the results."""
     cells = summary.read_cells(reported)
-    rows = summary.rows_of(cells, summary.read_grid(reported)["methods"], "ndcg@10")
+    rows = summary.rows_of(cells, read_grid(reported)["methods"], "ndcg@10")
     found = {figure.key: figure for figure in figures_of(rows, cells, 0.1)}
     assert set(found) == set(KINDS)
     narrow = next(series for series in found["accuracy-bytes"].series if series.name == "narrow")

@@ -268,12 +268,15 @@ def test_seconds_before_a_stop_count(data: Path, tmp_path: Path) -> None:
     told = state["run"]["trainer"]
     assert len(told["epoch_seconds"]) == 1 and told["seconds_in_epoch"] > 0
     told["seconds_in_epoch"] = 1000.0
+    assert told["preparation_seconds"] == 0
+    told["preparation_seconds"] = 50.0  # of which a run that goes on knows no width to choose, say
     write_checkpoint(file, state)
     trainer, loaders = sparse_trainer_of("BPR", given, **DSL)
     trainer.resume_checkpoint(file)
     trainer.fit(loaders[0], loaders[1], show_progress=False)
     first, interrupted, last = trainer.epoch_seconds
     assert first < 500 and 1000 < interrupted < 1500 and last < 500
+    assert trainer.preparation_seconds == 50
 
 
 @pytest.mark.parametrize("path", ["fast", "recbole"])

@@ -169,7 +169,7 @@ def test_values_that_are_not_valid_are_told_in_a_sentence(server: Server) -> Non
         b"", b"{", b"[]", b"3", b'{"users": []}', b'{"users": "u1"}', b'{"users": [3]}', b"\xff\xfe",
         b'{"users": ["u1"], "k": 51}', b'{"users": ["u1"], "candidates": ["a", "a", "a", "a", "a", "a", "a"]}',
         b'{"users": ["u1", "u1", "u1", "u1", "u1", "u1"]}', b'{"users": ["u1"], "what": 1}',
-        b'{"users": ["u1"], "k": 1e400}', b"[" * 10000,
+        b'{"users": ["u1"], "k": 1e400}', b'{"users": ["u1"], "k": true}', b"[" * 10000,
     ],
 )  # fmt: skip
 def test_wrong_bodies(body: bytes, server: Server) -> None:

@@ -117,8 +117,10 @@ def narrow_settings(
     columns = bisect.bisect_right(range(1, widths.columns + 1), allowed, key=size)
     found = largest_buildable(columns) if columns else None
     if found is None:
+        least = next((n for n in range(1, widths.columns + 1) if size(n)), None)
+        told = "none can be built" if least is None else f"with {least} columns it takes {size(least)} bytes"
         raise ConfigError(
-            f"model={config['model']!r} has no narrow twin at dsl_density={config['dsl_density']}: one column "
-            f"takes {size(1)} bytes, and the sparse model {allowed}; allowed are higher densities."
+            f"model={config['model']!r} has no narrow twin at dsl_density={config['dsl_density']}: {told}, and "
+            f"the sparse model takes {allowed}; allowed are higher densities."
         )
     return widths.at(found[0]), (largest_buildable(widths.columns) or found)[1]

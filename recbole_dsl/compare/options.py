@@ -219,7 +219,12 @@ def read_tuned(path: str | None) -> dict[str, Any]:
     of_datasets = [d for model in of_models for d in (model.values() if isinstance(model, dict) else [None])]
     of_methods = [m for data in of_datasets for m in (data.values() if isinstance(data, dict) else [None])]
     how = content.get("how", "")
-    told = isinstance(how, str) or (isinstance(how, dict) and set(how) >= HOW)
+    told = isinstance(how, str) or (
+        isinstance(how, dict)
+        and set(how) >= HOW
+        and isinstance(how["space"], dict)
+        and isinstance(how["density"], int | float)
+    )
     if not of_methods or not told or set(content) - {"chosen", "how"}:
         of_methods = [None]
     for found in of_methods:

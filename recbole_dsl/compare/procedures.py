@@ -14,10 +14,10 @@ import torch
 from .. import compat
 from ..config import RecBoleDSLConfig, no_flags
 from ..experiment import collect_result, log_dense_flops, train_and_test
-from ..files import copy_whole
 from ..property_files import of_recbole
 from ..results import RunResult
 from ..serving.quantise import decode, encode
+from ..training.starting import compute_again, take_weights
 from ..training.trainer import interactions_of
 from .by_recbole import measure, needed_settings, recbole_data, result_of, trainer_of
 from .hashing import hash_tables
@@ -110,7 +110,7 @@ def by_recbole(
     result = result_of(trainer, told, valid, test, train_data, test_data, weights)
     analysis = by_popularity(trainer, interactions_of(train_data), test_data, config["topk"])
     if task.dense is not None:
-        copy_whole(trainer.saved_model_file, task.dense)
+        save_dense(trainer.model.state_dict(), task.dense, trainer.model.other_parameter())
     return _finish(task, result, analysis)
 
 
@@ -166,10 +166,10 @@ def quantised(task: Task) -> RunResult:
     config, _, train_data, valid_data, test_data = task.data()
     trainer = trainer_of(config, train_data)
     state = compat.read_dense_checkpoint(task.dense)
-    trainer.model.load_state_dict(state["state_dict"])
-    trainer.model.load_other_parameter(state.get("other_parameter"))
+    take_weights(trainer.model, state)
     told = measure(trainer)
     size = sum(_rounded(parameter) for parameter in trainer.model.parameters())
+    compute_again(trainer.model)
     trainer.eval_collector.data_collect(train_data)
     valid = trainer.evaluate(valid_data, load_best_model=False)
     test = trainer.evaluate(test_data, load_best_model=False)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..files import written_whole
 from ..packed.group import PackedGroup
 from ..packed.layout import dense_state_dict, layout_of
 from .twin import Budget
@@ -102,11 +103,30 @@ def dense_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(dense_state_dict(model.state_dict(), layout_of(model)))
 
 
-def save_dense(state: Mapping[str, Tensor], path: Path) -> Path:
-    """Write dense tensors as a checkpoint that training starts from."""
+def save_dense(state: Mapping[str, Tensor], path: Path, others: Mapping[str, Any] | None = None) -> Path:
+    """Write dense tensors as a checkpoint that training starts from.
+
+    ``others``: RecBole's ``other_parameter``, of which modules are left out: their tensors are among the
+    ``state``, and no file is read for them.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"state_dict": dict(state), "other_parameter": None, "config": None}, path)
+    plain = {name: _plain(value) for name, value in (others or {}).items() if not _has_modules(value)}
+    with written_whole(path) as file:
+        torch.save({"state_dict": dict(state), "other_parameter": plain, "config": None}, file)
     return path
+
+
+def _has_modules(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_has_modules(part) for part in value.values())
+    return isinstance(value, nn.Module) or (isinstance(value, list | tuple) and any(map(_has_modules, value)))
+
+
+def _plain(value: Any) -> Any:
+    """Without classes of containers that a file is not read for, as ``defaultdict``."""
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list) else value
 
 
 def with_phases(result: Any, phases: Sequence[tuple[str, Any]]) -> Any:

@@ -17,13 +17,13 @@ from ..results import RunResult
 from .drawing import Styles, as_plotly, save_images
 from .figures import Figure, figures_of
 from .methods import read_method
+from .store import read_grid
 from .summary import (
     Row,
     asked_density,
     head_of,
     metric_of,
     read_cells,
-    read_grid,
     rows_of,
     words_of,
     write_tables,
@@ -78,7 +78,8 @@ def write_report(folder: Path, metric: str | None = None, density: float | None 
     grid = read_grid(folder)
     rows = rows_of(cells, grid["methods"], metric)
     write_tables(folder, rows)
-    styles = Styles(list(dict.fromkeys(row.method for row in rows)))
+    methods = [row.method for row in rows] + [result.method for result in cells.values()]
+    styles = Styles(list(dict.fromkeys(methods)))  # learning is drawn of those without the metric, too
     sections: dict[tuple[str, str], list[Figure]] = {}
     for dataset, model in dict.fromkeys((row.dataset, row.model) for row in rows):
         own = {k: r for k, r in cells.items() if (r.dataset, r.model) == (dataset, model)}
@@ -233,6 +234,9 @@ def _unfinished(folder: Path) -> str:
     told = []
     for state in ("failed", "cancelled"):
         for path in sorted((folder / state).glob("*.json")):
-            error = json.loads(path.read_text(encoding="utf-8"))["error"]
+            try:
+                error = json.loads(path.read_text(encoding="utf-8"))["error"]
+            except (OSError, ValueError, KeyError, TypeError):
+                error = "its note cannot be read"
             told.append(f"<li><b>{_text(path.stem)}</b> {state}: {_text(error)}</li>")
     return f"<h2>Not finished</h2><ul>{''.join(told)}</ul>" if told else ""

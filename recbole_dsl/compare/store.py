@@ -23,7 +23,7 @@ from typing import Any, Final
 import yaml
 from filelock import FileLock, Timeout
 
-from ..errors import ConfigError
+from ..errors import ConfigError, on_one_line
 from ..files import write_text_whole
 from ..plain import plain
 from ..results import RunResult
@@ -31,6 +31,11 @@ from ..settings import literal
 from .grid import Cell, refuse_same_names
 
 FOLDERS: Final = ("cells", "failed", "cancelled", "dense", "logs", "temporary")
+
+LISTS: Final = ("models", "datasets", "methods", "densities", "seeds")
+"""The parts of a grid to which later calls may add."""
+
+_ALLOWED: Final = "allowed is the file that 'recbole-dsl compare' has written, or another --name"
 
 
 class Store:
@@ -65,7 +70,9 @@ class Store:
         grid = {**grid, "settings": {**files, **grid["settings"]}}
         path = self.folder / "grid.json"
         if path.is_file():
-            grid = _extended(json.loads(path.read_text(encoding="utf-8")), grid, self.folder)
+            grid = _extended(read_grid(self.folder), grid, self.folder)
+        else:
+            self._refuse_foreign()
         for name in FOLDERS:
             (self.folder / name).mkdir(exist_ok=True)
         self._forget_runs_that_ended()
@@ -73,6 +80,21 @@ class Store:
             shutil.rmtree(left, ignore_errors=True)
         self._write(path, grid)
         write_text_whole(self.folder / "settings.yaml", yaml.safe_dump(files, sort_keys=True))
+
+    def _refuse_foreign(self) -> None:
+        """Raise ConfigError if there are files that no comparison which was killed at its start has left."""
+        for found in self.folder.iterdir():
+            if found.name not in FOLDERS and not found.name.startswith("."):
+                break
+            if found.is_dir() and (inside := next(found.iterdir(), None)) is not None:
+                found = inside
+                break
+        else:
+            return
+        raise ConfigError(
+            f"'{self.folder}' is no comparison and holds '{found.relative_to(self.folder)}', which would be "
+            "overwritten or deleted; allowed is another --name, or an empty folder."
+        )
 
     def close(self) -> None:
         """Let another process at work."""
@@ -123,6 +145,22 @@ class Store:
         write_text_whole(path, json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n")
 
 
+def read_grid(folder: Path) -> dict[str, Any]:
+    """What was asked for, with the settings of all cells.
+
+    Raises:
+        ConfigError: ``grid.json`` cannot be read, or was not written by a comparison.
+    """
+    path = folder / "grid.json"
+    try:
+        grid = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"'{path}' cannot be read ({on_one_line(error)}); {_ALLOWED}.") from None
+    if not isinstance(grid, dict) or not {*LISTS, "settings", "tuned"} <= grid.keys():
+        raise ConfigError(f"'{path}' lacks what was compared; {_ALLOWED}.")
+    return grid
+
+
 def _extended(old: dict[str, Any], new: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A grid of both, if both have the same settings."""
     new = json.loads(json.dumps(plain(new)))
@@ -149,8 +187,7 @@ def _extended(old: dict[str, Any], new: dict[str, Any], folder: Path) -> dict[st
             f"'{folder}' was made with settings {key}={before.get(key)!r}, and now it is {now.get(key)!r}; "
             "allowed are the same settings for all cells, or another --name."
         )
-    lists = ("models", "datasets", "methods", "densities", "seeds")
-    merged = {part: old[part] + [x for x in new[part] if x not in old[part]] for part in lists}
+    merged = {part: old[part] + [x for x in new[part] if x not in old[part]] for part in LISTS}
     refuse_same_names(merged["models"])
     return {**new, **merged, "method_files": files, "methods": _once_each(merged["methods"])}
 

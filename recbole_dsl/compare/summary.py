@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -88,18 +87,15 @@ def read_cells(folder: Path) -> dict[str, RunResult]:
 
 def _read(file: Path) -> RunResult:
     try:
-        return RunResult.from_json(file.read_text(encoding="utf-8"))
+        result = RunResult.from_json(file.read_text(encoding="utf-8"))
+        if result.costs.get("training_state_bytes") is None:
+            raise ValueError("it is of a run by itself, not of a cell")
+        return result
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
             f"'{file}' is no result ({on_one_line(error)}); allowed are files that 'recbole-dsl compare' has "
             "written; one that is removed is made anew by it."
         ) from None
-
-
-def read_grid(folder: Path) -> dict[str, Any]:
-    """What was asked for, with the settings of all cells."""
-    grid: dict[str, Any] = json.loads((folder / "grid.json").read_text(encoding="utf-8"))
-    return grid
 
 
 def metric_of(cells: Mapping[str, RunResult], metric: str | None = None) -> str:
@@ -179,9 +175,21 @@ def paired_p(one: Mapping[int, float], other: Mapping[int, float]) -> float | No
 
 
 def asked_density(key: str, result: RunResult) -> float | None:
-    """The density that was asked for, which is part of the cell's name."""
-    end = key.removesuffix(f"-{result.seed}").rpartition(f"-{result.method}")[2]
-    return float(end[1:]) if end else None
+    """The density that was asked for, which is part of the cell's name.
+
+    Raises:
+        ConfigError: it is not the name of this cell.
+    """
+    _, method, end = key.removesuffix(f"-{result.seed}").rpartition(f"-{result.method}")
+    try:
+        if not method or not key.endswith(f"-{result.seed}"):
+            raise ValueError
+        return float(end[1:]) if end else None
+    except ValueError:
+        raise ConfigError(
+            f"'cells/{key}.json' is not the name of its contents, {result.method} of {result.model} with seed "
+            f"{result.seed}; allowed are files as 'recbole-dsl compare' has written them."
+        ) from None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

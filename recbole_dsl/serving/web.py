@@ -123,7 +123,7 @@ def application(
 
         model_config = ConfigDict(extra="forbid")
         users: list[Token] = Field(min_length=1, max_length=limits.batch)
-        k: int = Field(limits.usual_k, ge=1, le=limits.k)
+        k: int = Field(limits.usual_k, ge=1, le=limits.k, strict=True)
         exclude_seen: bool = recommender.has_history
         candidates: list[Token] | None = Field(None, max_length=limits.candidates)
         unknown: Literal["error", "popular"] = "error"

@@ -279,6 +279,7 @@ class Keeper:
             "trainer": {
                 "best_valid_result": plain(trainer.best_valid_result),
                 "train_loss": [[epoch, float(loss)] for epoch, loss in sorted(trainer.train_loss_dict.items())],
+                "preparation_seconds": trainer.preparation_seconds,
                 "epoch_seconds": trainer.epoch_seconds,
                 "seconds_in_epoch": trainer.seconds_in_epoch,
                 "valid_results": [[epoch, plain(told)] for epoch, told in trainer.valid_results.items()],
@@ -316,6 +317,7 @@ class Keeper:
         kept = run["trainer"]
         trainer.best_valid_result = kept["best_valid_result"]
         trainer.train_loss_dict = {epoch: loss for epoch, loss in kept["train_loss"]}
+        trainer.preparation_seconds = kept.get("preparation_seconds", trainer.preparation_seconds)
         trainer.epoch_seconds = list(kept["epoch_seconds"])
         trainer.seconds_before = kept.get("seconds_in_epoch", 0.0)
         trainer.valid_results = {epoch: told for epoch, told in kept["valid_results"]}

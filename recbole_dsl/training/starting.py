@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..compat import read_dense_checkpoint
 from ..errors import ConfigError
@@ -44,9 +47,25 @@ def start_from(model: Any, path: str) -> None:
                 f"dsl_start_from={path!r} does not fit the model: {name} is {there} there and {here} here; "
                 "allowed is a checkpoint that was trained with the same sizes on the same dataset."
             )
-    model.load_state_dict(given)
+    take_weights(model, state)
+
+
+def take_weights(model: Any, state: Mapping[str, Any]) -> None:
+    """Load what a checkpoint of the same model holds, but what the model computes of its weights."""
+    model.load_state_dict(state["state_dict"])
     model.load_other_parameter(state.get("other_parameter"))
-    clear_model_caches(model)  # of the trained weights, of which sparse ones do not keep all
+    compute_again(model)
+
+
+@torch.no_grad()
+def compute_again(model: Any) -> None:
+    """Forget what a dense model has computed of other weights: cached vectors and KGAT's attention.
+
+    RecBole does not save the latter.
+    """
+    clear_model_caches(model)
+    if hasattr(model, "update_attentive_A"):
+        model.update_attentive_A()
 
 
 def _shape(tensor: Any) -> str:

@@ -83,6 +83,7 @@ class SparseTrainerMixin:
         self.dsl: DSLConfig = config.dsl
         self.ranks = Ranks(config)
         self.graph = GraphProducts(self.dsl.kernels) if self.dsl.graph == "csr" else None
+        self.preparation_seconds = 0.0  # of this run's start, to be told by who has made the model
         self.epoch_seconds: list[float] = []
         self.epoch_started: float | None = None
         self.seconds_before = 0.0  # that the epoch had been trained for when the run was stopped
