@@ -69,8 +69,6 @@ def variants_of(where: str) -> dict[str, Cells]:
     folder, beginning = where.split("/")
     folders = sorted((RESULTS / folder).glob(f"{beginning}-*"))
     found = {p.name.removeprefix(f"{beginning}-"): cells for p in folders if (cells := read_cells(p))}
-    if "base" not in found:
-        return {}
     valid = {name: statistics.fmean(_scores(runs, VALIDATION).values()) for name, runs in found.items()}
     return {name: found[name] for name in sorted(found, key=lambda name: -valid[name])}
 
@@ -78,7 +76,7 @@ def variants_of(where: str) -> dict[str, Cells]:
 def study(where: str) -> str:
     """A row for every variant; ratios and tests are against the base."""
     variants = variants_of(where)
-    if not variants:
+    if "base" not in variants:
         return MISSING
     base, rows = variants["base"], []
     for name, runs in variants.items():
@@ -102,7 +100,7 @@ def summary() -> str:
     for where in (STUDIES[name] for name in TODAY):
         variants = variants_of(where)
         for name, runs in variants.items():
-            if name != "base":
+            if name != "base" and "base" in variants:
                 first, base = next(iter(runs.values())), variants["base"]
                 rate = f"{first.config['learning_rate']:g}"
                 what = [first.model, first.dataset, f"{_density(first):g}", rate, name]
@@ -112,18 +110,21 @@ def summary() -> str:
 
 
 def tail(where: str = "ablation-popularity/BPR-ml-1m", beside: str = "compare/BPR-ml-1m") -> str:
-    """A comparison's dense and narrow models and the variants of a study by recall of popularity tenths."""
+    """A comparison's dense and narrow models and the variants of a study by recall of popularity tenths.
+
+    Where the study has no base, that is the comparison's dsl_plus.
+    """
     variants = variants_of(where)
     if not variants:
         return MISSING
     cells = read_cells(RESULTS / beside)
     dense = {key: run for key, run in cells.items() if run.method == "dense"}
     rows = [_recalled("all", "dense", dense)]
-    for density in sorted({_density(run) for run in variants["base"].values()}, reverse=True):
-        narrow = {
-            k: r for k, r in cells.items() if r.method == "narrow" and k.endswith(f"-{density:g}-{r.seed}")
-        }
-        rows.append(_recalled(f"{density:g}", "narrow", narrow))
+    beside_them = ["narrow"] if "base" in variants else ["narrow", "dsl_plus"]
+    for density in sorted({_density(r) for runs in variants.values() for r in runs.values()}, reverse=True):
+        for method in beside_them:
+            own = {k: r for k, r in cells.items() if r.method == method and asked_density(k, r) == density}
+            rows.append(_recalled(f"{density:g}", method, own))
         for name, runs in variants.items():
             rows.append(
                 _recalled(f"{density:g}", name, {k: r for k, r in runs.items() if _density(r) == density})
@@ -178,6 +179,7 @@ def _against(runs: Cells, base: Cells, part: str) -> list[str]:
 SECTIONS: dict[str, Callable[[], str]] = {
     "summary": summary,
     "tail": tail,
+    "tail_yelp": functools.partial(tail, "ablation-popularity/LightGCN-yelp2018", "compare/LightGCN-yelp2018"),
     "dropout": dropout,
     **{name: functools.partial(study, where) for name, where in STUDIES.items()},
 }
