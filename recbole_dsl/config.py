@@ -6,6 +6,7 @@ what RecBole would ignore or fail on later.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import sys
@@ -165,12 +166,12 @@ class RecBoleDSLConfig(Config):
         for file in [file_list] if isinstance(file_list, str | os.PathLike) else file_list or []:
             content = property_files.read_mapping(Path(file), loader=self.yaml_loader)
             property_files.check_keys(content, KEYS, f"'{file}'")
-            self._files.append({key: _read_none(key, value) for key, value in content.items()})
+            self._files.append({key: _read_value(key, value) for key, value in content.items()})
         return {key: value for content in self._files for key, value in content.items()}
 
     def _load_variable_config_dict(self, config_dict: dict[str, Any] | None) -> Settings:
         # A copy, since RecBole converts the values in place.
-        settings = self._convert_config_dict(dict(config_dict or {}))
+        settings = self._convert_config_dict(copy.deepcopy(dict(config_dict or {})))
         property_files.check_keys(settings, KEYS, "config_dict")
         return settings
 
@@ -195,6 +196,7 @@ class RecBoleDSLConfig(Config):
             if given:
                 for other in _HOW_MANY - set(given):
                     self.external_config_dict.pop(other, None)
+                self.external_config_dict |= {key: layer[key] for key in given}  # a None above it is none
                 return
 
     def _convert_config_dict(self, config_dict: Settings) -> Settings:
@@ -418,9 +420,11 @@ class RecBoleDSLConfig(Config):
         check_writable(folder / "checkpoint.dsl", "checkpoint_dir")
 
 
-def _read_none(key: object, value: Any) -> Any:
-    """YAML's None is a text; of a key of ours it means what ``~`` does, so that the key counts as not set."""
-    return None if value == "None" and str(key).startswith(PREFIX) else value
+def _read_value(key: str, value: Any) -> Any:
+    """A file's value of a key of ours as a flag's is read: text in quotes as a literal, and None is no text."""
+    if not key.startswith(PREFIX) or not isinstance(value, str) or (key in _TEXT_KEYS and value != "None"):
+        return value
+    return literal(value)
 
 
 @contextmanager

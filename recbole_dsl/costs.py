@@ -65,8 +65,9 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.exists():  # getrusage tells a process that another one started of that one's peak as well
-        lines = status.read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):  # which not every container has
+                return int(line.split()[1]) * 1024
     if sys.platform == "win32":
         import psutil
 

@@ -119,7 +119,9 @@ def train_and_test(
     logger = getLogger()
     begin = time.perf_counter()
     if resumed is not None and isinstance(config.dsl.width, str):
-        config["dsl_width"] = read_description(resumed)["config"]["dsl_width"]
+        config["dsl_width"] = Ranks(config).done_by_first(
+            lambda: read_description(resumed)["config"]["dsl_width"]
+        )
     network = build_model(config, train_data)
     preparation = time.perf_counter() - begin
     if config.dsl.start_from is not None and resumed is None:

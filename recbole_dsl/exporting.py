@@ -98,7 +98,7 @@ def export_artifact(
             arrays, artifact = draft.written_as(values, Path(folder))
         if metrics:
             scorer = scorer if values == "fp32" else SparseRecommender.of(artifact).scorer
-            measured = _metrics(config, model, scorer, test_data)
+            measured = _metrics(config, model, scorer, train_data, test_data)
     manifest = replaced(artifact.manifest, metrics=measured)
     return write_artifact(folder, manifest, arrays, draft.catalogue, draft.interactions, replace)
 
@@ -240,7 +240,7 @@ class ServedModel:
         return torch.from_numpy(self.scorer.pairs(users, items))
 
 
-def _metrics(config: Any, model: Any, scorer: Any, test_data: Any) -> dict[str, Any]:
+def _metrics(config: Any, model: Any, scorer: Any, train_data: Any, test_data: Any) -> dict[str, Any]:
     """Test results of the trained model and of the artifact, by RecBole's evaluation."""
     served = ServedModel(scorer, config) if isinstance(scorer, VectorScorer) else scorer.model
     if not test_data:  # as RecBole asks it, which evaluates nothing then
@@ -249,7 +249,9 @@ def _metrics(config: Any, model: Any, scorer: Any, test_data: Any) -> dict[str, 
     config["metric_decimal_place"] = _PLACES
     for candidate in (model, served):
         init_seed(config["seed"], config["reproducibility"])  # sampled evaluations draw
-        results.append(Evaluation(config, candidate).evaluate(test_data, load_best_model=False))
+        evaluation = Evaluation(config, candidate)
+        evaluation.eval_collector.data_collect(train_data)
+        results.append(evaluation.evaluate(test_data, load_best_model=False))
     config["metric_decimal_place"] = places
     trained, own = ({key: float(value) for key, value in result.items()} for result in results)
     told = [key for key in trained if math.isfinite(trained[key]) and math.isfinite(own[key])]

@@ -17,6 +17,7 @@ from recbole_dsl.errors import ConfigError, nearest
 from recbole_dsl.settings import (
     Refused,
     Setting,
+    flag_setting,
     mapping_setting,
     number_setting,
     path_setting,
@@ -40,6 +41,7 @@ _VALUES: Final = {
     "eval_batch_size": whole_setting(1),
     "embedding_size": whole_setting(1),
     "worker": whole_setting(0),
+    "enable_amp": flag_setting(),
     "stopping_step": whole_setting(0),
     "seed": whole_setting(0, 2**32 - 1),
     "clip_grad_norm": mapping_setting(
@@ -223,7 +225,7 @@ def _is_interval(text: str) -> bool:
 
 def _check_sampling(given: Mapping[str, Any]) -> None:
     """Negatives in training; RecBole reads the numbers only where it draws some, and has defaults for them."""
-    if str(given.get("distribution")).lower() == "none":
+    if str(given.get("distribution", "uniform")).lower() == "none":  # which is RecBole's default
         return
     kinds = {
         "sample_num": whole_setting(1),

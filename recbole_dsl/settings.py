@@ -181,7 +181,9 @@ def word_setting(words: tuple[str, ...], any_case: bool = False) -> Setting:
     return Setting(parse, "one of " + ", ".join(words), text=True)
 
 
-def _flag() -> Setting:
+def flag_setting() -> Setting:
+    """True or False."""
+
     def parse(value: object) -> bool:
         flag = literal(value)
         if not isinstance(flag, bool):
@@ -401,7 +403,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "save_every": _optional(_pace(), "only the start, the end and a stop"),
     "resume": _resume(),
     "result": _optional(path_setting(), "no result file"),
-    "exploration_record": _flag(),
+    "exploration_record": flag_setting(),
 }
 
 KEYS: Final = frozenset(PREFIX + name for name in SETTINGS)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from . import __version__
 from .command_line import RECBOLE_OPTIONS, check_command_line
 from .errors import ConfigError
@@ -75,7 +77,7 @@ def run(argv: Sequence[str]) -> None:
         if getattr(options, name) == "":
             raise ConfigError(f"--{name} has no value: allowed is --{name}=value, or none of it.")
     files = options.config_files.split() if options.config_files else []
-    contents = [read_mapping(Path(file)) for file in files]
+    contents = [read_mapping(Path(file), loader=yaml.FullLoader) for file in files]  # as RecBole reads them
     model = options.model or last_set("model", contents) or "BPR"
     dataset = options.dataset or last_set("dataset", contents) or "ml-100k"
     run_all(processes, model, dataset, files)

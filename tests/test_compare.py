@@ -1166,7 +1166,7 @@ def test_tuning_chooses_on_validation(data: Path, tmp_path: Path) -> None:
 def test_rows_by_hand(tmp_path: Path) -> None:
     """Means and deviations over seeds, and the ratio to dense over the seeds that both have."""
     (tmp_path / "cells").mkdir()
-    (tmp_path / "grid.json").write_text(json.dumps({"methods": ["dsl", "dense"]}))
+    (tmp_path / "grid.json").write_text(json.dumps(grid(methods=["dsl", "dense"])))
     scores = {
         ("dense", None): {1: 0.4, 2: 0.6},
         ("dsl", 0.5): {1: 0.2, 2: 0.4, 3: 0.9},

@@ -85,7 +85,7 @@ def train(name: str, given: dict[str, Any]) -> None:
         run_recbole_dsl(name, "tiny", config_dict=given)
 
 
-VOLATILE = {"epoch_seconds", "best_file", "checkpoint_dir", "dsl_result", "dsl_resume"}
+VOLATILE = {"preparation_seconds", "epoch_seconds", "best_file", "checkpoint_dir", "dsl_result", "dsl_resume"}
 
 
 def without_places(tree: Any) -> Any:

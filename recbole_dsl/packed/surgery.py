@@ -63,7 +63,7 @@ def pack(
     for number, tensor in enumerate(tensors):
         for module, attribute in tensor.places:
             _replace(module, attribute, group, number)
-    _keep_out_of_broadcast(root, group)
+    keep_out_of_broadcast(root, group)
     group.peers = others[0].peers if others else []
     group.peers.append(group)
     return group
@@ -198,7 +198,7 @@ def _restore(module: nn.Module, attribute: str, parameter: nn.Parameter) -> None
         del module.__dict__[SLOTS], module.__dict__["_dense_order"]
 
 
-def _keep_out_of_broadcast(root: nn.Module, group: PackedGroup) -> None:
+def keep_out_of_broadcast(root: nn.Module, group: PackedGroup) -> None:
     """DistributedDataParallel broadcasts buffers at every forward; the index changes on all ranks
     alike, so it need not travel."""
     names = [name for name, b in root.named_buffers() if b is group.row_pointers or b is group.column_ids]

@@ -16,6 +16,7 @@ from ..packed.group import PackedGroup
 from ..packed.layers import SLOTS
 from ..packed.layout import names_of_tensors
 from ..packed.masked import MaskedGroup
+from ..packed.surgery import keep_out_of_broadcast
 
 CACHE_PREFIX = "restore_"
 """RecBole's graph models keep propagated embeddings under such names until the next loss."""
@@ -116,6 +117,8 @@ def store_old_encoder_packed(model: Any) -> list[Group]:
     for group in groups:
         if isinstance(group, MaskedGroup):
             group.clear_dead()  # the copy is a dense model's
+        else:
+            keep_out_of_broadcast(model, group)
     return groups
 
 

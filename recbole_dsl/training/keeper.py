@@ -103,6 +103,9 @@ class Keeper:
             if not first:
                 self._save_if_due("epochs", epoch)
             return None
+        if self._resumed["run"]["position"]["finished"]:  # all is loaded, and NCL has made its clusters anew
+            self._resumed = None
+            return None
         if self.position.loss is not None:
             self._epoch_end = self._resumed["run"]["randomness"]  # it may be stopped in the validation again
             self._restore_all()
@@ -181,9 +184,8 @@ class Keeper:
 
     def is_finished(self, epochs: int) -> bool:
         """Whether nothing is left to train of a run of so many epochs that was taken up."""
-        if self.position.finished == "early stopping":
-            return True
-        if self.position.epoch >= epochs:
+        if self.position.finished == "early stopping" or self.position.epoch >= epochs:
+            self._resumed = None
             return True
         self.position.finished = None  # there are more epochs now
         return False
@@ -204,29 +206,22 @@ class Keeper:
 
     # --- saving ---------------------------------------------------------------------------------
 
-    def save(self, path: Path | None = None) -> Path | None:
-        """Write the run as it is now; returns the file, or None where nothing may be written.
-
-        Args:
-            path: another file than the run's own ``…-last.dsl``.
+    def save(self) -> None:
+        """Write the run as it is now into its ``…-last.dsl``, if files may be written.
 
         Raises:
             CheckpointError: the file cannot be written; an older one is whole, and so is the training.
             NumberError: weights are no finite numbers.
         """
-        if path is None and not self.saves:
-            return None
+        if not self.saves:
+            return
         refuse_spoilt_weights(self.trainer.model, self.place, self.last_good)
-        if path is None and self.file is None:
+        if self.file is None:
             self.file = self.trainer.claim_files()
         state = {**checkpoint_state(self.trainer, self.position.epoch), "run": self._run_state()}
-        target = path or self.file
-        assert target is not None
         if self.trainer.writes_files:
-            write_checkpoint(target, state)
-        if path is None:
-            self._saved_at, self._saved_position = monotonic(), str(self.position)
-        return target
+            write_checkpoint(self.file, state)
+        self._saved_at, self._saved_position = monotonic(), str(self.position)
 
     def _save_if_due(self, event: str, count: int) -> None:
         if self.pace is None:

@@ -167,6 +167,7 @@ class SparseTrainerMixin:
             NumberError: a loss, a gradient or a weight is no finite number.
             CheckpointError: a checkpoint cannot be written.
         """
+        self.eval_collector.data_collect(train_data)  # RecBole does so in its fit, which may not be called
         identity = {"settings": self.config.at_start, "data": fingerprint(train_data)}
         taken_up = self._to_resume is not None
         keeper = self.keeper = Keeper(self, [train_data, valid_data], self.dsl.save_every, identity)
