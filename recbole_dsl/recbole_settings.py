@@ -227,6 +227,8 @@ def _check_sampling(given: Mapping[str, Any]) -> None:
     """Negatives in training; RecBole reads the numbers only where it draws some, and has defaults for them."""
     if str(given.get("distribution", "uniform")).lower() == "none":  # which is RecBole's default
         return
+    if given.get("dynamic"):
+        given = {"candidate_num": 0, **given}  # RecBole's default, with which it ends in a traceback
     kinds = {
         "sample_num": whole_setting(1),
         "alpha": number_setting(lambda _: True, "a number"),

@@ -100,6 +100,12 @@ CASES = {
     "nothing to train on": (["--eval_args={'split':{'TS':[0,0,1]}}"], ["TS=[0, 0, 1]", "first above"]),
     "two shares": (["--eval_args={'split':{'RS':[0.8,0.2]}}"], ["RS=[0.8, 0.2]", "three numbers"]),
     "shares of a word": (["--eval_args={'split':{'LS':'valid'}}"], ["LS='valid'", "valid_only"]),
+    "no candidates by default": (
+        ["--train_neg_sample_args={'dynamic':True}"],
+        ["candidate_num", "at least 1"],
+    ),
+    "no negatives": (["--train_neg_sample_args={'sample_num':0}"], ["sample_num", "at least 1"]),
+    "number for a flag": (["--enable_amp=1"], ["enable_amp=1", "True or False"]),
     "negatives below zero": (
         ["--train_neg_sample_args={'distribution':'uniform','sample_num':-1,'alpha':1.0}"],
         ["sample_num in train_neg_sample_args=-1", "at least 1"],

@@ -403,6 +403,9 @@ def test_the_users_dict_is_not_changed() -> None:
     settings = {"dsl_density": "0.2", "learning_rate": "0.01"}
     assert RecBoleDSLConfig("BPR", "ml-100k", config_dict=settings).dsl.density == 0.2
     assert settings == {"dsl_density": "0.2", "learning_rate": "0.01"}
+    nested = {"train_neg_sample_args": {"sample_num": 2}}
+    RecBoleDSLConfig("BPR", "ml-100k", config_dict=nested)
+    assert nested == {"train_neg_sample_args": {"sample_num": 2}}
 
 
 # --- layers ---------------------------------------------------------------------------------------
@@ -524,6 +527,22 @@ def test_what_recbole_says_in_the_first_batch_only(given: dict[str, Any], told: 
     assert_refused(error, told, "allowed")
     config("SASRec", transform="crop_itemseq", eta=0.5)
     config("SASRec", transform="mask_itemseq", mask_ratio=0.2)
+
+
+def test_a_none_above_density_and_budget_leaves_the_highest_of_them(tmp_path: Path) -> None:
+    """Not those of the method."""
+    density = write(tmp_path / "density.yaml", "dsl_density: 0.5\n")
+    budget = write(tmp_path / "budget.yaml", "dsl_budget: 500\n")
+    dsl = RecBoleDSLConfig("BPR", "ml-100k", [density, budget], {"dsl_budget": None}).dsl
+    assert dsl.budget is not None and dsl.budget.count == 500
+
+
+def test_numbers_in_quotes_are_numbers(tmp_path: Path) -> None:
+    """As those of flags are: also for rules that compare them."""
+    one = write(tmp_path / "one.yaml", "dsl_density: '1'\n")
+    assert RecBoleDSLConfig("SASRec", "ml-100k", [one])["hidden_dropout_prob"] == 0.5
+    ratio = write(tmp_path / "ratio.yaml", "dsl_update_ratio: '0.001'\n")
+    assert RecBoleDSLConfig("BPR", "ml-100k", [ratio]).dsl.update_ratio == 0.001
 
 
 def test_none_in_a_file_is_not_set(tmp_path: Path) -> None:

@@ -78,6 +78,12 @@ def two(folder: Path, *flags: str) -> dict[str, Any]:
     return run(folder, "--nproc=2", f"--port={free_port()}", *flags)
 
 
+@pytest.mark.slow
+def test_the_index_of_a_copied_encoder_does_not_travel(tmp_path: Path) -> None:
+    """RecVAE keeps its encoder of the epoch before; types of an index are none that gloo sends."""
+    assert two(tmp_path, "--model=RecVAE", "--epochs=1")["sparsity"]["live"] > 0
+
+
 @pytest.mark.parametrize("model", ["BPR", pytest.param("LightGCN", marks=pytest.mark.slow)])
 def test_two_processes_train_what_one_does(model: str, tmp_path: Path) -> None:
     """Half a batch each, gradients averaged: other negative samples, so metrics agree as those of two seeds do.
@@ -167,12 +173,11 @@ def test_a_process_that_dies_ends_the_others(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_machines_of_one_process_each(tmp_path: Path) -> None:
-    """RecBole's --world_size, --ip, --port and --group_offset."""
-    port = free_port()
-    flags = ("--model=BPR", "--epochs=2", "--world_size=2", "--ip=127.0.0.1", f"--port={port}")
-    machines = [start(tmp_path / name, *flags, f"--group_offset={name}") for name in ("0", "1")]
-    for machine in machines:
-        done(machine)
+    """RecBole's --world_size, --ip, --port and --group_offset; only the first has what to go on from."""
+    for more in ("--epochs=2", "--epochs=3 --resume"):
+        flags = ("--model=BPR", *more.split(), "--world_size=2", "--ip=127.0.0.1", f"--port={free_port()}")
+        for machine in [start(tmp_path / name, *flags, f"--group_offset={name}") for name in ("0", "1")]:
+            done(machine)
     assert [len(list((tmp_path / name).glob("saved/*.dsl"))) for name in ("0", "1")] == [2, 0]
 
 

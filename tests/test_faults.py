@@ -19,7 +19,7 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_dsl import files
+from recbole_dsl import export_artifact, files
 from recbole_dsl.errors import CheckpointError, ConfigError, NumberError
 from recbole_dsl.experiment import run_recbole_dsl
 from recbole_dsl.training import resuming
@@ -458,10 +458,15 @@ def test_other_settings_are_refused_by_name(
 
 def test_more_epochs_are_trained_and_a_finished_run_is_tested(data: Path, tmp_path: Path) -> None:
     """The schedule of updates stays that of the start."""
-    given = settings("BPR", data, tmp_path, stopping_step=100)
+    metrics = ["NDCG", "ItemCoverage"]  # one of which needs what RecBole counts as training begins
+    given = settings("BPR", data, tmp_path, stopping_step=100, metrics=metrics, valid_metric="NDCG@10")
     first = run("BPR", given)
+    (last,) = (tmp_path / "saved").glob("*-last.dsl")
+    with no_flags():
+        export_artifact(last, tmp_path / "artifact")
     again = run("BPR", {**given, "dsl_resume": True})
     assert (again.test_result, again.train_loss) == (first.test_result, first.train_loss)
+    assert "itemcoverage@10" in first.test_result
     longer = run("BPR", {**given, "epochs": 8, "dsl_resume": True})
     assert longer.epochs_run == 8 and longer.train_loss[:6] == first.train_loss
     assert longer.sparsity["updates"] == first.sparsity["updates"]

@@ -175,6 +175,23 @@ def test_a_run_of_no_epochs_can_be_given_some(data: Path, tmp_path: Path) -> Non
     assert sorted(finish(trainer, loaders)["losses"]) == [0, 1]
 
 
+@pytest.mark.parametrize("name", ["BPR", "NCL"])
+def test_a_finished_run_that_is_given_more_epochs_is_one_of_so_many(
+    name: str, data: Path, tmp_path: Path
+) -> None:
+    """NCL makes its clusters before an epoch of RecBole's trainer begins."""
+    more, dsl = {"warm_up_step": 0} if name == "NCL" else {}, {**DSL, "end": "20 steps"}
+    short, loaders = sparse_trainer_of(name, settings(name, data, tmp_path, **more), **dsl)
+    short.fit(*loaders[:2], show_progress=False)
+    four = settings(name, data, tmp_path, **more, epochs=4)
+    trainer, loaders = sparse_trainer_of(name, four, **dsl)
+    trainer.resume_checkpoint(short.keeper.file)
+    found = finish(trainer, loaders)
+    expected = finish(*sparse_trainer_of(name, {**four, "checkpoint_dir": str(tmp_path / "other")}, **dsl))
+    for part in expected:
+        assert found[part] == expected[part], part
+
+
 STEPS_PER_EPOCH = 12
 POSITIONS: dict[str, Callable[[Keeper, str], bool]] = {
     "first step": at_step(1),
