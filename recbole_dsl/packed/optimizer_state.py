@@ -79,9 +79,7 @@ class LoadFollower:
 
     def __init__(self) -> None:
         self.has_optimizer = False
-        self._waits = (
-            False  # until the next step, not for topologies that belong to a state that is loaded, too
-        )
+        self._waits = False  # until the next step not, after a state was loaded that is of another topology
         self._replaced: Any = None
 
     def follow(
