@@ -166,7 +166,8 @@ class RecBoleDSLConfig(Config):
         for file in [file_list] if isinstance(file_list, str | os.PathLike) else file_list or []:
             content = property_files.read_mapping(Path(file), loader=self.yaml_loader)
             property_files.check_keys(content, KEYS, f"'{file}'")
-            self._files.append({key: _read_value(key, value) for key, value in content.items()})
+            ours = {key: _read_value(key, value) for key, value in content.items() if key.startswith(PREFIX)}
+            self._files.append({**content, **ours})
         return {key: value for content in self._files for key, value in content.items()}
 
     def _load_variable_config_dict(self, config_dict: dict[str, Any] | None) -> Settings:
@@ -206,7 +207,7 @@ class RecBoleDSLConfig(Config):
                 config_dict[key] = None if literal(value) is None else str(value)
                 continue
             if str(key).startswith(PREFIX) or not self._evaluates:
-                config_dict[key] = value if key in _TEXT_KEYS and value != "None" else literal(value)
+                config_dict[key] = _read_value(key, value)
                 continue
             try:
                 config_dict[key] = super()._convert_config_dict({key: value})[key]
@@ -421,10 +422,8 @@ class RecBoleDSLConfig(Config):
 
 
 def _read_value(key: str, value: Any) -> Any:
-    """A file's value of a key of ours as a flag's is read: text in quotes as a literal, and None is no text."""
-    if not key.startswith(PREFIX) or not isinstance(value, str) or (key in _TEXT_KEYS and value != "None"):
-        return value
-    return literal(value)
+    """A value of a key of ours: text as a literal but where a text is meant, for which None is none, too."""
+    return value if key in _TEXT_KEYS and value != "None" else literal(value)
 
 
 @contextmanager

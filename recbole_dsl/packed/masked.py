@@ -7,7 +7,7 @@ same trajectory. Saves no memory and no time.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -94,14 +94,13 @@ class MaskedGroup(nn.Module):
 
     @torch.no_grad()
     def _reset_but_both(self, optimizer: torch.optim.Optimizer, replaced: Tensor) -> None:
-        others = ~(replaced & self._flat_mask())
+        for parameter, here in self._parts(~(replaced & self._flat_mask())):
+            _reset_state(optimizer, parameter, here)
+
+    def _parts(self, places: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Each parameter and its part of flat ``places``, in its shape."""
         for s, parameter in zip(self.slices, self.trained_parameters(), strict=True):
-            here = others[s.first_position : s.first_position + s.rows * s.cols].view(s.shape)
-
-            def reset(state: Tensor, birth: float, here: Tensor = here) -> None:
-                state.masked_fill_(here, birth)
-
-            move_state(optimizer, parameter, reset)
+            yield parameter, places[s.first_position : s.first_position + s.rows * s.cols].view(s.shape)
 
     def masks(self) -> dict[str, Tensor]:
         """The boolean mask of every tensor by its name."""
@@ -176,19 +175,12 @@ class MaskedGroup(nn.Module):
         """Move the masks; leaving and arriving positions get value 0 and state as at birth."""
         before = self.live_positions()
         live = torch.cat([before[~plan.leaving], plan.arriving])
-        changed = torch.cat([before[plan.leaving], plan.arriving]).sort().values
+        changed = torch.zeros_like(self._flat_mask())
+        changed[before[plan.leaving]] = changed[plan.arriving] = True
         self._set_masks(live)
-        for s, parameter in zip(self.slices, self.trained_parameters(), strict=True):
-            low, high = s.first_position, s.first_position + s.rows * s.cols
-            here = torch.zeros(s.rows * s.cols, dtype=torch.bool, device=live.device)
-            here[changed[(changed >= low) & (changed < high)] - low] = True
-            here = here.view(s.shape)
-
-            def reset(state: Tensor, birth: float, here: Tensor = here) -> None:
-                state.masked_fill_(here, birth)
-
-            reset(parameter, 0.0)
-            move_state(optimizer, parameter, reset)
+        for parameter, here in self._parts(changed):
+            parameter.masked_fill_(here, 0.0)
+            _reset_state(optimizer, parameter, here)
             parameter.grad = None  # it knows nothing of the new topology
 
     def clear_caches(self) -> None:
@@ -265,6 +257,15 @@ class MaskedGroup(nn.Module):
         if mode:
             self._add_hooks()
         return super().train(mode)
+
+
+def _reset_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, here: Tensor) -> None:
+    """Give optimizer state as at birth where ``here`` (of the parameter's shape) is set."""
+
+    def reset(state: Tensor, birth: float) -> None:
+        state.masked_fill_(here, birth)
+
+    move_state(optimizer, parameter, reset)
 
 
 class _MaskGradient:
