@@ -84,6 +84,13 @@ _MAPPINGS: Final = {
     "threshold": "{rating: 3}",
 }
 """RecBole's settings that are mappings and None by default, with an example of each."""
+_TEXTS: Final = {
+    "field_separator": "'\\t'",
+    "seq_separator": "' '",
+    "NEG_PREFIX": "'neg_'",
+    "LIST_SUFFIX": "'_list'",
+}
+"""RecBole's settings that are text, with an example of each, beside names of columns, which end with _FIELD."""
 INTERVALS: Final = (
     *("user_inter_num_interval", "item_inter_num_interval"),
     *("entity_kg_num_interval", "relation_kg_num_interval"),
@@ -98,7 +105,7 @@ _GPU_NAMES: Final = ("GPU-", "MIG-")
 
 
 def check_kinds(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Refuse text where RecBole's default is a number or a truth value, and a single value where it is a list.
+    """Refuse text where RecBole's default is a number or a truth value; so for lists, mappings and text.
 
     Args:
         given: what the user sets.
@@ -121,6 +128,9 @@ def check_kinds(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{key}={value!r} is refused: allowed is a mapping such as {_MAPPINGS[key]}, and None."
             )
+        if (key in _TEXTS or key.endswith("_FIELD")) and not isinstance(value, str):
+            example = _TEXTS.get(key, repr(default or "rating"))
+            raise ConfigError(f"{key}={value!r} is refused: allowed is text such as {example}.")
         if isinstance(default, list) and key not in _SCALAR_TOO and not isinstance(value, list | tuple):
             raise ConfigError(f"{key}={value!r} is refused: allowed is a list such as {default}.")
         if key == "loss_type" and default in _LOSSES_OF_SEQUENCES and value not in _LOSSES_OF_SEQUENCES:

@@ -121,6 +121,8 @@ CASES = {
     "no interval": (["--user_inter_num_interval=abc"], ["user_inter_num_interval='abc'", "[5,inf)"]),
     "interval the wrong way round": (["--val_interval={'rating':'[5,3]'}"], ["val_interval of rating='[5,3]'"]),
     "columns that are text": (["--load_col=abc"], ["load_col='abc'", "inter: [user_id, item_id]"]),
+    "a separator that is a number": (["--field_separator=1"], ["field_separator=1 ", "such as '\\t'"]),
+    "the name of a column that is a list": (["--LABEL_FIELD=[]"], ["LABEL_FIELD=[] ", "such as 'label'"]),
     "bounds without a field": (["--val_interval=[3,5]"], ["val_interval=[3, 5]", "mapping"]),
     "places of losses": (["--loss_decimal_place=-1"], ["loss_decimal_place=-1", "at least 0"]),
     "fewer than no layers": (["--model=LightGCN", "--n_layers=-1"], ["n_layers=-1", "at least 0"]),
