@@ -296,6 +296,18 @@ def test_activation_checkpointing(reentrant: bool) -> None:
     compare(*twins(), loss)
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_table_read_outside_and_inside_of_a_checkpoint(reentrant: bool) -> None:
+    """What is computed again has a dense copy of its own: a pass within a pass ends elsewhere."""
+
+    def loss(model: nn.Module) -> Tensor:
+        outside = model.user.weight.sin().sum()
+        end = checkpoint(lambda x: x @ model.user.weight.t(), model.user(USERS), use_reentrant=reentrant)
+        return (end.sum(1) * model.user(USERS).sum(1)).sum() + outside
+
+    compare(*twins(), loss)
+
+
 @pytest.mark.parametrize(
     "step",
     [
@@ -482,6 +494,29 @@ def test_a_table_read_before_a_step_that_nobody_tells_of(detached: bool) -> None
         return model.user.weight.detach().as_subclass(Tensor)
 
     torch.testing.assert_close(weights(fused=True), weights(fused=False), rtol=0, atol=1e-6)
+
+
+def test_reads_between_gradients_and_a_step_that_nobody_tells_of_share_a_copy() -> None:
+    """As while gradients accumulate: a graph does not hold a dense copy for every read."""
+    model = Mixed()
+    sparsify(model, 0.3, include=["user.weight"])
+    model.user.weight.sin().sum().backward()
+    assert model.user.weight.data_ptr() == model.user.weight.data_ptr()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_of_weights_that_were_frozen_after_the_backward_pass(fused: bool) -> None:
+    """It is made, since there is a gradient, and tables that were read before it are forgotten."""
+    model = Mixed()
+    handle = sparsify(model, 0.3, include=["user.weight"], update_interval=100, end=1000)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=fused)
+    handle.attach(optimizer)
+    model.user.weight.sum().backward()
+    model.user.requires_grad_(False)
+    before = model.user.weight.clone()
+    optimizer.step()
+    live = handle.masks()["user.weight"]
+    torch.testing.assert_close(model.user.weight[live], before[live] - 1)
 
 
 def test_a_look_without_gradient_does_not_split_a_step() -> None:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import recbole_dsl.sparsity.scores
 from recbole_dsl.errors import ConfigError
 from recbole_dsl.sparsity.budget import sampled_row_counts, scored_row_counts
 from recbole_dsl.sparsity.scores import SMALL_TABLE, GrowthScores, Landing, PositionMap, sample_rows
@@ -153,7 +154,7 @@ def test_many_passes_before_a_step_hold_no_more_than_a_table_and_one_of_them() -
     ids, held = torch.arange(8), []
     for number in range(10):
         scores.add_rows(0, ids + number % 3, torch.full((8, 3), float(number)))
-        scores.land(Landing.of(gradient.grad, None))
+        scores.land(lambda: Landing.of(gradient.grad, None))
         held.append(sum(len(part.gradient) for part in scores._pending))
     assert max(held) <= 20 + 8
     scores.commit()
@@ -163,15 +164,48 @@ def test_many_passes_before_a_step_hold_no_more_than_a_table_and_one_of_them() -
     assert torch.equal(scores.sums.view(20, 3), expected)
 
 
+def test_many_passes_before_a_step_are_added_up_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To add their sum as well with every further pass would take a whole table's time each."""
+    gradient, added = torch.nn.Parameter(torch.zeros(6)), []
+    gradient.grad = torch.ones(6)
+    adds = recbole_dsl.sparsity.scores.add_dense_rows
+    monkeypatch.setattr(
+        "recbole_dsl.sparsity.scores.add_dense_rows", lambda *a: (added.append(len(a[2])), adds(*a))
+    )
+    scores = GrowthScores(PositionMap([(20, 3)]), torch.float32, CPU)
+    for _ in range(12):
+        scores.add_rows(0, torch.arange(8), torch.ones(8, 3))
+        scores.land(lambda: Landing.of(gradient.grad, None))
+    scores.commit()
+    assert added == [8] * 12
+    assert scores.sums.view(20, 3)[:, 0].tolist() == [12.0] * 8 + [0.0] * 12
+
+
+@pytest.mark.parametrize("spans", [None, [torch.tensor([[700, 990], [705, 1000]])], [torch.tensor([[0], [5]])]])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_gradient_is_cleared_once_it_is_zero_and_was_not(
+    spans: list[torch.Tensor] | None, earlier: bool
+) -> None:
+    """Wherever it was other than zero; what is clipped is not cleared, nor what was zero from the start."""
+    arriving, gradient = torch.zeros(1000), torch.zeros(1000) if earlier else None
+    landing = Landing.of(gradient, arriving.clone(), spans)
+    assert not landing.is_cleared(torch.zeros(1000).mul_(2)) and landing.is_cleared(None)
+    arriving[702] = torch.nan
+    landing = Landing.of(gradient, arriving, spans)
+    assert not landing.is_cleared(arriving.mul_(0.5)) and landing.is_cleared(arriving.zero_())
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_what_is_handed_in_is_not_what_others_write_to(whole: bool) -> None:
-    """A gradient may become that of another parameter as well, and be clipped before the step."""
+    """A gradient may become that of another parameter too, and be clipped before the step, and ids refilled."""
     scores, gradient = GrowthScores(PositionMap([(4, 2)]), torch.float32, CPU), torch.ones(4, 2)
+    ids = torch.arange(4)
     if whole:
         scores.add_dense(0, gradient)
     else:
-        scores.add_rows(0, torch.arange(4), gradient)
+        scores.add_rows(0, ids, gradient)
     gradient.mul_(1e-3)
+    ids.zero_()
     scores.commit()
     assert scores.sums.tolist() == [1.0] * 8
 

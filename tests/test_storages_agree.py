@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ def run(kind: type[nn.Module], storage: str, dtype: torch.dtype) -> tuple[list[f
 class Training:
     """A run of :class:`BPR` in double precision, step by step."""
 
-    def __init__(self, storage: str) -> None:
+    def __init__(self, storage: str, attached: bool = True) -> None:
         torch.manual_seed(0)
         self.model = BPR().double()
         self.handle = sparsify(
@@ -110,7 +111,8 @@ class Training:
             update_interval=2, end=1000, update_ratio=0.3,
         )  # fmt: skip
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.02, amsgrad=True)
-        self.handle.attach(self.optimizer)
+        if attached:
+            self.handle.attach(self.optimizer)
         self.draw = torch.Generator().manual_seed(2)
 
     def losses(self, steps: int) -> list[float]:
@@ -189,6 +191,49 @@ def test_optimizer_state_that_is_loaded_too_is_of_the_loaded_topology(
     run.handle.explorer.load_state_dict(explorer)
     run.draw.set_state(kept[2])
     assert run.losses(7) == expected
+
+
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+@pytest.mark.parametrize("order", list(itertools.permutations(["weights", "state", "attach"])))
+def test_a_run_goes_on_whatever_is_loaded_first(order: tuple[str, ...], storage: str) -> None:
+    """A state that was loaded before the optimizer was attached is of the topology that comes, too."""
+    run, other = Training(storage), Training(storage, attached=False)
+    run.losses(5)
+    weights, state, draw = run.weights(), copy.deepcopy(run.optimizer.state_dict()), run.draw.get_state()
+    explorer = copy.deepcopy(run.handle.explorer.state_dict())
+    expected = run.losses(2)
+    load = {
+        "weights": lambda: other.model.load_state_dict(weights),
+        "state": lambda: other.optimizer.load_state_dict(state),
+        "attach": lambda: other.handle.attach(other.optimizer),
+    }
+    for part in order:
+        load[part]()
+    other.handle.explorer.load_state_dict(explorer)
+    other.draw.set_state(draw)
+    assert other.losses(2) == expected
+
+
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+@pytest.mark.parametrize("detached", [False, True])
+def test_state_follows_to_a_topology_that_is_loaded_before_the_optimizer_is_attached_again(
+    detached: bool, storage: str
+) -> None:
+    """The same optimizer, whose state is that of its last step."""
+
+    def losses(again: bool) -> list[float]:
+        run = Training(storage)
+        run.losses(5)
+        earlier = run.weights()
+        run.losses(7)
+        if again and detached:
+            run.handle.explorer.detach()
+        run.model.load_state_dict(earlier)
+        if again:
+            run.handle.attach(run.optimizer)
+        return run.losses(2)  # the next update would need scores that are gone
+
+    assert losses(again=True) == losses(again=False)
 
 
 @pytest.mark.parametrize("storage", ["packed", "masked"])

@@ -246,6 +246,8 @@ def test_group_names_that_come_to_the_same_are_refused(storage: str) -> None:
         (lambda: nn.EmbeddingBag(300, 8, sparse=True, mode="sum"), "packed"),
         (lambda: nn.Embedding(300, 8, max_norm=1.0), "masked"),
         (lambda: nn.EmbeddingBag(300, 8, max_norm=1.0, mode="sum"), "masked"),
+        (lambda: nn.Embedding(300, 8, max_norm=1.0, sparse=True), "masked"),
+        (lambda: nn.EmbeddingBag(300, 8, scale_grad_by_freq=True, mode="sum"), "packed"),
     ],
 )
 def test_unusual_embeddings_that_are_named_train(module, storage: str) -> None:
@@ -264,6 +266,25 @@ def test_unusual_embeddings_that_are_named_train(module, storage: str) -> None:
         optimizer.step()
     assert handle.live == 240 and handle.explorer.updates == 2
     assert not torch.equal(handle.groups[0].live_values(), before)
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_masked_tables_with_sparse_gradients_have_dense_ones(kind: type[nn.Module]) -> None:
+    """As the packed ones: the same training."""
+
+    def weights(storage: str) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = nn.Sequential(kind(300, 8, sparse=True))
+        handle = sparsify(model, 0.1, include=["*"], storage=storage, update_interval=2, seed=1)
+        optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)
+        handle.attach(optimizer)
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.arange(300)[:, None]).pow(2).sum().backward()
+            optimizer.step()
+        return handle.groups[0].live_values()
+
+    torch.testing.assert_close(weights("masked"), weights("packed"))
 
 
 @pytest.mark.parametrize("name", ["a.weight", "b.weight"])

@@ -176,7 +176,8 @@ class StepGradient:
         if buffer is not None and self._spans is not None:
             self.group.gradient_memory.came_from(buffer, self._spans)
         if self.group.growth_scores is not None:
-            self.group.growth_scores.land(Landing.of(self.group.weight.grad, buffer))
+            before, spans = self.group.weight.grad, self._spans
+            self.group.growth_scores.land(lambda: Landing.of(before, buffer, spans))
         self.group.end_step()
         return buffer
 

@@ -132,17 +132,17 @@ class PackedGroup(nn.Module):
     def after_step(self) -> None:
         """Forget dense copies made between backward pass and step: fused optimizers move no version counter."""
         self.clear_caches()
-        self._loads.after_step()
+        self._loads.after_step(self.trained_parameters())
 
-    def follow_loads(self, optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
+    def follow_loads(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Let the optimizer's per-weight state follow its positions when another topology is loaded.
 
-        Returns the hooks, to be removed by who wants no more of it.
+        Returns the hook, to be removed by who wants no more of it.
         """
-        return self._loads.follow(optimizer, self._move_to_loaded)
+        return self._loads.follow(optimizer, self.trained_parameters, self._move_to_loaded)
 
     def follow_no_loads(self) -> None:
-        """The hooks have been removed."""
+        """The hook has been removed."""
         self._loads.stop()
 
     @torch.no_grad()
@@ -209,7 +209,7 @@ class PackedGroup(nn.Module):
 
         The copy is kept until the backward pass that used it, or in evaluation mode until the
         weights, the topology or the mode change. Where nobody tells of steps, which a fused optimizer makes
-        unseen, none is kept in training while there is a gradient to step with.
+        unseen, a copy is looked at as in evaluation while there is a gradient to step with.
         """
         with_gradient = torch.is_grad_enabled()
         if with_gradient:
@@ -220,9 +220,7 @@ class PackedGroup(nn.Module):
         tokens = [group._token() for group, _ in tensors]
         made = dict(zip(tensors, Materialise.apply(tensors, *tokens), strict=True))
         for (group, number), dense in made.items():
-            if not group.training or (
-                with_gradient and (group._loads.has_optimizer or group.weight.grad is None)
-            ):
+            if with_gradient or not group.training:
                 group._dense[number] = (group._dense_key(), _written(dense), dense)
         return made[self, tensor]
 
@@ -275,12 +273,17 @@ class PackedGroup(nn.Module):
         return (*_modes(), *counters, weight.data_ptr(), weight.requires_grad)
 
     def _dense_key(self) -> tuple:
-        """In evaluation mode, where dense copies live long, also writes through ``.data`` change it.
+        """Also writes change it that move no version counter, where they may come before a copy is asked for.
 
-        They move no version counter, but the sum over the bits of the values, unless they only change places.
+        In evaluation mode, where copies live long, those through ``.data``, and where nobody tells of steps
+        those of a fused optimizer: they move the sum over the values' bits, unless they only change places.
+        What is computed again in a backward pass (checkpoints) has a copy of its own, as of the step's node.
         """
-        bits = None if self.training else int(self.weight.detach().view(BITS[self.weight.itemsize]).sum())
-        return (*self._key(), bits)
+        is_told = self._loads.has_optimizer or self.weight.grad is None
+        bits = None
+        if not (self.training and is_told):
+            bits = int(self.weight.detach().view(BITS[self.weight.itemsize]).sum())
+        return (*self._key(), bits, backward_pass())
 
     def _cached(self, tensor: int) -> Tensor | None:
         found = self._dense.get(tensor)
@@ -409,7 +412,7 @@ class PackedGroup(nn.Module):
         if all(torch.equal(new.to(old), old) for new, old in pairs):
             return
         self.weight.grad = None
-        self._loads.before_load(lambda: (self.row_pointers.clone(), self.column_ids.clone()))
+        self._loads.before_load([self.weight], lambda: (self.row_pointers.clone(), self.column_ids.clone()))
 
     def extra_repr(self) -> str:
         weights = sum(s.rows * s.cols for s in self.slices)

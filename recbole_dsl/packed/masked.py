@@ -40,6 +40,9 @@ class MaskedGroup(nn.Module):
         self.slices = slices_of([t.name for t in tensors], [t.shape for t in tensors])
         # A plain list keeps the modules out of this one's children.
         self.places = [t.places[0] for t in tensors]
+        for module, _ in (place for t in tensors for place in t.places):
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+                module.sparse = False  # whose gradients a hook cannot make dense
         self.growth_scores: GrowthScores | None = None
         self.collects = False
         self._loads = LoadFollower()
@@ -79,17 +82,17 @@ class MaskedGroup(nn.Module):
         """Keep dead weights at zero, whatever was written into the dense tensors."""
         self._add_hooks()
         self.clear_dead()
-        self._loads.after_step()
+        self._loads.after_step(self.trained_parameters())
 
-    def follow_loads(self, optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
+    def follow_loads(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """When other masks are loaded, give state as at birth to what does not live, or did not before.
 
-        Returns the hooks, to be removed by who wants no more of it.
+        Returns the hook, to be removed by who wants no more of it.
         """
-        return self._loads.follow(optimizer, self._reset_but_both)
+        return self._loads.follow(optimizer, self.trained_parameters, self._reset_but_both)
 
     def follow_no_loads(self) -> None:
-        """The hooks have been removed."""
+        """The hook has been removed."""
         self._loads.stop()
 
     @torch.no_grad()
@@ -235,7 +238,7 @@ class MaskedGroup(nn.Module):
         if any(new is not None and not torch.equal(new.to(old.device), old) for new, old in pairs):
             for parameter in self.trained_parameters():
                 parameter.grad = None  # it knows nothing of the new topology
-            self._loads.before_load(self._flat_mask)
+            self._loads.before_load(self.trained_parameters(), self._flat_mask)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -276,14 +279,12 @@ class _MaskGradient:
         self.landing = Landing()  # of the last pass in the parameter's gradient
 
     def __call__(self, gradient: Tensor) -> Tensor:
-        if gradient.is_sparse:
-            gradient = gradient.to_dense()
         scores, before = self.group.growth_scores, self.group.trained_parameters()[self.tensor].grad
         if self.group.collects and scores is not None:
             self.discard_cleared(before)
             scores.add_dense(self.tensor, gradient)
         live = gradient.masked_fill(~getattr(self.group, f"mask_{self.tensor}"), 0.0)
-        if scores is not None:
+        if scores is not None and scores.holds(self.tensor):
             self.landing = Landing.of(before, live)
         return live
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,43 +74,54 @@ def move_state(
 class LoadFollower:
     """Lets per-weight state follow its positions when a group loads another topology.
 
-    It moves before the next step, unless the optimizer has loaded a state, too: that is of the topology that
-    was or will be loaded.
+    It moves before the next step if it is still the state of the last one. A state that was loaded, whose
+    tensors are others, is of the topology that was or will be loaded, too.
     """
 
     def __init__(self) -> None:
         self.has_optimizer = False
-        self._waits = False  # until the next step not, after a state was loaded that is of another topology
-        self._replaced: Any = None
+        self._optimizer: weakref.ref[optim.Optimizer] | None = None
+        self._stepped: weakref.ref[Tensor] | None = None  # one of the tensors of the last step's state
+        self._replaced: Any = None  # the topology of that step, once another one was loaded
 
     def follow(
-        self, optimizer: optim.Optimizer, move: Callable[[optim.Optimizer, Any], None]
-    ) -> list[RemovableHandle]:
-        """Hooks of ``optimizer``, which call ``move`` with it and the topology of its last step."""
+        self,
+        optimizer: optim.Optimizer,
+        parameters: Callable[[], Sequence[nn.Parameter]],
+        move: Callable[[optim.Optimizer, Any], None],
+    ) -> RemovableHandle:
+        """A hook of ``optimizer``, which calls ``move`` with it and the topology of its last step."""
 
         def before_step(optimizer: optim.Optimizer, *_: Any) -> None:
             replaced, self._replaced = self._replaced, None
-            if replaced is not None:
+            if replaced is not None and self._is_of_last_step(parameters()):
                 move(optimizer, replaced)
 
-        def state_is_loaded(_: optim.Optimizer) -> None:
-            self._waits, self._replaced = False, None
-
-        self.has_optimizer, self._waits, self._replaced = True, True, None
-        return [
-            optimizer.register_step_pre_hook(before_step),
-            optimizer.register_load_state_dict_post_hook(state_is_loaded),
-        ]
+        self.has_optimizer, self._optimizer = True, weakref.ref(optimizer)
+        return optimizer.register_step_pre_hook(before_step)
 
     def stop(self) -> None:
-        """The hooks have been removed."""
-        self.has_optimizer, self._waits, self._replaced = False, False, None
+        """The hook has been removed."""
+        self.has_optimizer = False
 
-    def after_step(self) -> None:
+    def after_step(self, parameters: Sequence[nn.Parameter]) -> None:
         """The state is of the topology as it is now."""
-        self._waits = self.has_optimizer
+        state = self._state(parameters) if self.has_optimizer else None
+        self._stepped = None if state is None else weakref.ref(state)
 
-    def before_load(self, topology: Callable[[], Any]) -> None:
+    def before_load(self, parameters: Sequence[nn.Parameter], topology: Callable[[], Any]) -> None:
         """Another topology is about to be loaded; ``topology``: makes a copy of the one there is."""
-        if self._waits and self._replaced is None:
+        if self._replaced is None and self._is_of_last_step(parameters):
             self._replaced = topology()
+
+    def _is_of_last_step(self, parameters: Sequence[nn.Parameter]) -> bool:
+        state = self._state(parameters)
+        return state is not None and self._stepped is not None and self._stepped() is state
+
+    def _state(self, parameters: Sequence[nn.Parameter]) -> Tensor | None:
+        """The first per-weight tensor that the optimizer keeps of the parameters."""
+        optimizer = self._optimizer() if self._optimizer is not None else None
+        if optimizer is None:
+            return None
+        states = ((p, state) for p in parameters for state in optimizer.state.get(p, {}).values())
+        return next((s for p, s in states if isinstance(s, Tensor) and s.shape == p.shape), None)

@@ -207,7 +207,7 @@ class Explorer:
             progress.take(optimizer)
             progress.hooks = [
                 optimizer.register_step_post_hook(_StepHook(self, progress)),
-                *progress.group.follow_loads(optimizer),
+                progress.group.follow_loads(optimizer),
             ]
             self._prepare_next_step(progress, begins=False)
         return len(owned)
@@ -318,6 +318,7 @@ class Explorer:
         if _was_skipped(optimizer) or _is_frozen(progress.group):
             if scores is not None:
                 scores.discard()
+            progress.group.clear_caches()  # torch steps a frozen weight that has a gradient, too
             return
         if scores is not None:
             progress.group.discard_cleared()

@@ -8,7 +8,7 @@ or those of a sample of rows when a share of them is asked for or a memory bound
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -151,13 +151,15 @@ def score_dtype(dtype: torch.dtype) -> torch.dtype:
 class _Contribution:
     """A gradient of one backward pass: of all scored rows, or (``slots``) of some.
 
-    ``first``: the first of its columns, where it is of some.
+    ``first``: the first of its columns, where it is of some. ``is_sum``: of several passes, in a
+    tensor that nobody else has.
     """
 
     tensor: int
     gradient: Tensor
     slots: Tensor | None
     first: int = 0
+    is_sum: bool = False
 
 
 def _writes_after(gradient: Tensor | None, arriving: Tensor | None) -> int:
@@ -167,18 +169,49 @@ def _writes_after(gradient: Tensor | None, arriving: Tensor | None) -> int:
     return gradient._version + 1 if gradient is not None else arriving._version  # or becomes it itself
 
 
+LOOKS: Final = 64
+"""Numbers of a gradient that are looked at before all of it is."""
+
+
+def _places(gradient: Tensor, spans: Sequence[Tensor] | None) -> Tensor:
+    """A few places of a gradient, int64, of those that were written to if ``spans`` (2, n) tell of them."""
+    written = next((part[0, :LOOKS] for part in spans or () if part.shape[1]), None)
+    places = torch.arange(LOOKS) if written is None else written
+    return places[places < gradient.numel()]
+
+
+def _any(gradient: Tensor) -> Tensor:
+    """Whether a gradient is other than zero somewhere; on a CPU ``any`` takes several times as long."""
+    if gradient.device.type != "cpu" or not gradient.numel():
+        return gradient.any()
+    low, high = torch.aminmax(gradient)
+    return (low != 0) | (high != 0)
+
+
 @dataclass(frozen=True)
 class Landing:
-    """A gradient after a backward pass: torch's count of its ``writes``, and whether it was not all zeros."""
+    """A gradient after a backward pass: torch's count of its ``writes``, and whether it was not all zeros.
+
+    ``places``: some, int64, at one of which it was not, if they are known.
+    """
 
     writes: int = 0
     other_than_zero: Tensor | None = None
+    places: Tensor | None = None
 
     @classmethod
-    def of(cls, gradient: Tensor | None, arriving: Tensor | None) -> Landing:
-        """That of ``gradient`` once ``arriving`` has been added to it."""
-        parts = [part.any() for part in (gradient, arriving) if part is not None]
-        return cls(_writes_after(gradient, arriving), torch.stack(parts).any() if parts else None)
+    def of(
+        cls, gradient: Tensor | None, arriving: Tensor | None, spans: Sequence[Tensor] | None = None
+    ) -> Landing:
+        """That of ``gradient`` once ``arriving``, zero but in ``spans``, has been added to it."""
+        writes, parts = _writes_after(gradient, arriving), []
+        for part in (part for part in (arriving, gradient) if part is not None):
+            if part.device.type == "cpu":
+                places = _places(part, spans)
+                if bool((found := part.reshape(-1)[places] != 0).any()):
+                    return cls(writes, found.any(), places)
+            parts.append(_any(part))
+        return cls(writes, torch.stack(parts).any() if parts else None)
 
     def is_cleared(self, gradient: Tensor | None) -> bool:
         """Whether ``zero_grad`` has been called since, in either of its ways; ``gradient``: that of now.
@@ -188,9 +221,11 @@ class Landing:
         """
         if gradient is None:
             return True
-        if gradient._version == self.writes or self.other_than_zero is None or bool(gradient.any()):
+        if gradient._version == self.writes or self.other_than_zero is None:
             return False
-        return bool(self.other_than_zero)
+        if self.places is not None and bool((gradient.reshape(-1)[self.places] != 0).any()):
+            return False
+        return bool(self.other_than_zero) and not bool(_any(gradient))
 
 
 class GrowthScores:
@@ -235,7 +270,7 @@ class GrowthScores:
             same = (part.tensor, part.first, part.gradient.shape) == (tensor, first, gradient.shape)
             if part.slots is None and same:
                 total = part.gradient.to(self.sums.dtype) + gradient
-                self._pending[place] = _Contribution(tensor, total, None, first)
+                self._pending[place] = _Contribution(tensor, total, None, first, is_sum=True)
                 return
         self._pending.append(_Contribution(tensor, gradient if is_own else gradient.clone(), None, first))
 
@@ -247,7 +282,7 @@ class GrowthScores:
             scored = ids >= 0
             ids, gradient = ids[scored], gradient[scored]
         else:
-            gradient = gradient.clone()
+            ids, gradient = ids.clone(), gradient.clone()
         self._pending.append(_Contribution(tensor, gradient, ids))
 
     def commit(self, scale: Tensor | float | None = None) -> None:
@@ -267,25 +302,30 @@ class GrowthScores:
         """Forget what was handed in since the last step, for one tensor or (None) for all."""
         self._pending, self._landed = [p for p in self._pending if tensor not in (None, p.tensor)], 0
 
-    def land(self, landing: Landing) -> None:
+    def land(self, landing: Callable[[], Landing]) -> None:
         """Everything handed in so far reaches the weights' gradient, which is as ``landing`` says then."""
         if self._landed:
             self._add_up_rows()
-        self._landed, self._landing = len(self._pending), landing
+        self._landed = len(self._pending)
+        if self._landed:
+            self._landing = landing()
 
     def _add_up_rows(self) -> None:
         """Of tensors of which several passes have looked up more rows than are scored, hold one sum instead."""
         for tensor in range(len(self.where.shapes)):
             table = self._table(tensor)
-            looked_up = [p for p in self._pending if p.tensor == tensor and p.slots is not None]
-            if sum(len(part.gradient) for part in looked_up) <= len(table):
+            of_tensor = [part for part in self._pending if part.tensor == tensor]
+            looked_up = [part for part in of_tensor if part.slots is not None]
+            sums = [part.gradient for part in of_tensor if part.is_sum and part.gradient.shape == table.shape]
+            if not sums and sum(len(part.gradient) for part in looked_up) <= len(table):
                 continue
-            total = torch.zeros_like(table)
+            total = sums[0] if sums else torch.zeros_like(table)
             for part in looked_up:
                 assert part.slots is not None
                 add_dense_rows(self.kernels, total, part.slots, part.gradient.to(total.dtype))
             self._pending = [p for p in self._pending if p.tensor != tensor or p.slots is None]
-            self._pending.append(_Contribution(tensor, total, torch.arange(len(table), device=total.device)))
+            if not sums:
+                self._pending.append(_Contribution(tensor, total, None, is_sum=True))
 
     def discard_landed(self, gradient: Tensor | None) -> None:
         """Forget what had reached a gradient that is gone: ``gradient``, that of now, is None or was made zero.

@@ -65,6 +65,10 @@ class SparseGroup(Protocol):
         """Called after every optimizer step, before an update."""
         ...
 
+    def clear_caches(self) -> None:
+        """Forget dense copies of the weights."""
+        ...
+
     def live_gradients(self) -> Tensor | None:
         """The last step's gradient of the live weights, None if there is none."""
         ...
@@ -73,12 +77,12 @@ class SparseGroup(Protocol):
         """Raise UnsupportedOptimizerError if its per-weight state is not understood."""
         ...
 
-    def follow_loads(self, optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
-        """Let per-weight state follow its positions when another topology is loaded; returns hooks."""
+    def follow_loads(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Let per-weight state follow its positions when another topology is loaded; returns the hook."""
         ...
 
     def follow_no_loads(self) -> None:
-        """The hooks of :meth:`follow_loads` have been removed: no optimizer is known any more."""
+        """The hook of :meth:`follow_loads` has been removed."""
         ...
 
     def apply_update(self, plan: UpdatePlan, optimizer: torch.optim.Optimizer) -> None:
