@@ -116,8 +116,7 @@ class RecBoleDSLConfig(Config):
     def _init_device(self) -> None:
         """RecBole's choice of the device; with several processes on CPUs, too, which RecBole leaves out."""
         settings = self.final_config_dict
-        if isinstance(settings["gpu_id"], list | tuple):  # what 0,1 on the command line is evaluated to
-            settings["gpu_id"] = ",".join(map(str, settings["gpu_id"]))
+        settings["gpu_id"] = device_names(settings["gpu_id"])
         if "local_rank" not in settings:
             super()._init_device()
             return
@@ -185,10 +184,14 @@ class RecBoleDSLConfig(Config):
         return flags
 
     def _merge_external_config_dict(self) -> None:
-        """What the user sets; of density and budget only the one from the higher layer."""
+        """What the user sets; of density and budget only the one from the higher layer.
+
+        None switches the same key of lower layers off.
+        """
         super()._merge_external_config_dict()
+        off: set[str] = set()
         for layer in (self.cmd_config_dict, self.variable_config_dict, *reversed(self._files)):
-            given = [key for key in _HOW_MANY if layer.get(key) is not None]
+            given = [key for key in _HOW_MANY - off if layer.get(key) is not None]
             if len(given) == 2:
                 raise ConfigError(
                     f"dsl_density={layer['dsl_density']!r} contradicts dsl_budget={layer['dsl_budget']!r}: "
@@ -197,8 +200,8 @@ class RecBoleDSLConfig(Config):
             if given:
                 for other in _HOW_MANY - set(given):
                     self.external_config_dict.pop(other, None)
-                self.external_config_dict |= {key: layer[key] for key in given}  # a None above it is none
                 return
+            off |= _HOW_MANY & layer.keys()
 
     def _convert_config_dict(self, config_dict: Settings) -> Settings:
         """Read text values: our keys as literals only, others as RecBole does, by ``eval``."""
@@ -327,8 +330,9 @@ class RecBoleDSLConfig(Config):
         if "dsl_density" in user:
             layers["dsl_budget"] = None  # a property file's budget must not beat the user's density
         if "dsl_update_ratio_min" not in user:
-            least = layers["dsl_update_ratio_min"]
-            layers["dsl_update_ratio_min"] = default_ratio_min(least, user.get("dsl_update_ratio"))
+            least, by_default = layers["dsl_update_ratio_min"], property_files.overall_settings()
+            followed = {**layers, **user} if least == by_default["dsl_update_ratio_min"] else user
+            layers["dsl_update_ratio_min"] = default_ratio_min(least, followed.get("dsl_update_ratio"))
         # Nor values that the user's topology does not have.
         init = str(user.get("dsl_init", layers["dsl_init"]))
         layers["dsl_init_values"] = values_for(init, layers["dsl_init_values"])
@@ -424,6 +428,11 @@ class RecBoleDSLConfig(Config):
 def _read_value(key: str, value: Any) -> Any:
     """A value of a key of ours: text as a literal but where a text is meant, for which None is none, too."""
     return value if key in _TEXT_KEYS and value != "None" else literal(value)
+
+
+def device_names(gpu_id: object) -> object:
+    """RecBole's ``gpu_id`` as text, which it needs; 0,1 on the command line is evaluated to a tuple."""
+    return ",".join(map(str, gpu_id)) if isinstance(gpu_id, list | tuple) else gpu_id
 
 
 @contextmanager

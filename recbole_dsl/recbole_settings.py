@@ -128,8 +128,9 @@ def check_kinds(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{key}={value!r} is refused: allowed is a mapping such as {_MAPPINGS[key]}, and None."
             )
-        if (key in _TEXTS or key.endswith("_FIELD")) and not isinstance(value, str):
-            example = _TEXTS.get(key, repr(default or "rating"))
+        names_column = key.endswith("_FIELD") and isinstance(default, str)
+        if (key in _TEXTS or names_column) and not isinstance(value, str):
+            example = _TEXTS.get(key, repr(default))
             raise ConfigError(f"{key}={value!r} is refused: allowed is text such as {example}.")
         if isinstance(default, list) and key not in _SCALAR_TOO and not isinstance(value, list | tuple):
             raise ConfigError(f"{key}={value!r} is refused: allowed is a list such as {default}.")

@@ -427,6 +427,17 @@ def parse_setting(name: str, value: object) -> Any:
         raise ConfigError(f"{PREFIX}{name}={value!r} is refused: allowed is {setting.allowed}{hint}.") from None
 
 
+def check_values(settings: Mapping[str, object]) -> None:
+    """Refuse keys of ours, all of them known, with a value that is not allowed; None counts as not given.
+
+    Raises:
+        ConfigError: names key, value and what is allowed.
+    """
+    for key, value in settings.items():
+        if key in KEYS and literal(value) is not None:
+            parse_setting(key.removeprefix(PREFIX), value)
+
+
 def check_replaceable(path: str | os.PathLike[str]) -> None:
     """Make sure that nothing is lost if a result is written to ``path``: an older one may be there, or nothing.
 

@@ -50,6 +50,7 @@ from recbole_dsl.compare.twin import Budget
 from recbole_dsl.config import no_flags
 from recbole_dsl.errors import ConfigError
 from recbole_dsl.sparsity.interactions import Interactions
+from recbole_dsl.training.starting import compute_again
 from tests.model_runs import settings_of as settings_of_model
 from tests.tiny_data import ITEMS, NAME, USERS
 
@@ -217,6 +218,29 @@ def test_what_a_dense_model_computes_of_its_weights_is_there_for_others(data: Pa
     dense = run(task(data, tmp_path, "dense", **of))
     none_pruned = run(task(data, tmp_path, "magnitude_once", 0.99999, **of))
     assert none_pruned.test_result == pytest.approx(dense.test_result, rel=0.02)
+
+
+def test_the_best_weights_are_there_for_others_without_a_test_part(data: Path, tmp_path: Path) -> None:
+    """RecBole loads them for the test alone."""
+    split = {"eval_args": {"split": {"RS": [0.8, 0.2, 0]}, "mode": "full"}, "epochs": 6, "learning_rate": 0.5}
+    kept = tmp_path / "dense.pth"
+    dense = run(task(data, tmp_path, "dense", dense=kept, settings=split))
+    best = max(told["ndcg@10"] for told in dense.valid_results)
+    assert not dense.test_result and dense.valid_results[-1]["ndcg@10"] < 0.99 * best
+    rounded = run(task(data, tmp_path, "int8", dense=kept, settings=split)).best_valid_result
+    assert rounded is not None and rounded["ndcg@10"] == pytest.approx(best, rel=0.005)
+
+
+def test_rewound_attention_is_that_of_no_training(data: Path, tmp_path: Path) -> None:
+    """KGAT computes it of its weights after every epoch, and starts with that of the graph alone."""
+    of = task(data, tmp_path, "magnitude_once", 0.5, model="KGAT", settings=settings_of_model("KGAT", data))
+    config, _, train_data, _, _ = of.data()
+    model = trainer_of(config, train_data).model
+    initial, first = {k: v.clone() for k, v in model.state_dict().items()}, model.A_in.to_dense().clone()
+    compute_again(model)
+    assert not torch.equal(model.A_in.to_dense(), first)
+    procedures.rewind(SimpleNamespace(model=model, sparse=SimpleNamespace(groups=[])), initial)
+    assert torch.equal(model.A_in.to_dense(), first)
 
 
 @pytest.mark.parametrize("model", ["SASRecF", "RippleNet"])
@@ -527,6 +551,25 @@ def test_our_settings_are_nothing_to_dense(data: Path, tmp_path: Path) -> None:
     assert of.recbole == {**settings_for(data), "seed": 2020, "checkpoint_dir": str(tmp_path / "own")}
 
 
+@pytest.mark.parametrize("ours", [{"dsl_denstiy": 1}, {"dsl_drop": "foo"}])
+def test_our_settings_are_checked_beside_dense_alone(ours: dict[str, Any], tmp_path: Path) -> None:
+    """They are part of what was asked for, and of what methods that are added later get."""
+    request = Request(["BPR"], [NAME], {"dense": ("dense", read_method("dense"))}, ours, {}, {}, tmp_path, 1)
+    cells = request.cells([0.1], [1])
+    with pytest.raises(ConfigError, match=next(iter(ours))):
+        compare_command._check(cells, request, dict.fromkeys(cells, ours), None)
+    with pytest.raises(ConfigError, match=next(iter(ours))):
+        tune_command._check("BPR", request, [{"learning_rate": 0.1}], 0.1)
+
+
+def test_dense_has_the_devices_of_the_others(data: Path, tmp_path: Path) -> None:
+    """Several as RecBole needs them, as text, from wherever."""
+    (tmp_path / "own.yaml").write_text("gpu_id: [0, 1]\n")
+    of = task(data, tmp_path, "dense", files=(tmp_path / "own.yaml",))
+    assert of.recbole["gpu_id"] == "0,1"
+    assert replace(of, settings={**of.settings, "gpu_id": (1, 2)}).recbole["gpu_id"] == "1,2"
+
+
 def test_values_of_the_topology_can_be_asked_for(data: Path, tmp_path: Path) -> None:
     """Beside dense, of a comparison and of its trials, as dsl_plus has them."""
     values = {"dsl_init_values": "topology", "data_path": str(data), "load_col": TINY["load_col"]}
@@ -689,6 +732,15 @@ def test_a_folder_that_is_no_comparison_is_left_alone(name: str, tmp_path: Path)
     store = Store(killed)
     store.open(grid(), {})
     store.close()
+
+
+def test_a_folder_with_other_files_may_be_used(tmp_path: Path) -> None:
+    """Such as the file to which the output goes."""
+    (tmp_path / "out.txt").write_text("mine")
+    store = Store(tmp_path)
+    store.open(grid(), {})
+    store.close()
+    assert (tmp_path / "out.txt").read_text() == "mine"
 
 
 def test_a_folder_has_one_setting(tmp_path: Path) -> None:

@@ -529,12 +529,21 @@ def test_what_recbole_says_in_the_first_batch_only(given: dict[str, Any], told: 
     config("SASRec", transform="mask_itemseq", mask_ratio=0.2)
 
 
-def test_a_none_above_density_and_budget_leaves_the_highest_of_them(tmp_path: Path) -> None:
-    """Not those of the method."""
+def test_a_none_above_density_and_budget_switches_that_one_off(tmp_path: Path) -> None:
+    """The other one counts, of whatever lower layer; if there is none, the method's."""
     density = write(tmp_path / "density.yaml", "dsl_density: 0.5\n")
     budget = write(tmp_path / "budget.yaml", "dsl_budget: 500\n")
-    dsl = RecBoleDSLConfig("BPR", "ml-100k", [density, budget], {"dsl_budget": None}).dsl
-    assert dsl.budget is not None and dsl.budget.count == 500
+
+    def dsl(*files: Path, **settings: Any) -> Any:
+        return RecBoleDSLConfig("BPR", "ml-100k", list(files), settings).dsl
+
+    left = dsl(density, budget, dsl_budget=None)
+    assert (left.budget, left.density) == (None, 0.5)
+    kept = dsl(budget, density, dsl_density=None).budget
+    assert kept is not None and kept.count == 500
+    assert dsl(budget, dsl_budget=None) == config().dsl
+    with pytest.raises(ConfigError, match="dsl_density=None is refused"):
+        dsl(density, dsl_density=None)
 
 
 def test_numbers_in_quotes_are_numbers(tmp_path: Path) -> None:
@@ -543,6 +552,20 @@ def test_numbers_in_quotes_are_numbers(tmp_path: Path) -> None:
     assert RecBoleDSLConfig("SASRec", "ml-100k", [one])["hidden_dropout_prob"] == 0.5
     ratio = write(tmp_path / "ratio.yaml", "dsl_update_ratio: '0.001'\n")
     assert RecBoleDSLConfig("BPR", "ml-100k", [ratio]).dsl.update_ratio == 0.001
+
+
+def test_the_least_ratio_by_default_follows_a_method_file_of_ones_own(tmp_path: Path) -> None:
+    """As it follows a flag; one that the file sets itself does not."""
+    method = write(tmp_path / "mine.yaml", "dsl_density: 0.2\ndsl_update_ratio: 0.001\n")
+    assert config(dsl_method=str(method)).dsl.update_ratio_min == 0.001
+    write(tmp_path / "mine.yaml", "dsl_density: 0.2\ndsl_update_ratio: 0.001\ndsl_update_ratio_min: 0.002\n")
+    with pytest.raises(ConfigError, match="contradicts"):
+        config(dsl_method=str(method))
+
+
+def test_columns_of_ones_own_models_may_be_lists() -> None:
+    """RecBole keeps keys that it does not know."""
+    assert config(CONTEXT_FIELD=["a", "b"])["CONTEXT_FIELD"] == ["a", "b"]
 
 
 def test_none_in_a_file_is_not_set(tmp_path: Path) -> None:

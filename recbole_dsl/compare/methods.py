@@ -12,6 +12,7 @@ from .. import property_files
 from ..errors import ConfigError, nearest
 from ..property_files import METHOD_KEY, of_recbole
 from ..resources import properties_dir
+from ..settings import KEYS, check_values
 
 PROCEDURES: Final = (
     "recbole",
@@ -59,6 +60,8 @@ class Method:
     def configured(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """``settings`` as our configuration takes them; where RecBole alone trains, it sees none of ours."""
         if self.trains_as is None:
+            property_files.check_keys(settings, KEYS, "flags and files")
+            check_values(settings)
             return {**of_recbole(settings), METHOD_KEY: "static"}
         return {**settings, METHOD_KEY: self.trains_as}
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .. import compat
-from ..config import RecBoleDSLConfig, no_flags
+from ..config import RecBoleDSLConfig, device_names, no_flags
 from ..experiment import collect_result, log_dense_flops, train_and_test
 from ..property_files import of_recbole
 from ..results import RunResult
@@ -73,7 +73,9 @@ class Task:
         if config.ranks_all_items(config.final_config_dict):
             needed["train_neg_sample_args"] = None
         given = config.external_config_dict
-        return {**{key: value for key, value in needed.items() if key not in given}, **of_recbole(self.own)}
+        if given.get("gpu_id") is not None:
+            needed["gpu_id"] = device_names(given.pop("gpu_id"))
+        return {**of_recbole(self.own), **{key: value for key, value in needed.items() if key not in given}}
 
     def twin(self) -> Twin:
         """The sparse model of this density, before its training."""
@@ -110,6 +112,8 @@ def by_recbole(
     result = result_of(trainer, told, valid, test, train_data, test_data, weights)
     analysis = by_popularity(trainer, interactions_of(train_data), test_data, config["topk"])
     if task.dense is not None:
+        if not test_data:  # without which RecBole has not loaded the best weights
+            trainer.evaluate(valid_data, show_progress=False)
         save_dense(trainer.model.state_dict(), task.dense, trainer.model.other_parameter())
     return _finish(task, result, analysis)
 

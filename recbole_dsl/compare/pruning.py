@@ -96,6 +96,8 @@ def rewind(trainer: Any, initial: Mapping[str, Tensor]) -> None:
     for name, parameter in model.named_parameters():
         if id(parameter) not in trained:
             parameter.copy_(initial[name])
+    if hasattr(model, "init_graph"):  # KGAT's, without attention before the first epoch has made it
+        model.A_in = model.init_graph()
 
 
 def dense_tensors(model: nn.Module) -> dict[str, Tensor]:

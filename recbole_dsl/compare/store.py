@@ -32,6 +32,12 @@ from .grid import Cell, refuse_same_names
 
 FOLDERS: Final = ("cells", "failed", "cancelled", "dense", "logs", "temporary")
 
+_WRITTEN: Final = {
+    *("settings.yaml", "table.md", "table.csv", "table.tex", "report.html", "figures", "runs"),
+    *("trials.csv", "tuned.yaml"),
+}
+"""What else a comparison, its report and its tuning write or delete beside ``grid.json``."""
+
 LISTS: Final = ("models", "datasets", "methods", "densities", "seeds")
 """The parts of a grid to which later calls may add."""
 
@@ -82,11 +88,11 @@ class Store:
         write_text_whole(self.folder / "settings.yaml", yaml.safe_dump(files, sort_keys=True))
 
     def _refuse_foreign(self) -> None:
-        """Raise ConfigError if there are files that no comparison which was killed at its start has left."""
+        """Raise ConfigError if there are files in the places of ours, and no ``grid.json`` that says whose."""
         for found in self.folder.iterdir():
-            if found.name not in FOLDERS and not found.name.startswith("."):
+            if found.name in _WRITTEN:
                 break
-            if found.is_dir() and (inside := next(found.iterdir(), None)) is not None:
+            if found.name in FOLDERS and found.is_dir() and (inside := next(found.iterdir(), None)) is not None:
                 found = inside
                 break
         else:
