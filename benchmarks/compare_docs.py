@@ -39,6 +39,8 @@ LIGHTGCN_SEEDS = RESULTS / "compare/LightGCN-citeulike-t-seeds"
 GOWALLA = RESULTS / "compare/LightGCN-gowalla"
 YELP = RESULTS / "compare/LightGCN-yelp2018"
 AMAZON = RESULTS / "compare/LightGCN-amazon-book-kgat"
+MULTIVAE_CITEULIKE = RESULTS / "compare/MultiVAE-citeulike-t"
+NEUMF_CITEULIKE = RESULTS / "compare/NeuMF-citeulike-t"
 LIGHTGCN_TUNING = RESULTS / "compare/LightGCN-citeulike-t-tuning"
 GOWALLA_TUNING = RESULTS / "compare/LightGCN-gowalla-tuning"
 OUT_OF_THE_BOX = RESULTS / "out_of_the_box"
@@ -339,6 +341,8 @@ SECTIONS = {
     "yelp": functools.partial(accuracy, YELP),
     "amazon": functools.partial(accuracy, AMAZON),
     "neumf_movielens": functools.partial(accuracy, NEUMF_ML1M),
+    "neumf_citeulike": functools.partial(accuracy, NEUMF_CITEULIKE),
+    "multivae_citeulike": functools.partial(accuracy, MULTIVAE_CITEULIKE),
     "neumf": functools.partial(accuracy, NEUMF),
     "multivae_small": functools.partial(accuracy, MULTIVAE_SMALL),
     "out_of_the_box": out_of_the_box,

@@ -32,6 +32,8 @@ TABLES = (
         "yelp",
         "amazon",
         "neumf_movielens",
+        "neumf_citeulike",
+        "multivae_citeulike",
         "neumf",
         "multivae_small",
         "out_of_the_box",
