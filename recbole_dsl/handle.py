@@ -97,7 +97,8 @@ class SparseHandle:
         """Start exploration with the steps of ``optimizer``, which must own whole groups.
 
         With ``learning_rate_power`` sparse Linear matrices get parameter groups of their own, so learning-rate
-        schedulers are made, and an optimizer's saved state is loaded, afterwards.
+        schedulers are made, and an optimizer's saved state is loaded, afterwards. State that the optimizer has
+        before its first step from here on is taken for that of the topology it makes the step with.
 
         With a gradient scaler, steps that it skips do not count. Its scale is known for optimizers
         with fused kernels only, so with others a change of scale weights the steps of a growth window

@@ -229,6 +229,11 @@ def test_the_best_weights_are_there_for_others_without_a_test_part(data: Path, t
     assert not dense.test_result and dense.valid_results[-1]["ndcg@10"] < 0.99 * best
     rounded = run(task(data, tmp_path, "int8", dense=kept, settings=split)).best_valid_result
     assert rounded is not None and rounded["ndcg@10"] == pytest.approx(best, rel=0.005)
+    result, trainer = procedures._sparse(task(data, tmp_path, "dsl_plus", 0.5, settings=split))
+    of_epochs = [told["ndcg@10"] for told in result.valid_results]
+    valid_data = recbole_data("BPR", NAME, {**settings_for(data), **split, "seed": 2020})[3]
+    found = trainer.evaluate(valid_data, load_best_model=False)
+    assert found["ndcg@10"] == max(of_epochs) > of_epochs[-1]
 
 
 def test_rewound_attention_is_that_of_no_training(data: Path, tmp_path: Path) -> None:

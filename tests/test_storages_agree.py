@@ -103,12 +103,12 @@ def run(kind: type[nn.Module], storage: str, dtype: torch.dtype) -> tuple[list[f
 class Training:
     """A run of :class:`BPR` in double precision, step by step."""
 
-    def __init__(self, storage: str, attached: bool = True) -> None:
+    def __init__(self, storage: str, attached: bool = True, seed: int = 3, interval: int = 2) -> None:
         torch.manual_seed(0)
         self.model = BPR().double()
         self.handle = sparsify(
-            self.model, 0.2, groups="joint", include=["*.weight"], storage=storage, seed=3,
-            update_interval=2, end=1000, update_ratio=0.3,
+            self.model, 0.2, groups="joint", include=["*.weight"], storage=storage, seed=seed,
+            update_interval=interval, end=1000, update_ratio=0.3,
         )  # fmt: skip
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.02, amsgrad=True)
         if attached:
@@ -234,6 +234,49 @@ def test_state_follows_to_a_topology_that_is_loaded_before_the_optimizer_is_atta
         return run.losses(2)  # the next update would need scores that are gone
 
     assert losses(again=True) == losses(again=False)
+
+
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+def test_state_follows_to_a_topology_that_is_loaded_before_steps_that_nobody_explores(storage: str) -> None:
+    """Once, before the first of them, and not again when the optimizer is attached again."""
+
+    def losses(again: bool) -> list[float]:
+        run = Training(storage, interval=1000)
+        run.losses(5)
+        other = Training(storage, attached=False, seed=4).weights()
+        run.handle.explorer.detach()
+        run.model.load_state_dict(other)
+        found = run.losses(5)
+        if again:
+            run.handle.attach(run.optimizer)
+        return found + run.losses(3)
+
+    assert losses(again=True) == losses(again=False)
+
+
+def test_a_frozen_part_of_a_masked_group_does_not_keep_the_state_of_the_rest() -> None:
+    """Other masks are loaded; old momentum would move what is dead now."""
+    model = BPR()
+    handle = sparsify(model, 0.2, groups="joint", include=["*.weight"], storage="masked", update_interval=1000)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    handle.attach(optimizer)
+    model.user.weight.requires_grad_(False)
+    draw = torch.Generator().manual_seed(2)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model.loss(*(torch.randint(n, (32,), generator=draw) for n in (USERS, ITEMS, ITEMS))).backward()
+        optimizer.step()
+
+    step()
+    loaded = copy.deepcopy(model.state_dict())
+    masks = [name for name in loaded if "mask_" in name]
+    for name in (*masks, "user.weight", "item.weight"):
+        loaded[name] = loaded[name].roll(1, dims=1)
+    model.load_state_dict(loaded)
+    step()
+    dead = ~handle.masks()["item.weight"]
+    assert masks and not bool(model.item.weight[dead].any())
 
 
 @pytest.mark.parametrize("storage", ["packed", "masked"])

@@ -17,6 +17,7 @@ from ..experiment import collect_result, log_dense_flops, train_and_test
 from ..property_files import of_recbole
 from ..results import RunResult
 from ..serving.quantise import decode, encode
+from ..training.checkpoint import load_weights, read_checkpoint
 from ..training.starting import compute_again, take_weights
 from ..training.trainer import interactions_of
 from .by_recbole import measure, needed_settings, recbole_data, result_of, trainer_of
@@ -112,7 +113,7 @@ def by_recbole(
     result = result_of(trainer, told, valid, test, train_data, test_data, weights)
     analysis = by_popularity(trainer, interactions_of(train_data), test_data, config["topk"])
     if task.dense is not None:
-        if not test_data:  # without which RecBole has not loaded the best weights
+        if not test_data and Path(trainer.saved_model_file).is_file():  # which a test would have loaded
             trainer.evaluate(valid_data, show_progress=False)
         save_dense(trainer.model.state_dict(), task.dense, trainer.model.other_parameter())
     return _finish(task, result, analysis)
@@ -137,7 +138,7 @@ def sparse(task: Task) -> RunResult:
 
 
 def _sparse(task: Task, before_training: Callable[[Any], None] | None = None) -> tuple[RunResult, Any]:
-    """The result and the trainer, which has the tested weights."""
+    """The result and the trainer, which has the best weights."""
     settings = task.sparse
     if task.dense is not None:
         settings["dsl_start_from"] = str(task.dense)
@@ -152,6 +153,9 @@ def _sparse(task: Task, before_training: Callable[[Any], None] | None = None) ->
     finished = train_and_test(config, before=at_start)
     result = collect_result(config, finished)
     trainer = finished.trainer
+    best = Path(trainer.saved_model_file)
+    if not finished.test_data and best.is_file():  # which a test would have loaded
+        load_weights(trainer.model, read_checkpoint(best))
     with trainer._graph_products():
         analysis = by_popularity(
             trainer,

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..kernels import compiled, on_gpu
 from ..sparsity.rows import LiveRows
@@ -132,17 +131,13 @@ class PackedGroup(nn.Module):
     def after_step(self) -> None:
         """Forget dense copies made between backward pass and step: fused optimizers move no version counter."""
         self.clear_caches()
-        self._loads.after_step(self.trained_parameters())
 
-    def follow_loads(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
-        """Let the optimizer's per-weight state follow its positions when another topology is loaded.
-
-        Returns the hook, to be removed by who wants no more of it.
-        """
-        return self._loads.follow(optimizer, self.trained_parameters, self._move_to_loaded)
+    def follow_loads(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the optimizer's per-weight state follow its positions when another topology is loaded."""
+        self._loads.follow(optimizer, self.trained_parameters, self._move_to_loaded)
 
     def follow_no_loads(self) -> None:
-        """The hook has been removed."""
+        """Nobody tells of the optimizer's steps any more."""
         self._loads.stop()
 
     @torch.no_grad()

@@ -82,17 +82,13 @@ class MaskedGroup(nn.Module):
         """Keep dead weights at zero, whatever was written into the dense tensors."""
         self._add_hooks()
         self.clear_dead()
-        self._loads.after_step(self.trained_parameters())
 
-    def follow_loads(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
-        """When other masks are loaded, give state as at birth to what does not live, or did not before.
-
-        Returns the hook, to be removed by who wants no more of it.
-        """
-        return self._loads.follow(optimizer, self.trained_parameters, self._reset_but_both)
+    def follow_loads(self, optimizer: torch.optim.Optimizer) -> None:
+        """When other masks are loaded, give state as at birth to what does not live, or did not before."""
+        self._loads.follow(optimizer, self.trained_parameters, self._reset_but_both)
 
     def follow_no_loads(self) -> None:
-        """The hook has been removed."""
+        """Nobody tells of the optimizer's steps any more."""
         self._loads.stop()
 
     @torch.no_grad()

@@ -81,6 +81,7 @@ class LoadFollower:
     def __init__(self) -> None:
         self.has_optimizer = False
         self._optimizer: weakref.ref[optim.Optimizer] | None = None
+        self._hooks: list[RemovableHandle] = []
         self._stepped: weakref.ref[Tensor] | None = None  # one of the tensors of the last step's state
         self._replaced: Any = None  # the topology of that step, once another one was loaded
 
@@ -89,25 +90,32 @@ class LoadFollower:
         optimizer: optim.Optimizer,
         parameters: Callable[[], Sequence[nn.Parameter]],
         move: Callable[[optim.Optimizer, Any], None],
-    ) -> RemovableHandle:
-        """A hook of ``optimizer``, which calls ``move`` with it and the topology of its last step."""
+    ) -> None:
+        """Call ``move`` with the optimizer and the topology of its last step, where that is another one now."""
+        self.has_optimizer = True
+        if self._optimizer is not None and self._optimizer() is optimizer:
+            return
 
         def before_step(optimizer: optim.Optimizer, *_: Any) -> None:
             replaced, self._replaced = self._replaced, None
             if replaced is not None and self._is_of_last_step(parameters()):
                 move(optimizer, replaced)
 
-        self.has_optimizer, self._optimizer = True, weakref.ref(optimizer)
-        return optimizer.register_step_pre_hook(before_step)
+        def after_step(optimizer: optim.Optimizer, *_: Any) -> None:
+            state = self._state(parameters())
+            self._stepped = None if state is None else weakref.ref(state)
+
+        while self._hooks:
+            self._hooks.pop().remove()
+        self._optimizer, self._stepped, self._replaced = weakref.ref(optimizer), None, None
+        self._hooks = [
+            optimizer.register_step_pre_hook(before_step),
+            optimizer.register_step_post_hook(after_step),
+        ]
 
     def stop(self) -> None:
-        """The hook has been removed."""
+        """Nobody tells of steps any more; the optimizer may make some, which its state follows as before."""
         self.has_optimizer = False
-
-    def after_step(self, parameters: Sequence[nn.Parameter]) -> None:
-        """The state is of the topology as it is now."""
-        state = self._state(parameters) if self.has_optimizer else None
-        self._stepped = None if state is None else weakref.ref(state)
 
     def before_load(self, parameters: Sequence[nn.Parameter], topology: Callable[[], Any]) -> None:
         """Another topology is about to be loaded; ``topology``: makes a copy of the one there is."""

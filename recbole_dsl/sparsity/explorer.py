@@ -205,10 +205,8 @@ class Explorer:
             scale_learning_rate(optimizer, progress.group.trained_parameters(), progress.learning_rate_scale)
         for progress in owned:
             progress.take(optimizer)
-            progress.hooks = [
-                optimizer.register_step_post_hook(_StepHook(self, progress)),
-                progress.group.follow_loads(optimizer),
-            ]
+            progress.group.follow_loads(optimizer)
+            progress.hooks = [optimizer.register_step_post_hook(_StepHook(self, progress))]
             self._prepare_next_step(progress, begins=False)
         return len(owned)
 

@@ -7,7 +7,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from .rows import LiveRows
 from .scores import GrowthScores
@@ -77,12 +76,12 @@ class SparseGroup(Protocol):
         """Raise UnsupportedOptimizerError if its per-weight state is not understood."""
         ...
 
-    def follow_loads(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
-        """Let per-weight state follow its positions when another topology is loaded; returns the hook."""
+    def follow_loads(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let per-weight state follow its positions when another topology is loaded."""
         ...
 
     def follow_no_loads(self) -> None:
-        """The hook of :meth:`follow_loads` has been removed."""
+        """Nobody tells of the optimizer's steps any more."""
         ...
 
     def apply_update(self, plan: UpdatePlan, optimizer: torch.optim.Optimizer) -> None:
