@@ -330,9 +330,13 @@ class RecBoleDSLConfig(Config):
         if "dsl_density" in user:
             layers["dsl_budget"] = None  # a property file's budget must not beat the user's density
         if "dsl_update_ratio_min" not in user:
-            least, by_default = layers["dsl_update_ratio_min"], property_files.overall_settings()
-            followed = {**layers, **user} if least == by_default["dsl_update_ratio_min"] else user
-            layers["dsl_update_ratio_min"] = default_ratio_min(least, followed.get("dsl_update_ratio"))
+            least = layers["dsl_update_ratio_min"]
+            lower = default_ratio_min(least, {**layers, **user}["dsl_update_ratio"])
+            if lower < least and (
+                "dsl_update_ratio" in user
+                or least == property_files.overall_settings()["dsl_update_ratio_min"]  # no file of its own
+            ):
+                layers["dsl_update_ratio_min"] = lower
         # Nor values that the user's topology does not have.
         init = str(user.get("dsl_init", layers["dsl_init"]))
         layers["dsl_init_values"] = values_for(init, layers["dsl_init_values"])

@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from recbole_dsl import sparsify
+from recbole_dsl import SparseHandle, sparsify
 from recbole_dsl.errors import SecondOrderError, StaleGraphError
 from recbole_dsl.packed.group import PackedGroup
 from recbole_dsl.packed.surgery import pack, unpack
@@ -461,13 +462,19 @@ def test_dense_copies_follow_a_topology_update() -> None:
     assert torch.equal(model.user(torch.arange(9)), whole)
 
 
+def attached(kind: type[torch.optim.Optimizer], **options: Any) -> tuple[Mixed, SparseHandle, Any]:
+    """A model with one packed table, whose optimizer has long to go to the first update."""
+    model = Mixed()
+    handle = sparsify(model, 0.3, include=["user.weight"], update_interval=100, end=1000)
+    optimizer = kind(model.parameters(), **options)
+    handle.attach(optimizer)
+    return model, handle, optimizer
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_table_read_before_the_step_is_not_that_of_after_it(fused: bool) -> None:
     """Fused optimizers move no counter of writes."""
-    model = Mixed()
-    handle = sparsify(model, 0.3, include=["user.weight"], update_interval=100, end=1000)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=fused)
-    handle.attach(optimizer)
+    model, handle, optimizer = attached(torch.optim.Adam, lr=0.1, fused=fused)
     model.user.weight.sin().sum().backward()
     before = model.user.weight.detach().clone()
     optimizer.step()
@@ -507,10 +514,7 @@ def test_reads_between_gradients_and_a_step_that_nobody_tells_of_share_a_copy() 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_step_of_weights_that_were_frozen_after_the_backward_pass(fused: bool) -> None:
     """It is made, since there is a gradient, and tables that were read before it are forgotten."""
-    model = Mixed()
-    handle = sparsify(model, 0.3, include=["user.weight"], update_interval=100, end=1000)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=fused)
-    handle.attach(optimizer)
+    model, handle, optimizer = attached(torch.optim.SGD, lr=1.0, fused=fused)
     model.user.weight.sum().backward()
     model.user.requires_grad_(False)
     before = model.user.weight.clone()

@@ -113,8 +113,9 @@ def by_recbole(
     result = result_of(trainer, told, valid, test, train_data, test_data, weights)
     analysis = by_popularity(trainer, interactions_of(train_data), test_data, config["topk"])
     if task.dense is not None:
-        if not test_data and Path(trainer.saved_model_file).is_file():  # which a test would have loaded
-            trainer.evaluate(valid_data, show_progress=False)
+        best = Path(trainer.saved_model_file)
+        if not test_data and best.is_file():  # which a test would have loaded
+            take_weights(trainer.model, compat.read_dense_checkpoint(best))
         save_dense(trainer.model.state_dict(), task.dense, trainer.model.other_parameter())
     return _finish(task, result, analysis)
 

@@ -316,7 +316,7 @@ class Explorer:
         if _was_skipped(optimizer) or _is_frozen(progress.group):
             if scores is not None:
                 scores.discard()
-            progress.group.clear_caches()  # torch steps a frozen weight that has a gradient, too
+            progress.group.after_step()  # torch steps a frozen weight that has a gradient, too
             return
         if scores is not None:
             progress.group.discard_cleared()

@@ -180,6 +180,11 @@ def _places(gradient: Tensor, spans: Sequence[Tensor] | None) -> Tensor:
     return places[places < gradient.numel()]
 
 
+def _any_at(gradient: Tensor, places: Tensor) -> Tensor:
+    """Whether a gradient is other than zero at one of some places."""
+    return (gradient.reshape(-1)[places] != 0).any()
+
+
 def _any(gradient: Tensor) -> Tensor:
     """Whether a gradient is other than zero somewhere; on a CPU ``any`` takes several times as long."""
     if gradient.device.type != "cpu" or not gradient.numel():
@@ -208,8 +213,8 @@ class Landing:
         for part in (part for part in (arriving, gradient) if part is not None):
             if part.device.type == "cpu":
                 places = _places(part, spans)
-                if bool((found := part.reshape(-1)[places] != 0).any()):
-                    return cls(writes, found.any(), places)
+                if bool(found := _any_at(part, places)):
+                    return cls(writes, found, places)
             parts.append(_any(part))
         return cls(writes, torch.stack(parts).any() if parts else None)
 
@@ -223,7 +228,7 @@ class Landing:
             return True
         if gradient._version == self.writes or self.other_than_zero is None:
             return False
-        if self.places is not None and bool((gradient.reshape(-1)[self.places] != 0).any()):
+        if self.places is not None and bool(_any_at(gradient, self.places)):
             return False
         return bool(self.other_than_zero) and not bool(_any(gradient))
 

@@ -64,10 +64,6 @@ class SparseGroup(Protocol):
         """Called after every optimizer step, before an update."""
         ...
 
-    def clear_caches(self) -> None:
-        """Forget dense copies of the weights."""
-        ...
-
     def live_gradients(self) -> Tensor | None:
         """The last step's gradient of the live weights, None if there is none."""
         ...
