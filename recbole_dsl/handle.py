@@ -292,6 +292,7 @@ def insert(
         grow_momentum=config.grow_momentum,
         grow_row_power=config.grow_row_power,
         grow_column_power=config.grow_column_power,
+        grow_moment=config.grow_moment,
         growth_memory=config.growth_memory,
         record=config.exploration_record,
         seed=seed,

@@ -375,6 +375,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "grow_momentum": number_setting(lambda x: 0 <= x < 1, "a number of at least 0 and below 1"),
     "grow_row_power": _SHARE,
     "grow_column_power": _SHARE,
+    "grow_moment": _SHARE,
     "growth_memory": _optional(_memory(), "no bound"),
     "growth_rows": _or_auto(
         number_setting(lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
@@ -545,6 +546,7 @@ class DSLConfig:
     grow_momentum: float
     grow_row_power: float
     grow_column_power: float
+    grow_moment: float
     growth_memory: int | None
     growth_rows: float | str
     init: str

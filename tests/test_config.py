@@ -150,6 +150,7 @@ REFUSED = [
     ("dsl_grow_row_power", 1.5, "from 0 to 1"),
     ("dsl_grow_row_power", -0.1, "from 0 to 1"),
     ("dsl_grow_column_power", 1.5, "from 0 to 1"),
+    ("dsl_grow_moment", 1.5, "from 0 to 1"),
     ("dsl_growth_memory", 0, "bytes"),
     ("dsl_growth_memory", "256", None),  # a number as text is a number of bytes
     ("dsl_growth_memory", "256 MX", "bytes"),

@@ -16,7 +16,8 @@ from ..sparsity.update import UpdatePlan
 from .gradient import Memory, StepGradient, backward_pass
 from .index import Moved, build_index, is_index, rebuild, row_numbers, slices_of
 from .lookup import Materialise, RowLookup
-from .optimizer_state import LoadFollower, check_optimizer, move_state
+from .moments import estimate_moments
+from .optimizer_state import LoadFollower, check_optimizer, move_state, second_moments
 
 
 class PackedGroup(nn.Module):
@@ -165,6 +166,11 @@ class PackedGroup(nn.Module):
         move_state(optimizer, self.weight, lambda state, birth: moved.append((state, birth)))
         index = (self.slices, self.row_pointers, self.column_ids)
         rebuild(*index, plan.leaving, plan.arriving, moved, self.kernels)
+
+    def estimate_moments(self, arriving: Tensor, optimizer: torch.optim.Optimizer, share: float) -> None:
+        """Give grown weights a ``share`` of the second moments around them; see :mod:`.moments`."""
+        for moments in second_moments(optimizer, self.weight).values():
+            estimate_moments(moments, self.live_rows(), arriving, share)
 
     # --- what the layers ask ---------------------------------------------------------------------
 

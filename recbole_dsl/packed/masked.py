@@ -19,7 +19,8 @@ from ..sparsity.scores import GrowthScores, Landing
 from ..sparsity.targets import TensorInfo
 from ..sparsity.update import UpdatePlan
 from .index import build_index, slices_of
-from .optimizer_state import LoadFollower, check_optimizer, move_state
+from .moments import estimate_moments
+from .optimizer_state import LoadFollower, check_optimizer, move_state, second_moments
 
 
 class MaskedGroup(nn.Module):
@@ -181,6 +182,19 @@ class MaskedGroup(nn.Module):
             parameter.masked_fill_(here, 0.0)
             _reset_state(optimizer, parameter, here)
             parameter.grad = None  # it knows nothing of the new topology
+
+    @torch.no_grad()
+    def estimate_moments(self, arriving: Tensor, optimizer: torch.optim.Optimizer, share: float) -> None:
+        """Give grown weights a ``share`` of the second moments around them; see :mod:`.moments`."""
+        states = [second_moments(optimizer, p) for p in self.trained_parameters()]
+        here = self.live_positions()
+        for name in set.intersection(*map(set, states)):
+            flat = torch.cat([state[name].reshape(-1) for state in states])
+            moments = flat[here]
+            estimate_moments(moments, self.live_rows(), arriving, share)
+            flat[here] = moments
+            for state, part in zip(states, flat.split([state[name].numel() for state in states]), strict=True):
+                state[name].copy_(part.view_as(state[name]))
 
     def clear_caches(self) -> None:
         """Nothing is cached."""

@@ -17,18 +17,24 @@ from ..errors import UnsupportedOptimizerError
 @dataclass(frozen=True)
 class StateRule:
     """``per_weight``: names of state tensors of the parameter's shape; ``birth``: value at birth,
-    a number or the name of the optimizer option that holds it."""
+    a number or the name of the optimizer option that holds it; ``moments``: those of ``per_weight`` whose
+    root steps are divided by."""
 
     per_weight: tuple[str, ...]
     birth: float | str = 0.0
+    moments: tuple[str, ...] = ()
 
 
 STATE_RULES: dict[type[optim.Optimizer], StateRule] = {
-    optim.Adam: StateRule(("exp_avg", "exp_avg_sq", "max_exp_avg_sq")),
-    optim.AdamW: StateRule(("exp_avg", "exp_avg_sq", "max_exp_avg_sq")),
+    optim.Adam: StateRule(
+        ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), moments=("exp_avg_sq", "max_exp_avg_sq")
+    ),
+    optim.AdamW: StateRule(
+        ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), moments=("exp_avg_sq", "max_exp_avg_sq")
+    ),
     optim.SGD: StateRule(("momentum_buffer",)),
-    optim.Adagrad: StateRule(("sum",), birth="initial_accumulator_value"),
-    optim.RMSprop: StateRule(("square_avg", "momentum_buffer", "grad_avg")),
+    optim.Adagrad: StateRule(("sum",), birth="initial_accumulator_value", moments=("sum",)),
+    optim.RMSprop: StateRule(("square_avg", "momentum_buffer", "grad_avg"), moments=("square_avg",)),
 }
 
 
@@ -69,6 +75,12 @@ def move_state(
                 f"{type(optimizer).__name__} state {name!r} has the shape of the weights, but this "
                 f"package does not know how to move it; known are {', '.join(rule.per_weight)}."
             )
+
+
+def second_moments(optimizer: optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """State tensors of ``parameter`` whose root its steps are divided by, by name; none of SGD."""
+    state = optimizer.state.get(parameter, {})
+    return {name: state[name] for name in STATE_RULES[type(optimizer)].moments if name in state}
 
 
 class LoadFollower:

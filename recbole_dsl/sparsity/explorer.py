@@ -41,7 +41,8 @@ class ExplorationSettings:
     ``update_interval`` ≥ 1 (ΔT); ``end`` ≥ 0 (T_end, no update after it); ``update_ratio``,
     ``update_ratio_min`` in [0, 1]; ``grow_window`` ≥ 1 or None for ``update_interval``;
     ``grow_row_power`` and ``grow_column_power`` in [0, 1], see :func:`relative_to_rows` and
-    :func:`relative_to_columns`, which goes first; ``growth_memory`` bytes for growth scores
+    :func:`relative_to_columns`, which goes first; ``grow_moment`` in [0, 1], the share of the second moments
+    around them that grown weights start with; ``growth_memory`` bytes for growth scores
     or None for no bound; ``growth_rows`` in (0, 1], the share of each tensor's rows that is scored at
     most; ``seed`` of our own generators;
     ``record``: keep one bit per position that says whether it was live before.
@@ -59,6 +60,7 @@ class ExplorationSettings:
     grow_momentum: float = 0.9
     grow_row_power: float = 0.0
     grow_column_power: float = 0.0
+    grow_moment: float = 0.0
     growth_memory: int | None = None
     growth_rows: float = 1.0
     record: bool = True
@@ -415,6 +417,8 @@ class Explorer:
         del live, context, candidates, drop
         assert progress.optimizer is not None
         group.apply_update(plan, progress.optimizer)
+        if self.settings.grow_moment:
+            group.estimate_moments(plan.arriving, progress.optimizer, self.settings.grow_moment)
         if record is not None:
             record.add(plan.arriving)
         self._reset_scores(group)

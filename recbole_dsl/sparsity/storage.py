@@ -83,3 +83,7 @@ class SparseGroup(Protocol):
     def apply_update(self, plan: UpdatePlan, optimizer: torch.optim.Optimizer) -> None:
         """Rebuild the topology; values and per-weight optimizer state follow their positions."""
         ...
+
+    def estimate_moments(self, arriving: Tensor, optimizer: torch.optim.Optimizer, share: float) -> None:
+        """Give the weights that were grown at ``arriving`` a ``share`` of the second moments around them."""
+        ...
