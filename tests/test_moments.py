@@ -139,6 +139,25 @@ def test_storages_agree(optimizer: str):
     assert trained("packed", optimizer, 1.0) == trained("masked", optimizer, 1.0)
 
 
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+def test_a_table_that_no_step_has_reached(storage: str):
+    """It has no state of its own in masked storage, and does not keep the other from its estimates."""
+    table = torch.arange(1.0, 25.0, dtype=torch.float64).view(6, 4)
+    model = Tables(table, torch.ones(4, 4, dtype=torch.float64))
+    group = {"packed": pack, "masked": mask}[storage](model, "joint", list_tensors(model), torch.tensor(LIVE))
+    explorer = Explorer([group], ExplorationSettings(update_interval=2, end=100, grow_moment=1.0))
+    optimizer = optim.RMSprop(model.parameters(), lr=0.01)
+    explorer.attach(optimizer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (model.first * table).sum().backward()
+        optimizer.step()
+    moments = torch.cat([optimizer.state[p]["square_avg"].reshape(-1) for p in optimizer.state])
+    moments = moments if storage == "packed" else moments[group.live_positions()[group.live_positions() < 24]]
+    grown = [n for n, position in enumerate(group.live_positions().tolist()) if position < 24 and position % 2]
+    assert grown and float(moments[grown].min()) > 0
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_only_what_divides_steps_is_estimated(optimizer: str):
     """After the last update every grown weight has a second moment with 1, and that of its birth with 0."""

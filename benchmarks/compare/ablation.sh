@@ -50,6 +50,8 @@ variants=(
     positions-only:--dsl_init_linear_norm=None
     linear-norm-0.3:--dsl_init_linear_norm=0.3
     random-positions:--dsl_init=random
+    moment-1:--dsl_grow_moment=1
+    moment-1-rate-power-1:"--dsl_grow_moment=1 --dsl_learning_rate_power=1"
     random-topology:"--dsl_init=random --dsl_init_values=model"
     no-updates:--dsl_update_ratio=0
     drop-by-row-magnitude:--dsl_drop=row_magnitude

@@ -186,15 +186,17 @@ class MaskedGroup(nn.Module):
     @torch.no_grad()
     def estimate_moments(self, arriving: Tensor, optimizer: torch.optim.Optimizer, share: float) -> None:
         """Give grown weights a ``share`` of the second moments around them; see :mod:`.moments`."""
-        states = [second_moments(optimizer, p) for p in self.trained_parameters()]
-        here = self.live_positions()
-        for name in set.intersection(*map(set, states)):
-            flat = torch.cat([state[name].reshape(-1) for state in states])
+        parameters, here = self.trained_parameters(), self.live_positions()
+        states = [second_moments(optimizer, parameter) for parameter in parameters]
+        for name in {name for state in states for name in state}:
+            # A table that no step has reached has none, in packed storage zeros.
+            dense = [state.get(name, torch.zeros_like(p)) for state, p in zip(states, parameters, strict=True)]
+            flat = torch.cat([moments.reshape(-1) for moments in dense])
             moments = flat[here]
             estimate_moments(moments, self.live_rows(), arriving, share)
             flat[here] = moments
-            for state, part in zip(states, flat.split([state[name].numel() for state in states]), strict=True):
-                state[name].copy_(part.view_as(state[name]))
+            for whole, part in zip(dense, flat.split([moments.numel() for moments in dense]), strict=True):
+                whole.copy_(part.view_as(whole))
 
     def clear_caches(self) -> None:
         """Nothing is cached."""
