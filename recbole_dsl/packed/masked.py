@@ -186,17 +186,17 @@ class MaskedGroup(nn.Module):
     @torch.no_grad()
     def estimate_moments(self, arriving: Tensor, optimizer: torch.optim.Optimizer, share: float) -> None:
         """Give grown weights a ``share`` of the second moments around them; see :mod:`.moments`."""
-        parameters, here = self.trained_parameters(), self.live_positions()
-        states = [second_moments(optimizer, parameter) for parameter in parameters]
-        for name in {name for state in states for name in state}:
+        here = self.live_positions()
+        states = {parameter: second_moments(optimizer, parameter) for parameter in self.trained_parameters()}
+        for name in {name for state in states.values() for name in state}:
             # A table that no step has reached has none, in packed storage zeros.
-            dense = [state.get(name, torch.zeros_like(p)) for state, p in zip(states, parameters, strict=True)]
-            flat = torch.cat([moments.reshape(-1) for moments in dense])
+            flat = torch.cat([state.get(name, torch.zeros_like(p)).reshape(-1) for p, state in states.items()])
             moments = flat[here]
             estimate_moments(moments, self.live_rows(), arriving, share)
             flat[here] = moments
-            for whole, part in zip(dense, flat.split([moments.numel() for moments in dense]), strict=True):
-                whole.copy_(part.view_as(whole))
+            for parameter, part in self._parts(flat):
+                if name in states[parameter]:
+                    states[parameter][name].copy_(part)
 
     def clear_caches(self) -> None:
         """Nothing is cached."""

@@ -25,13 +25,11 @@ class StateRule:
     moments: tuple[str, ...] = ()
 
 
+_ADAM = StateRule(("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), moments=("exp_avg_sq", "max_exp_avg_sq"))
+
 STATE_RULES: dict[type[optim.Optimizer], StateRule] = {
-    optim.Adam: StateRule(
-        ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), moments=("exp_avg_sq", "max_exp_avg_sq")
-    ),
-    optim.AdamW: StateRule(
-        ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), moments=("exp_avg_sq", "max_exp_avg_sq")
-    ),
+    optim.Adam: _ADAM,
+    optim.AdamW: _ADAM,
     optim.SGD: StateRule(("momentum_buffer",)),
     optim.Adagrad: StateRule(("sum",), birth="initial_accumulator_value", moments=("sum",)),
     optim.RMSprop: StateRule(("square_avg", "momentum_buffer", "grad_avg"), moments=("square_avg",)),
