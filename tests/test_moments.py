@@ -1,6 +1,7 @@
 """Second moments that grown weights start with: by hand, against a naive loop, in both storages."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,8 +78,9 @@ def test_without_a_scale_nothing_changes(value: float):
     assert torch.equal(moments.nan_to_num(7.0), before.nan_to_num(7.0))
 
 
-@given(st.data())
-def test_like_a_naive_loop(data):
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+@given(data=st.data())
+def test_like_a_naive_loop(kernels: str, data):
     shapes = data.draw(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=3))
     size = sum(rows * columns for rows, columns in shapes)
     live = sorted(data.draw(st.sets(st.integers(0, size - 1), min_size=1)))
@@ -90,12 +92,29 @@ def test_like_a_naive_loop(data):
         0.0 if p in arriving and n % 2 else m for n, (p, m) in enumerate(zip(live, moments, strict=True))
     ]
     found = torch.tensor(moments, dtype=torch.float64)
-    estimate_moments(
-        found, index_of(torch.tensor(live), shapes), torch.tensor(arriving, dtype=torch.int64), share
-    )
+    index = replace(index_of(torch.tensor(live), shapes), kernels=kernels)
+    estimate_moments(found, index, torch.tensor(arriving, dtype=torch.int64), share)
     assert found.tolist() == pytest.approx(
         naive(moments, live, shapes, set(arriving), share), rel=1e-9, abs=1e-30
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(seed=st.integers(0, 1000), share=st.floats(0.0, 1.0))
+def test_compiled_loops_give_the_same_bits(dtype: torch.dtype, seed: int, share: float):
+    pytest.importorskip("numba")
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(7, 30), (1, 3), (40, 6)]
+    live = torch.randperm(453, generator=generator)[:200].sort().values
+    arriving = live[torch.rand(200, generator=generator) < 0.3]
+    moments = torch.randn(200, generator=generator, dtype=dtype).pow(8)
+    moments[torch.isin(live, arriving)] *= torch.rand(arriving.shape, generator=generator, dtype=dtype).round()
+    found = {}
+    for kernels in ("numba", "torch"):
+        found[kernels] = moments.clone()
+        estimate_moments(found[kernels], replace(index_of(live, shapes), kernels=kernels), arriving, share)
+    assert torch.equal(found["numba"], found["torch"])
+    assert share < 0.01 or not torch.equal(found["torch"], moments)
 
 
 # --- in an exploration ----------------------------------------------------------------------------

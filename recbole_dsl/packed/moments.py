@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels import compiled
+from ..kernels import moments as loops
 from ..sparsity.rows import LiveRows
 
 
@@ -33,7 +36,12 @@ def estimate_moments(moments: Tensor, live: LiveRows, arriving: Tensor, share: f
         ends = torch.searchsorted(arriving, arriving.new_tensor([start, start + rows * columns])).tolist()
         _estimate(
             moments,
-            LiveRows([(rows, columns)], live.row_pointers[first : first + rows + 1], live.column_ids),
+            LiveRows(
+                [(rows, columns)],
+                live.row_pointers[first : first + rows + 1],
+                live.column_ids,
+                live.kernels,
+            ),
             arriving[ends[0] : ends[1]] - start,
             share,
         )
@@ -46,43 +54,55 @@ def _estimate(moments: Tensor, live: LiveRows, arriving: Tensor, share: float) -
     largest = float(own.max()) ** 0.5 if arriving.numel() else 0.0
     if not 0 < largest < float("inf"):
         return  # nothing was grown, or trained yet, or training has failed
-    unit = largest * own.numel() / 2**62  # int64 holds any sum
-    by_row, by_column = (_Means(size, moments.device) for size in live.shapes[0])
-    for span, row, column, new in _blocks(live, arriving):
-        roots = moments[span][~new].double().sqrt_().div_(unit).long()
-        by_row.add(row[~new], roots)
-        by_column.add(column[~new], roots)
-    mean = by_row.of_all()
+    scale = 2**62 / (largest * own.numel())  # int64 holds any sum of roots in these units
+    rows, columns = (_Means(size, moments.device) for size in live.shapes[0])
+    tensor = (moments, live.row_pointers, live.column_ids, live.shapes[0][1], arriving)
+    by_loops = compiled(live.kernels, moments, live.row_pointers, live.column_ids, arriving)
+    if by_loops:
+        loops.add_roots(*tensor, scale, rows.sums, rows.counts, columns.sums, columns.counts)
+    for span, row, column, new in () if by_loops else _blocks(live, arriving):
+        roots = _roots(moments[span][~new].double()).mul_(scale).long()
+        rows.add(row[~new], roots)
+        columns.add(column[~new], roots)
+    mean = rows.of_all()
     if mean == 0:
         return
+    by_row, by_column = rows.means(mean), columns.means(mean)
+    if by_loops:
+        loops.raise_moments(*tensor, by_row, by_column, 1 / (scale * mean), share)
+        return
     for span, row, column, new in _blocks(live, arriving):
-        root = by_row.of(row[new], mean) * by_column.of(column[new], mean) * (unit / mean)
+        root = by_row[row[new]] * by_column[column[new]] * (1 / (scale * mean))
         least = moments[span][new]
         moments[span] = moments[span].masked_scatter(
             new, root.square_().mul_(share).to(least.dtype).maximum(least)
         )
 
 
+def _roots(numbers: Tensor) -> Tensor:
+    """√ of float64 numbers, correctly rounded, as torch's own is not on every CPU."""
+    return torch.from_numpy(np.sqrt(numbers.numpy())) if numbers.device.type == "cpu" else numbers.sqrt()
+
+
 class _Means:
     """Means of whole numbers by row, or by column."""
 
     def __init__(self, size: int, device: torch.device) -> None:
-        self._sums = torch.zeros(size, dtype=torch.int64, device=device)
-        self._counts = torch.zeros_like(self._sums)
+        self.sums = torch.zeros(size, dtype=torch.int64, device=device)
+        self.counts = torch.zeros_like(self.sums)
 
     def add(self, where: Tensor, numbers: Tensor) -> None:
         """``numbers`` (n,) int64 to the rows, or columns, ``where`` (n,) int64."""
-        self._sums.index_add_(0, where, numbers)
-        self._counts.index_add_(0, where, torch.ones_like(where))
+        self.sums.index_add_(0, where, numbers)
+        self.counts.index_add_(0, where, torch.ones_like(where))
 
-    def of(self, where: Tensor, otherwise: float) -> Tensor:
-        """Their means, float64, ``otherwise`` where nothing was added."""
-        sums, counts = self._sums[where].double(), self._counts[where]
-        return torch.where(counts > 0, sums / counts, otherwise)
+    def means(self, otherwise: float) -> Tensor:
+        """Of every row, or column, float64, ``otherwise`` where nothing was added."""
+        return torch.where(self.counts > 0, self.sums.double() / self.counts, otherwise)
 
     def of_all(self) -> float:
         """The mean of all, 0 if there are none."""
-        return float(self._sums.sum()) / max(1, int(self._counts.sum()))
+        return float(self.sums.sum()) / max(1, int(self.counts.sum()))
 
 
 def _blocks(live: LiveRows, arriving: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
