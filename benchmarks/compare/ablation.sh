@@ -50,8 +50,9 @@ variants=(
     positions-only:--dsl_init_linear_norm=None
     linear-norm-0.3:--dsl_init_linear_norm=0.3
     random-positions:--dsl_init=random
-    moment-1:--dsl_grow_moment=1
-    moment-1-rate-power-1:"--dsl_grow_moment=1 --dsl_learning_rate_power=1"
+    moment-0:--dsl_grow_moment=0
+    rate-power-0.5:--dsl_learning_rate_power=0.5
+    moment-0-rate-power-0.5:"--dsl_grow_moment=0 --dsl_learning_rate_power=0.5"
     random-topology:"--dsl_init=random --dsl_init_values=model"
     no-updates:--dsl_update_ratio=0
     drop-by-row-magnitude:--dsl_drop=row_magnitude
@@ -86,5 +87,5 @@ for variant in "${variants[@]}"; do
     recbole-dsl compare --models="$model" --datasets="$dataset" --methods=dsl_plus --densities="${DENSITY:-0.1}" --seeds="${SEEDS:-3}" \
         ${DATA:+--data_path="$DATA"} --config_files="benchmarks/compare/${SCHEDULE:-$dataset}.yaml" \
         --results="benchmarks/results/${STUDY:-ablation}" --name="$model-$dataset-$name" --learning_rate="$rate" --jobs="${JOBS:-2}" \
-        ${variant#*:}
+        ${EVAL:+--eval_batch_size="$EVAL"} ${variant#*:}
 done
