@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, optim
 
+from recbole_dsl import compiling
 from recbole_dsl.packed.moments import estimate_moments
 from recbole_dsl.sparsity.explorer import ExplorationSettings, Explorer
 from recbole_dsl.sparsity.rows import LiveRows
@@ -99,10 +100,10 @@ def test_like_a_naive_loop(kernels: str, data):
     )
 
 
+@pytest.mark.skipif(not compiling.numba_installed(), reason="needs numba")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(seed=st.integers(0, 1000), share=st.floats(0.0, 1.0))
 def test_compiled_loops_give_the_same_bits(dtype: torch.dtype, seed: int, share: float):
-    pytest.importorskip("numba")
     generator = torch.Generator().manual_seed(seed)
     shapes = [(7, 30), (1, 3), (40, 6)]
     live = torch.randperm(453, generator=generator)[:200].sort().values
