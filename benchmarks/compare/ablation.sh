@@ -5,8 +5,9 @@
 #   bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.002 base until-30-percent no-updates nmf drop-by-row-magnitude
 #   DATA=folder bash benchmarks/compare/ablation.sh BPR citeulike-t 0.001 base width-64 width-256 width-512 no-updates
 #   DENSITY=0.05 DATA=folder bash benchmarks/compare/ablation.sh BPR ml-1m 0.001 base until-10-percent width-128
-#   bash benchmarks/compare/ablation.sh MultiVAE ml-100k 0.001 base random-positions positions-only linear-norm-0.3 \
-#       columns-as-they-are no-updates scored-0.25 scored-0.125 popularity-0 popularity-0.75 popularity-1
+#   EVAL=1638400 bash benchmarks/compare/ablation.sh MultiVAE ml-100k 0.001 base random-positions positions-only \
+#       linear-norm-0.3 columns-as-they-are no-updates scored-0.25 scored-0.125 popularity-0 popularity-0.75 popularity-1 \
+#       moment-0 rate-power-0.5 moment-0-rate-power-0.5
 #   bash benchmarks/compare/ablation.sh RecVAE ml-100k 0.001 base columns-as-they-are
 #   STUDY=ablation-popularity bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.001 base popularity-0.3
 #   STUDY=ablation-popularity DENSITY=0.5,0.1 DATA=folder bash benchmarks/compare/ablation.sh BPR ml-1m 0.0005 \
@@ -20,7 +21,8 @@
 # budgets-by-size, positions-only and linear-norm are for MultiVAE, random-positions for models that start from factors.
 # Arguments: model, dataset (with a YAML file beside this one, of its name or SCHEDULE; DATA is the folder of those
 # that RecBole does not bring along), learning rate: that which the comparison's tuning chose for dsl_plus, RecBole's
-# default where there is no comparison; the names of variants, if not all. Two cells run at once (JOBS). Goes on where
+# default where there is no comparison; the names of variants, if not all. EVAL: eval_batch_size (users at once change
+# no result). Two cells run at once (JOBS). Goes on where
 # it was stopped; results are in benchmarks/results/ablation (or STUDY, which keeps the cells of one version of the
 # method together), tables by python -m benchmarks.ablation_docs.
 set -euo pipefail

@@ -35,9 +35,9 @@ def add_roots(
 @loop
 def raise_moments(
     moments: Any, pointers: Any, columns: Any, width: int, arriving: Any, row_means: Any, column_means: Any,
-    scale: float, share: float,
+    unit: float, share: float,
 ) -> None:  # fmt: skip
-    """Raise those of new weights to ``share`` · (mean of row · mean of column · ``scale``)²."""
+    """Raise those of new weights to ``share`` · (mean of row · mean of column · ``unit``)²."""
     n = 0
     for row in range(pointers.size - 1):
         if n == arriving.size:
@@ -48,7 +48,7 @@ def raise_moments(
                 break
             if arriving[n] == row * width + columns[k]:
                 n += 1
-                root = row_means[row] * column_means[columns[k]] * scale
+                root = row_means[row] * column_means[columns[k]] * unit
                 before = moments[k]
                 moments[k] = root * root * share  # compared as rounded to their type
                 if moments[k] < before:

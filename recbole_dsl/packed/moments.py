@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -36,12 +37,7 @@ def estimate_moments(moments: Tensor, live: LiveRows, arriving: Tensor, share: f
         ends = torch.searchsorted(arriving, arriving.new_tensor([start, start + rows * columns])).tolist()
         _estimate(
             moments,
-            LiveRows(
-                [(rows, columns)],
-                live.row_pointers[first : first + rows + 1],
-                live.column_ids,
-                live.kernels,
-            ),
+            replace(live, shapes=[(rows, columns)], row_pointers=live.row_pointers[first : first + rows + 1]),
             arriving[ends[0] : ends[1]] - start,
             share,
         )
@@ -60,19 +56,21 @@ def _estimate(moments: Tensor, live: LiveRows, arriving: Tensor, share: float) -
     by_loops = compiled(live.kernels, moments, live.row_pointers, live.column_ids, arriving)
     if by_loops:
         loops.add_roots(*tensor, scale, rows.sums, rows.counts, columns.sums, columns.counts)
-    for span, row, column, new in () if by_loops else _blocks(live, arriving):
-        roots = _roots(moments[span][~new].double()).mul_(scale).long()
-        rows.add(row[~new], roots)
-        columns.add(column[~new], roots)
+    else:
+        for span, row, column, new in _blocks(live, arriving):
+            old = ~new
+            roots = _roots(moments[span][old].double()).mul_(scale).long()
+            rows.add(row[old], roots)
+            columns.add(column[old], roots)
     mean = rows.of_all()
     if mean == 0:
         return
-    by_row, by_column = rows.means(mean), columns.means(mean)
+    by_row, by_column, unit = rows.means(mean), columns.means(mean), 1 / (scale * mean)
     if by_loops:
-        loops.raise_moments(*tensor, by_row, by_column, 1 / (scale * mean), share)
+        loops.raise_moments(*tensor, by_row, by_column, unit, share)
         return
     for span, row, column, new in _blocks(live, arriving):
-        root = by_row[row[new]] * by_column[column[new]] * (1 / (scale * mean))
+        root = by_row[row[new]] * by_column[column[new]] * unit
         least = moments[span][new]
         moments[span] = moments[span].masked_scatter(
             new, root.square_().mul_(share).to(least.dtype).maximum(least)
