@@ -195,23 +195,24 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("after", [pytest.param(False, marks=pytest.mark.slow), True], ids=["before", "after"])
 @pytest.mark.parametrize("call", [*Crashing.CALLS, "write"])
 @pytest.mark.parametrize("save", SAVES)
-def test_a_crash_at_any_step_of_a_save(save: str, call: str, whole: Path, data: Path, tmp_path: Path) -> None:
+def test_a_crash_at_any_step_of_a_save(
+    save: str, call: str, after: bool, whole: Path, data: Path, tmp_path: Path
+) -> None:
     """Before or after each call to the system, or when half of the file is written; then the run goes on."""
-    for after in (False, True):
-        folder = tmp_path / str(after)
-        given = settings("BPR", data, folder, dsl_save_every="7 steps", dsl_resume=True)
+    given = settings("BPR", data, tmp_path, dsl_save_every="7 steps", dsl_resume=True)
 
-        def crash(given: dict[str, Any] = given, after: bool = after) -> None:
-            _crash_in(save, call, after)
-            train("BPR", given)
+    def crash() -> None:
+        _crash_in(save, call, after)
+        train("BPR", given)
 
-        assert finished(in_process(crash)) == 77
-        check_files(folder / "saved")
-        assert finished(in_process(lambda given=given: train("BPR", given))) == 0
-        assert_same_outcome(folder, whole)
-        assert not temporary(folder / "saved")
+    assert finished(in_process(crash)) == 77
+    check_files(tmp_path / "saved")
+    assert finished(in_process(lambda: train("BPR", given))) == 0
+    assert_same_outcome(tmp_path, whole)
+    assert not temporary(tmp_path / "saved")
 
 
 def _crash_in(save: str, call: str, after: bool) -> None:
