@@ -33,6 +33,7 @@ import pandas as pd
 import scipy.sparse
 import torch
 
+from recbole_dsl import downloading
 from recbole_dsl.errors import DSLError, on_one_line
 from recbole_dsl.packed.layout import dense_state_dict
 from recbole_dsl.tensor_file import CHECKPOINT, is_tensor_file, read_tensor_file
@@ -85,6 +86,7 @@ def apply() -> None:
     _wrap_streams_once()
     _make_folders_side_by_side()
     _end_anomaly_detection()
+    downloading.apply()
     _applied = True
 
 

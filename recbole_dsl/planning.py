@@ -17,8 +17,10 @@ from .sparsity.budget import (
     budget_of_density,
     index_bytes,
     least_score_memory,
+    most_score_memory,
     sample_bytes,
     scored_row_counts,
+    split_score_memory,
 )
 
 PRECISIONS: Final = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
@@ -204,20 +206,17 @@ def optimizer_bytes(weights: int, parameters: int, setup: Setup) -> int:
 def growth_bytes(groups: Sequence[Group], setup: Setup) -> int:
     """The most that growth scores hold inside a growth window; 0 where every weight is live.
 
-    Each group has a share of the growth memory in proportion to its weights. Where not all rows are
+    Groups share the growth memory as :func:`split_score_memory` says. Where not all rows are
     scored, the numbers of those that are (8 bytes each) and the inverse (4 bytes a row) count too.
     A growth memory that training would refuse counts as :func:`least_growth_memory`.
     """
-    total = sum(group.weights for group in groups)
-    memory = setup.growth_memory
-    if memory is not None:
-        memory = max(memory, least_growth_memory(groups, setup))
-    shares = [None if memory is None else memory * group.weights // total for group in groups]
-    return sum(
-        _scores_of(group, share, setup)
-        for group, share in zip(groups, shares, strict=True)
-        if group.live < group.weights
-    )
+    growing = [group for group in groups if group.live < group.weights]
+    shares: list[int | None] = [None] * len(growing)
+    if setup.growth_memory is not None:
+        least = _each_least(growing, setup)
+        most = [most_score_memory(group.shapes, setup.score_bytes, setup.growth_rows) for group in growing]
+        shares = [*split_score_memory(max(setup.growth_memory, sum(least)), least, most)]
+    return sum(_scores_of(group, share, setup) for group, share in zip(growing, shares, strict=True))
 
 
 def _scores_of(group: Group, memory: int | None, setup: Setup) -> int:
@@ -228,13 +227,11 @@ def _scores_of(group: Group, memory: int | None, setup: Setup) -> int:
 
 def least_growth_memory(groups: Sequence[Group], setup: Setup) -> int:
     """The smallest growth memory that training accepts: a row of every table, or all if that is less."""
-    total = sum(group.weights for group in groups)
-    least = [
-        (least_score_memory(group.shapes, setup.score_bytes, setup.growth_rows), group.weights)
-        for group in groups
-        if group.live < group.weights  # else nothing grows
-    ]
-    return max((-(-memory * total // weights) for memory, weights in least), default=0)
+    return sum(_each_least([group for group in groups if group.live < group.weights], setup))
+
+
+def _each_least(growing: Sequence[Group], setup: Setup) -> list[int]:
+    return [least_score_memory(group.shapes, setup.score_bytes, setup.growth_rows) for group in growing]
 
 
 def record_bytes(group: Group) -> int:

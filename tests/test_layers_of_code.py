@@ -15,7 +15,7 @@ PACKAGE = Path(recbole_dsl.__file__).parent
 # A part may import parts of its own or a lower level.
 LEVELS: list[set[str]] = [
     {"errors", "files", "resources", "compiling", "kernels", "plain", "tensor_file"},
-    {"quantities", "graph", "sparsity", "property_files", "recbole_names", "stages"},
+    {"quantities", "graph", "sparsity", "property_files", "recbole_names", "stages", "downloading"},
     {"packed", "settings", "recbole_settings", "command_line", "planning"},
     {"handle", "compat", "config", "plan_command"},
     {"training", "serving", "costs", "results", "support"},

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import recbole_dsl.sparsity.scores
 from recbole_dsl.errors import ConfigError
-from recbole_dsl.sparsity.budget import sampled_row_counts, scored_row_counts
+from recbole_dsl.sparsity.budget import sampled_row_counts, scored_row_counts, split_score_memory
 from recbole_dsl.sparsity.scores import SMALL_TABLE, GrowthScores, Landing, PositionMap, sample_rows
 
 CPU = torch.device("cpu")
@@ -243,6 +243,21 @@ def test_both_bounds_hold_together(
     for n, (rows, _) in zip(scored, shapes, strict=True):
         assert 1 <= n <= max(1, share * rows + 0.5)
     assert memory is None or GrowthScores(where, dtype, CPU).bytes <= memory
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    bounds=st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), max_size=4),
+    more=st.integers(0, 300),
+)
+def test_groups_share_a_memory(bounds: list[tuple[int, int]], more: int) -> None:
+    """Each has its least; all of it together is not exceeded; where it is enough for all, each has its most."""
+    least, most = [low for low, _ in bounds], [low + lack for low, lack in bounds]
+    memory = sum(least) + more
+    shares = split_score_memory(memory, least, most)
+    assert all(low <= own <= high for low, own, high in zip(least, shares, most, strict=True))
+    assert sum(shares) <= memory and (memory < sum(most) or shares == most)
+    assert min(memory, sum(most)) - sum(shares) < max(1, len(bounds))
 
 
 def test_without_a_memory_bound_the_share_is_exact() -> None:

@@ -419,11 +419,15 @@ def test_nmf_without_a_user_or_item_table_is_refused() -> None:
     assert type(model["tag"]) is nn.Embedding
 
 
-def test_the_least_growth_memory_that_is_told_is_enough() -> None:
-    """Though every group has a share of it only."""
+@pytest.mark.parametrize(
+    "shape, expected",
+    [((50, 64), 1000 * 4 + 64 * 4 + 8 + 50 * 4 + 64 * 4 + 8), ((1, 2500), 1000 * 4 + 64 * 4 + 8 + 2500 * 4)],
+)
+def test_the_least_growth_memory_that_is_told_is_enough(shape: tuple[int, int], expected: int) -> None:
+    """A row of each tensor with its number and the inverse, or all of one that takes less."""
 
     def sparse(memory: int) -> SparseHandle:
-        model = nn.Sequential(nn.Embedding(1000, 64), nn.Linear(64, 50))
+        model = nn.Sequential(nn.Embedding(1000, 64), nn.Linear(shape[1], shape[0]))
         handle = sparsify(model, 0.1, growth_memory=memory, update_interval=5, groups="per_tensor")
         handle.attach(torch.optim.SGD(model.parameters(), lr=0.1))
         return handle
@@ -431,6 +435,7 @@ def test_the_least_growth_memory_that_is_told_is_enough() -> None:
     with pytest.raises(ConfigError, match=r"dsl_growth_memory=2000 bytes .* at least \d+ bytes") as error:
         sparse(2000)
     least = int(str(error.value).split()[-2])
+    assert least == expected
     sparse(least)
     with pytest.raises(ConfigError, match=f"dsl_growth_memory={least - 1} bytes .* at least {least} bytes"):
         sparse(least - 1)
@@ -1007,17 +1012,19 @@ def test_a_state_of_other_groups_is_refused() -> None:
         one.explorer.load_state_dict(other.explorer.state_dict())
 
 
-def test_momentum_of_two_processes_is_that_of_one() -> None:
-    """After an update every process keeps its part of the decayed sum."""
+@pytest.mark.parametrize("more, updates", [({}, 1), ({"growth_rows": 0.4, "update_ratio": 0.01}, 0)])
+def test_momentum_of_two_processes_is_that_of_one(more: dict[str, float], updates: int) -> None:
+    """After an update every process keeps its part of the decayed sum, as where scored rows lose no weight."""
     sums = []
     for processes in (1, 2):
-        model, handle = sparse_tables(grow="momentum", update_interval=1)
+        model, handle = sparse_tables(grow="momentum", update_interval=1, **more)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         handle.explorer.processes = processes
         handle.explorer.add_up = lambda scores, parts=processes: scores.mul_(parts)
         handle.attach(optimizer)
         (loss(model) / processes).backward()
         optimizer.step()
+        assert handle.explorer.updates == updates
         sums.append(processes * handle.groups[0].growth_scores.sums)
     assert sums[0].any()
     torch.testing.assert_close(*sums)

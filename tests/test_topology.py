@@ -14,6 +14,7 @@ from torch import Tensor
 
 from recbole_dsl.errors import ConfigError
 from recbole_dsl.sparsity import factors as factors_of
+from recbole_dsl.sparsity import selection
 from recbole_dsl.sparsity import topology as topologies
 from recbole_dsl.sparsity.factors import (
     Factorisation,
@@ -109,6 +110,34 @@ def test_magnitude_takes_the_largest_values_over_the_group_lowest_position_first
     tables = [torch.tensor([[1.0, -3.0], [0.5, 1.0]]), torch.tensor([[2.0, -1.0]])]
     assert build("magnitude", [(2, 2), (1, 2)], 3, initial=tables).live.tolist() == [0, 1, 4]
     assert build("magnitude", [(2, 2), (1, 2)], 4, initial=tables).live.tolist() == [0, 1, 3, 4]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 6)), min_size=1, max_size=3),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    block=st.sampled_from([1, 4, 1000]),
+    data=st.data(),
+)
+def test_aligned_and_magnitude_are_what_a_sort_of_all_positions_says(shapes, dtype, block, data) -> None:
+    """By column, or by |w|, then by position; values that are no numbers come last."""
+    odd = st.sampled_from([0.0, -0.0, 1.0, -1.0, float("inf"), float("nan"), 1e-40])
+    sizes = [rows * cols for rows, cols in shapes]
+    flat = data.draw(st.lists(odd | st.floats(-2, 2, width=16), min_size=sum(sizes), max_size=sum(sizes)))
+    values = torch.tensor(flat, dtype=dtype)
+    initial = [part.view(shape) for part, shape in zip(values.split(sizes), shapes, strict=True)]
+    budget = data.draw(st.integers(1, sum(sizes)))
+    columns = torch.cat([torch.arange(cols).repeat(rows) for rows, cols in shapes])
+    size = values.abs().nan_to_num(nan=-1.0, posinf=torch.inf)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "SCORES_PER_BLOCK", block)
+        for name, order in (
+            ("aligned", columns.argsort(stable=True)),
+            ("magnitude", (-size).argsort(stable=True)),
+        ):
+            assert torch.equal(
+                build(name, shapes, budget, initial=initial).live, order[:budget].sort().values
+            ), name
 
 
 def test_nmf_compares_rows_on_equal_terms() -> None:

@@ -119,6 +119,27 @@ def test_ndcg_by_hand() -> None:
     torch.testing.assert_close(ranking._ndcg(ranked, wanted), torch.stack([1.5 / (1 + second), second]))
 
 
+def test_users_are_ranked_in_blocks_that_the_catalogue_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more scores at once than allowed, at least one user's; the result is that of all at once."""
+    draw = torch.Generator().manual_seed(0)
+    ids = [torch.randint(50, (600,), generator=draw) for _ in range(4)]
+    asked, known = (Interactions(users, items, 50, 50) for users, items in (ids[:2], ids[2:]))
+    tables = [torch.rand(50, 4, generator=draw) for _ in range(2)]
+    found, shapes, marks = [], [], ranking._Items.marks
+
+    def noted(self: Any, first: int, like: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(like.shape))
+        return marks(self, first, like)
+
+    monkeypatch.setattr(ranking._Items, "marks", noted)
+    for scores in (2**25, 50 * 7, 1):
+        monkeypatch.setattr(ranking, "SCORES", scores)
+        found.append(ranking.ndcg(*tables, asked, 0, known))
+    assert found[1:] == pytest.approx([found[0]] * 2) and 0 < found[0] < 1
+    assert {rows for rows, _ in shapes} == {50, 7, 1}
+    assert ranking.ndcg(*tables, Interactions(*torch.empty(2, 0, dtype=torch.int64), 50, 50), 0, known) == 0
+
+
 @pytest.mark.parametrize("kind", FACTORISATIONS)
 def test_known_items_are_not_ranked(kind: str) -> None:
     """One block of which each user lacks one item: with it alone left to rank, the ranking is perfect."""

@@ -115,6 +115,25 @@ def least_score_memory(shapes: Sequence[tuple[int, int]], element_size: int, sha
     return one_each if _rows_of_share(shapes, share) is not None else min(everything, one_each)
 
 
+def most_score_memory(shapes: Sequence[tuple[int, int]], element_size: int, share: float = 1.0) -> int:
+    """Bytes of the growth scores of all rows that ``share`` asks for."""
+    wanted = _rows_of_share(shapes, share)
+    if wanted is None:
+        return sum(rows * cols for rows, cols in shapes) * element_size
+    return sample_bytes(shapes, wanted, element_size)
+
+
+def split_score_memory(memory: int, least: Sequence[int], most: Sequence[int]) -> list[int]:
+    """Bytes of growth scores for each of several groups, no more than ``memory`` in all.
+
+    Each has its :func:`least_score_memory`, and of the rest a part in proportion to what it lacks to its
+    :func:`most_score_memory`, which no group exceeds. ``memory`` ≥ the sum of ``least``.
+    """
+    lacks = [high - low for low, high in zip(least, most, strict=True)]
+    rest = min(memory - sum(least), sum(lacks))
+    return [low + rest * lack // max(1, sum(lacks)) for low, lack in zip(least, lacks, strict=True)]
+
+
 def sample_bytes(shapes: Sequence[tuple[int, int]], counts: Sequence[int], element_size: int) -> int:
     """Bytes of the growth scores of ``counts`` rows of each tensor, of their numbers and the inverse."""
     scored = sum(n * (cols * element_size + 8) for n, (_, cols) in zip(counts, shapes, strict=True))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import CheckpointError, ConfigError, DSLError
-from .budget import least_score_memory
+from .budget import least_score_memory, most_score_memory, split_score_memory
 from .criteria import (
     DROP_CRITERIA,
     GROWTH_CRITERIA,
@@ -25,7 +25,7 @@ from .learning_rate import scale_learning_rate
 from .randomness import generator_for
 from .record import ExplorationRecord
 from .schedule import update_ratio
-from .scores import GrowthScores, PositionMap, sample_rows, score_dtype, scored_row_counts
+from .scores import GrowthScores, PositionMap, sample_rows, score_dtype
 from .selection import BlockScore
 from .storage import SparseGroup
 from .update import plan_update
@@ -107,6 +107,7 @@ class GroupProgress:
     step: int = 0
     updates: int = 0
     score_bytes: int = 0  # the most that growth scores have held
+    score_memory: int | None = None  # bytes that they may take
     optimizer: torch.optim.Optimizer | None = None
     hooks: list[RemovableHandle] = field(default_factory=list, repr=False)
     replaced: WeakKeyDictionary[torch.optim.Optimizer, RemovableHandle] = field(
@@ -180,14 +181,8 @@ class Explorer:
                 groups, each, learning_rate_scales or [1.0] * len(groups), strict=True
             )
         ]
-        for progress in self.progress:
-            # A bound that is too small is told now, not at the first window, if there will be one.
-            if progress.settings.updates and progress.group.budget < _weights(progress.group):
-                bounds = self._score_bounds(progress.group)
-                try:
-                    scored_row_counts(progress.group.table_shapes, *bounds, progress.settings.growth_rows)
-                except ConfigError:
-                    raise self._too_little_memory() from None
+        if settings.growth_memory is not None:
+            self._share_score_memory(settings.growth_memory)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> int:
         """Count the steps of ``optimizer`` for every group whose parameters it owns.
@@ -359,30 +354,25 @@ class Explorer:
         group.collects = in_window and group.growth_scores is not None
 
     def _sample(self, progress: GroupProgress) -> PositionMap:
-        group = progress.group
-        size, memory = self._score_bounds(group)
-        share = progress.settings.growth_rows
+        group, memory = progress.group, progress.score_memory
+        size, share = score_dtype(group.dtype).itemsize, progress.settings.growth_rows
         return sample_rows(group.table_shapes, size, memory, progress.generator, group.device, share)
 
-    def _too_little_memory(self) -> ConfigError:
-        """The least that leaves every group room in its share for a row of each tensor."""
-        total, least = sum(_weights(progress.group) for progress in self.progress), 0
-        for progress in self.progress:
-            group, (size, _) = progress.group, self._score_bounds(progress.group)
-            own = least_score_memory(group.table_shapes, size, progress.settings.growth_rows)
-            least = max(least, -(-own * total // _weights(group)))
-        return ConfigError(
-            f"dsl_growth_memory={self.settings.growth_memory} bytes is too small to score even one row of each "
-            f"sparse tensor; allowed is at least {least} bytes."
-        )
-
-    def _score_bounds(self, group: SparseGroup) -> tuple[int, int | None]:
-        """Bytes of one score, and the group's share of the bytes that all scores may take."""
-        size = score_dtype(group.dtype).itemsize
-        memory = self.settings.growth_memory
-        if memory is not None:
-            memory = memory * _weights(group) // sum(_weights(p.group) for p in self.progress)
-        return size, memory
+    def _share_score_memory(self, memory: int) -> None:
+        """Between the groups that grow, of ``memory`` bytes; too few are told now, not at the first window."""
+        growing = [p for p in self.progress if p.settings.updates and p.group.budget < _weights(p.group)]
+        needs = [
+            (p.group.table_shapes, score_dtype(p.group.dtype).itemsize, p.settings.growth_rows) for p in growing
+        ]
+        least = [least_score_memory(*need) for need in needs]
+        if memory < sum(least):
+            raise ConfigError(
+                f"dsl_growth_memory={memory} bytes is too small to score even one row of each sparse tensor; "
+                f"allowed is at least {sum(least)} bytes."
+            )
+        shares = split_score_memory(memory, least, [most_score_memory(*need) for need in needs])
+        for progress, share in zip(growing, shares, strict=True):
+            progress.score_memory = share
 
     @torch.no_grad()
     def _update(self, progress: GroupProgress) -> None:
@@ -421,7 +411,7 @@ class Explorer:
             group.estimate_moments(plan.arriving, progress.optimizer, self.settings.grow_moment)
         if record is not None:
             record.add(plan.arriving)
-        self._reset_scores(group)
+        self._reset_scores(group, self.processes)  # each keeps its share of the sum
         progress.updates += 1
         if self.on_update is not None:
             rate = record.rate if record is not None else None
@@ -467,12 +457,13 @@ class Explorer:
 
         return score
 
-    def _reset_scores(self, group: SparseGroup) -> None:
+    def _reset_scores(self, group: SparseGroup, summed_over: int = 1) -> None:
+        """Begin a new window; scores that are kept are divided by the processes that hold their sum."""
         scores = group.growth_scores
         if scores is None:
             return
         if self.criterion.keeps_scores:
-            scores.sums.mul_(self.settings.grow_momentum / self.processes)  # each keeps its share of the sum
+            scores.sums.mul_(self.settings.grow_momentum / summed_over)
         elif scores.where.rows is None:
             scores.sums.zero_()
         else:

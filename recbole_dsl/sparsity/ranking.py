@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -18,6 +19,9 @@ USERS: Final = 4096
 TOP: Final = 10
 """Length of the rankings."""
 
+SCORES: Final = 2**25
+"""How many scores are made at once, each of five bytes with the mark of its item."""
+
 
 def ndcg(
     users: Tensor, items: Tensor, asked: Interactions, seed: int, known: Interactions | None = None
@@ -30,22 +34,46 @@ def ndcg(
     if chosen.numel() > USERS:
         order = torch.randperm(chosen.numel(), generator=generator_for(seed, "width/users"))
         chosen = chosen[order[:USERS]].sort().values
-    total = 0.0
-    for some in chosen.split(512):
-        scores = users[some] @ items.T
-        if known is not None:
-            scores[_marks(known, some)] = -torch.inf
-        total += float(_ndcg(scores.topk(min(TOP, scores.shape[1])).indices, _marks(asked, some)).sum())
-    return total / max(1, chosen.numel())
+    if chosen.numel() == 0:
+        return 0.0
+    wanted, left_out = _Items.of(asked, chosen), None if known is None else _Items.of(known, chosen)
+    total, first = 0.0, 0
+    for some in chosen.split(max(1, min(512, SCORES // max(1, asked.n_items)))):
+        total += _of_users(users[some], items, wanted, left_out, first)
+        first += some.numel()
+    return total / chosen.numel()
 
 
-def _marks(interactions: Interactions, users: Tensor) -> Tensor:
-    """Bool (users × items): whose items. ``users`` ascends."""
-    row = torch.searchsorted(users, interactions.users).clamp_(max=users.numel() - 1)
-    mine = users[row] == interactions.users
-    marks = torch.zeros(users.numel(), interactions.n_items, dtype=torch.bool)
-    marks[row[mine], interactions.items[mine]] = True
-    return marks
+def _of_users(users: Tensor, items: Tensor, wanted: _Items, left_out: _Items | None, first: int) -> float:
+    """The sum over ``users`` (n × columns), which are number ``first`` … of those asked."""
+    scores = users @ items.T
+    if left_out is not None:
+        scores[left_out.marks(first, scores)] = -torch.inf
+    ranked = scores.topk(min(TOP, scores.shape[1])).indices
+    return float(_ndcg(ranked, wanted.marks(first, scores)).sum())
+
+
+@dataclass(frozen=True)
+class _Items:
+    """``items`` of ``rows``, which are numbers of users and ascend."""
+
+    rows: Tensor
+    items: Tensor
+
+    @classmethod
+    def of(cls, interactions: Interactions, users: Tensor) -> _Items:
+        """Those of ``users``, which ascend, numbered from 0."""
+        row = torch.searchsorted(users, interactions.users).clamp_(max=users.numel() - 1)
+        mine = users[row] == interactions.users
+        rows, order = row[mine].sort()
+        return cls(rows, interactions.items[mine][order])
+
+    def marks(self, first: int, like: Tensor) -> Tensor:
+        """Whose items, bool of the shape of ``like``, whose rows are those from ``first`` on."""
+        ends = torch.searchsorted(self.rows, torch.tensor([first, first + like.shape[0]])).tolist()
+        marks = torch.zeros(like.shape, dtype=torch.bool)
+        marks[self.rows[slice(*ends)] - first, self.items[slice(*ends)]] = True
+        return marks
 
 
 def _ndcg(ranked: Tensor, wanted: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Exact top-k and bottom-k with one tie rule: among equal scores the lowest index comes first.
 
-:func:`lowest_k` and :func:`highest_k` take a whole tensor. What an update chooses from comes in blocks,
-through which :func:`keep_lowest` and :func:`highest_positive_k` go several times: each time 16 more bits
-of the k-th score are found by counting, so neither a sorted copy nor a list of candidates is held.
+``torch.topk`` leaves the choice among equal scores open, which would make a topology depend on the device and
+the library version. Scores come in blocks, through which :func:`keep_lowest` and :func:`highest_positive_k`
+go several times: each time 16 more bits of the k-th score are found by counting, so neither a sorted copy nor
+a list of candidates is held.
 """
 
 from __future__ import annotations
@@ -26,33 +27,6 @@ DIGIT: Final = 16
 
 BlockScore = Callable[[int, int], Tensor]
 """Maps a range of indices, first and last + 1, to their scores (1-D)."""
-
-
-def lowest_k(scores: Tensor, k: int) -> Tensor:
-    """Indices (int64, ascending) of the ``k`` lowest of the 1-D ``scores``; ties: lowest index first.
-
-    NaN counts as higher than every number. ``torch.topk`` leaves the choice among equal scores open,
-    which would make a topology depend on the device and the library version.
-    """
-    n = scores.numel()
-    if k <= 0:
-        return torch.empty(0, dtype=torch.int64, device=scores.device)
-    if k >= n:
-        return torch.arange(n, device=scores.device)
-    cut = torch.kthvalue(scores, k).values  # sorts NaN last
-    if bool(cut.isnan()):
-        below, ties = (~scores.isnan()).nonzero().flatten(), scores.isnan().nonzero().flatten()
-    else:
-        below, ties = (scores < cut).nonzero().flatten(), (scores == cut).nonzero().flatten()
-    return torch.cat([below, ties[: k - below.numel()]]).sort().values
-
-
-def highest_k(scores: Tensor, k: int) -> Tensor:
-    """Indices (int64, ascending) of the ``k`` highest of the 1-D ``scores``; ties: lowest index first.
-
-    NaN counts as lower than every number.
-    """
-    return lowest_k(-scores, k)
 
 
 def keep_lowest(marks: Tensor, scores: BlockScore, k: int, kernels: str = "auto") -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from .budget import allocate, erdos_renyi_shares
 from .sampling import random_subset
-from .selection import highest_k, keep_lowest
+from .selection import BITS, keep_lowest
 
 ROWS_PER_BLOCK: Final = 2**12
 """Rows of a factor whose entries are ranked together."""
@@ -110,21 +110,47 @@ def aligned(context: TopologyContext) -> Topology:
     Inner products of two sparse rows see only the columns both have; here they have the same.
     Column by column over all rows of all tensors, so the last column is filled for the first rows.
     """
-    order, start = [], 0
-    for table in context.initial:
-        rows, cols = table.shape
-        columns = torch.arange(cols).repeat(rows)
-        order.append(torch.stack([columns, start + torch.arange(rows * cols)]))
+    shapes = [table.shape for table in context.initial]
+    full, left = 0, context.budget  # columns that are filled, and what is left for the next
+    while left >= (size := sum(rows for rows, cols in shapes if cols > full)) > 0:
+        full, left = full + 1, left - size
+    live, start = [], 0
+    for rows, cols in shapes:
+        longer = min(rows, left) if cols > full else 0  # rows that have one more
+        left -= longer
+        firsts = torch.arange(start, start + rows * cols, cols)
+        for some, width in ((firsts[:longer], full + 1), (firsts[longer:], min(full, cols))):
+            live.append((some[:, None] + torch.arange(width)).flatten())
         start += rows * cols
-    columns, positions = torch.cat(order, dim=1)
-    first = highest_k(-columns.to(torch.float64), context.budget)
-    return Topology(positions[first])
+    return Topology(torch.cat(live))
 
 
 def magnitude(context: TopologyContext) -> Topology:
-    """The largest initial values by |w| over the whole group."""
-    flat = torch.cat([t.detach().reshape(-1).cpu() for t in context.initial])
-    return Topology(highest_k(flat.abs(), context.budget))
+    """The largest initial values by |w| over the whole group; ties: lowest position first."""
+    sizes = [table.numel() for table in context.initial]
+    marks = torch.ones(sum(sizes), dtype=torch.bool)
+    values = [table.detach().reshape(-1) for table in context.initial]
+    keep_lowest(marks, lambda first, last: _reversed(_between(values, first, last)), context.budget)
+    return Topology(marks.nonzero().flatten())
+
+
+def _between(values: Sequence[Tensor], first: int, last: int) -> Tensor:
+    """Entries ``first`` … ``last`` - 1 of 1-D tensors one after the other, on the CPU."""
+    parts, start = [], 0
+    for some in values:
+        parts.append(some[max(0, first - start) : max(0, last - start)].cpu())
+        start += some.numel()
+    return torch.cat(parts)
+
+
+def _reversed(numbers: Tensor) -> Tensor:
+    """Numbers ≥ 0 that are the lower the larger |x| is, and NaN where it is; none is rounded.
+
+    Floating-point numbers ≥ 0 are in the order of their bits.
+    """
+    bits = numbers.abs().view(BITS[numbers.itemsize])
+    infinity = torch.tensor(torch.inf, dtype=numbers.dtype).view(bits.dtype)
+    return torch.where(numbers.isnan(), numbers, (infinity - bits).view(numbers.dtype))
 
 
 def of_factors(context: TopologyContext) -> Topology:

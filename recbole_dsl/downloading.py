@@ -1,0 +1,100 @@
+"""RecBole's download of datasets that it knows, so that a folder is there whole or not at all.
+
+RecBole's own (data/dataset/dataset.py:232) ends a training in one process, as it waits for others at a barrier
+of a process group that is not there. It makes the folder first, so that the next run takes for the dataset what
+was interrupted, and unpacks into it while other processes may read it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from .errors import DataError
+
+
+def apply() -> None:
+    """Let RecBole's datasets be downloaded by :func:`download`."""
+    from recbole.data.dataset import Dataset, dataset, kg_dataset
+
+    def _download(self: Any) -> None:
+        download(self.dataset_name, Path(self.dataset_path), self._get_download_url("url"), dataset)
+
+    plain = kg_dataset.KnowledgeBasedDataset._download
+
+    def _download_with_graph(self: Any) -> None:
+        try:
+            plain(self)
+        except SystemExit:  # with status 0 if the graph is there, though nothing was trained
+            raise DataError(
+                f"dataset={self.dataset_name!r} is in '{self.dataset_path}' now, but its knowledge graph is "
+                "not, or not in RecBole's atomic files; allowed is to go on when its .kg and .link files are "
+                "there (see the conversion tools of RecSysDatasets)."
+            ) from None
+
+    Dataset._download = _download
+    kg_dataset.KnowledgeBasedDataset._download = _download_with_graph
+
+
+def download(name: str, folder: Path, url: str, recbole: Any) -> None:
+    """Make ``folder`` with the atomic files of a dataset, unless another process has made it meanwhile.
+
+    ``recbole``: has RecBole's functions of ``utils/url.py``, which ask at the terminal before more than 1 GB is
+    loaded.
+
+    Raises:
+        DataError: the user does not want it, or cannot be asked.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        if folder.exists():
+            return
+        getLogger().info(f"Dataset {name} is downloaded from {url}")
+        if not _wanted(url, recbole):
+            raise DataError(
+                f"dataset={name!r} is not in '{folder.parent}', and its download of more than 1 GB was not "
+                "agreed to; allowed is to answer 'y' at a terminal, or to put its atomic files there."
+            )
+        part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+        part.mkdir()
+        try:
+            archive = recbole.download_url(url, str(part))
+            recbole.extract_zip(archive, str(part))
+            os.unlink(archive)
+            recbole.rename_atomic_files(str(part), Path(archive).stem, name)
+            with contextlib.suppress(FileExistsError):  # where files cannot be locked
+                part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _wanted(url: str, recbole: Any) -> bool:
+    try:
+        return bool(recbole.decide_download(url))
+    except EOFError:  # nobody is there to answer
+        return False
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process of those that want ``folder`` at a time, where files can be locked."""
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            getLogger().info(f"Another process makes '{folder}'; this one waits for it.")
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:  # Timeout is an OSError, but none is left here
+        getLogger().warning(f"'{folder}' cannot be locked ({error}): it must not be downloaded twice at once.")
+    try:
+        yield
+    finally:
+        lock.release()
