@@ -21,7 +21,7 @@ from recbole.utils import ModelType
 
 from recbole_dsl import compat, property_files, recbole_names, recbole_settings
 from recbole_dsl.command_line import RECBOLE_OPTIONS, warn_unknown_flags
-from recbole_dsl.errors import ConfigError, on_one_line
+from recbole_dsl.errors import ConfigError, RanksError, on_one_line
 from recbole_dsl.plain import plain
 from recbole_dsl.property_files import METHOD_KEY, PREFIX, Settings
 from recbole_dsl.settings import (
@@ -141,12 +141,19 @@ class RecBoleDSLConfig(Config):
             torch.cuda.set_device(local)
         settings["single_spec"] = False
         if not dist.is_initialized():
-            dist.init_process_group(
-                "nccl" if on_gpu else "gloo",
-                rank=local + int(settings["offset"]),
-                world_size=int(settings["world_size"]),
-                init_method=f"tcp://{settings['ip']}:{settings['port']}",
-            )
+            place = f"{settings['ip']}:{settings['port']}"
+            try:
+                dist.init_process_group(
+                    "nccl" if on_gpu else "gloo",
+                    rank=local + int(settings["offset"]),
+                    world_size=int(settings["world_size"]),
+                    init_method=f"tcp://{place}",
+                )
+            except (RuntimeError, ValueError) as error:
+                raise RanksError(
+                    f"The processes cannot meet at {place} ({on_one_line(error)}); allowed are an --ip of the "
+                    "machine of rank 0 and a --port that is free there."
+                ) from None
         if dist.get_rank() != 0:
             settings.update(state="error", show_progress=False, verbose=False, log_wandb=False)
 
@@ -375,8 +382,11 @@ class RecBoleDSLConfig(Config):
     # --- checks of the merged settings ---
 
     def _set_default_parameters(self) -> None:
-        recbole_settings.check_kinds(self.external_config_dict, self._recbole_defaults)
+        given, defaults = self.external_config_dict, self._recbole_defaults
+        recbole_settings.check_kinds(given, defaults)
         recbole_settings.check_evaluation(self.final_config_dict)
+        self.final_config_dict |= recbole_settings.whole_numbers(given, defaults)
+        self.final_config_dict["topk"] = recbole_settings.read_topk(self.final_config_dict["topk"])
         recbole_settings.check_intervals(self.final_config_dict)
         recbole_settings.check_devices(self.final_config_dict["gpu_id"])
         with _recbole_errors():

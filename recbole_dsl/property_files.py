@@ -56,7 +56,8 @@ class _Once:
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node; every key once."""
         seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()  # else YAML says what is wrong
+        for key in (key for key, _ in pairs if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
                 raise yaml.MarkedYAMLError(
                     problem=f"{key.value} is allowed once and is there twice", problem_mark=key.start_mark
@@ -81,7 +82,9 @@ def read_mapping(path: Path, loader: type[Any] = _Loader) -> Settings:
     except UnicodeDecodeError:
         raise ConfigError(f"File '{path}' is not text in UTF-8.") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"File '{path}' is not valid YAML: {_problem(error)}.") from None
+        raise ConfigError(
+            f"File '{path}' is not valid YAML: {_problem(error)}; allowed is a mapping of words to values."
+        ) from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

@@ -141,6 +141,30 @@ def check_kinds(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
             )
 
 
+def whole_numbers(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, int]:
+    """What the user gives as 2.0 where RecBole's default is 2: as models count with it, an int."""
+    return {
+        key: int(value)
+        for key, value in given.items()
+        if isinstance(value, float) and value.is_integer() and type(defaults.get(key)) is int
+    }
+
+
+def read_topk(value: object) -> list[int]:
+    """The lengths of rankings.
+
+    Raises:
+        ConfigError: it is neither a whole number of at least 1 nor a list of such.
+    """
+    lengths = list(value) if isinstance(value, list | tuple) else [value]
+    try:
+        if lengths:
+            return [whole_setting(1).parse(length) for length in lengths]
+    except Refused:
+        pass
+    raise ConfigError(f"topk={value!r} is refused: allowed is a whole number of at least 1, or a list of such.")
+
+
 def check_devices(gpu_id: object) -> None:
     """Refuse what names no device; ``gpu_id``: a number, a tuple of numbers, or text with commas.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import socket
 from collections.abc import Sequence
 
@@ -57,10 +58,12 @@ def run(argv: Sequence[str]) -> None:
         ) from None
     recommender = SparseRecommender.load(options.artifact, options.device)
     limits = Limits(k=options.max_k, batch=options.max_batch)
-    app = application(recommender, limits, any_host=options.host not in LOOPBACK)
     listening = _listen(options.host, options.port)
-    host, port = listening.getsockname()[:2]
-    print(f"{recommender.manifest.model} on http://{f'[{host}]' if ':' in host else host}:{port}/", flush=True)
+    address, port = listening.getsockname()[:2]
+    host = f"[{address}]" if ":" in address else address
+    hosts = [*LOOPBACK, host, address] if ipaddress.ip_address(address.partition("%")[0]).is_loopback else ["*"]
+    app = application(recommender, limits, hosts)
+    print(f"{recommender.manifest.model} on http://{host}:{port}/", flush=True)
     # The server ends by itself at Ctrl-C, and tells it on to whoever has started it.
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])

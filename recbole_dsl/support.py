@@ -97,11 +97,6 @@ def rows(names: Collection[str] = ()) -> list[Row]:
     return [row for row in result if not wanted or row.model.lower() in wanted]
 
 
-def row_of(name: str) -> Row:
-    """The row of one model."""
-    return rows([name])[0]
-
-
 def cells(row: Row) -> tuple[str, ...]:
     """A row as text, one cell for each of :data:`COLUMNS`."""
     run = f"{row.updates} updates" if row.status == TRAINED else row.status

@@ -132,6 +132,23 @@ def test_a_manifest_without_sizes_is_refused(tmp_path: Path) -> None:
         read_manifest(tmp_path / "a")
 
 
+@pytest.mark.parametrize(
+    "metrics",
+    [{"trained": {"ndcg@10": 0.1}}, {"trained": 1, "artifact": 1},
+     {"trained": {}, "artifact": {"ndcg@10": 0.1}},
+     {"trained": {"ndcg@10": "high"}, "artifact": {"ndcg@10": 0.1}}],
+)  # fmt: skip
+def test_metrics_of_another_form_are_refused(metrics: dict[str, Any], tmp_path: Path) -> None:
+    """Which inspect shows."""
+    write_some(tmp_path / "a")
+    file = tmp_path / "a" / MANIFEST
+    body = {**json.loads(file.read_text()), "metrics": metrics}
+    del body["sha256"]
+    file.write_text(json.dumps({**body, "sha256": artifacts._checksum(body)}))
+    with pytest.raises(ArtifactError, match="its metrics are others"):
+        read_manifest(tmp_path / "a")
+
+
 @pytest.mark.parametrize("values", VALUES)
 @pytest.mark.parametrize(
     "rows, width, density", [(400, 64, 0.1), (300, 300, 0.05), (50, 16, 1.0), (40, 255, 0.3)]
@@ -245,12 +262,16 @@ def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine").write_text("mine")
     (tmp_path / "c").write_text("mine")
-    for name in "bc":
+    for name, content in (("d", '{"name": "an app"}'), ("e", "[" * 100_000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / MANIFEST).write_text(content)
+    for name in "bcde":
         with pytest.raises(ArtifactError, match="exists and is no artifact"):
             write_some(tmp_path / name, replace=True)
     (tmp_path / "empty").mkdir()
     write_some(tmp_path / "empty")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c", "empty"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c", "d", "e", "empty"]
+    assert (tmp_path / "d" / MANIFEST).read_text() == '{"name": "an app"}'
 
 
 def test_a_link_to_an_artifact_stays_one(tmp_path: Path) -> None:

@@ -70,6 +70,9 @@ CASES = {
     "no history": (["--model=SASRec", "--MAX_ITEM_LIST_LENGTH=0"], ["MAX_ITEM_LIST_LENGTH=0", "at least 1"]),
     "path of a dataset": (["--dataset=some/where"], ["some/where", "data_path"]),
     "places of metrics": (["--metric_decimal_place=abc"], ["metric_decimal_place='abc'"]),
+    "a part of an item": (["--topk=[10,10.5]"], ["topk=[10, 10.5]", "whole number of at least 1"]),
+    "no length of a ranking": (["--topk=[]"], ["topk=[]", "or a list of such"]),
+    "a list tagged as a mapping": (["--config_files=tagged.yaml"], ["tagged.yaml", "not valid YAML"]),
     "more than all items": (["--topk=5000", "--valid_metric=MRR@5000"], ["topk=[5000]", "1682 items"]),
     "a process nobody started": (["--local_rank=0"], ["local_rank=0", "torchrun"]),
     "no folder for checkpoints": (["--checkpoint_dir=None"], ["checkpoint_dir=None", "path of a folder"]),
@@ -149,6 +152,7 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a_file").write_text("")
     (tmp_path / "model.yaml").write_text("model: LightGNC\n")
+    (tmp_path / "tagged.yaml").write_text("x: !!map [1, 2]\n")
     (tmp_path / "nested.yaml").write_text("dsl: {density: 0.05}\n")
     (tmp_path / "deep.yaml").write_text("methods: {dsl_plus: {dsl_density: 0.05}}\n")
     (tmp_path / "twice.yaml").write_text("epochs: 1\neval_args: {order: RO}\nepochs: 2\n")
@@ -252,12 +256,13 @@ def test_what_recbole_takes_is_taken() -> None:
     given = {
         "eval_args": {"split": {"TS": [0.8, 0.1, 0.1]}, "order": "TO", "group_by": None, "mode": "uni100"},
         "train_neg_sample_args": {"distribution": "popularity", "alpha": 0.5},
-        "metrics": "NDCG", "topk": 5, "valid_metric": "NDCG@5", "gpu_id": (0, 1), "n_layers": 3.0,
+        "metrics": "NDCG", "topk": 5.0, "valid_metric": "NDCG@5", "gpu_id": (0, 1), "n_layers": 3.0,
     }  # fmt: skip
     with no_flags():
         config = RecBoleDSLConfig("LightGCN", "ml-100k", None, given)
     assert config["eval_args"]["split"] == given["eval_args"]["split"]  # type: ignore[index]
-    assert config["n_layers"] == 3 and config.metric_names() == ["ndcg@5"]
+    assert config["n_layers"] == 3 and type(config["n_layers"]) is int  # a model counts to it
+    assert config.metric_names() == ["ndcg@5"] and type(config["topk"][0]) is int
 
 
 def test_misspelt_names_among_tuned_settings_are_told(

@@ -1087,6 +1087,8 @@ def test_points_are_a_grid_or_drawn_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     ["a choice", "a choice []", "a choice x", "a uniform 2,1", "a uniform 1", "a quniform 1,2,0", "a magic 1,2",
+     "a loguniform 64,4096", "a uniform -1e999,1e999", "a quniform 1,2,1e999", "a choice [{1, 2}]",
+     "a choice [1e999]",
      "a choice [1]\na choice [2]", "", "seed choice [1, 2]", "dsl_densty choice [1]",
      "learning_rate choice [-1]", "learning_rte choice [0.1]"],
 )  # fmt: skip

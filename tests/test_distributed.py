@@ -20,6 +20,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from recbole_dsl import launching
+from recbole_dsl.config import RecBoleDSLConfig, no_flags
 from recbole_dsl.errors import ConfigError, DSLError, NumberError, RanksError
 from recbole_dsl.launching import Processes
 from recbole_dsl.training.checkpoint import read_checkpoint
@@ -229,6 +230,19 @@ def test_flags_that_do_not_fit_are_refused(given: dict[str, str]) -> None:
     """Before anything is started."""
     with pytest.raises(ConfigError, match=f"--{next(iter(given))}"):
         Processes.of(flags(**given), {})
+
+
+def test_a_port_in_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one sentence: two runs on a machine have the same one unless told otherwise."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    given = {"gpu_id": "", "local_rank": 0, "nproc": 2, "world_size": 2, "offset": 0, "ip": "localhost"}
+    with socket.socket() as taken, no_flags():
+        taken.bind(("localhost", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(RanksError, match=rf"cannot meet at localhost:{port} \(.*--port that is free there"):
+            RecBoleDSLConfig("BPR", "ml-100k", config_dict={**given, "port": str(port)})
+    assert not dist.is_initialized()
 
 
 def test_a_process_leaves_its_group(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def test_every_model_of_recbole_has_a_row() -> None:
 def test_density_one_is_recbole(name: str, data: Path) -> None:
     """The losses of all steps and the weights at the end; everything in packed storage."""
     found = check_density_one(name, data)
-    assert found["trainer"] == support.row_of(name).trainer
+    assert found["trainer"] == support.rows([name])[0].trainer
 
 
 @models(TRAINED)

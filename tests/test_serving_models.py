@@ -11,8 +11,8 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_dsl import SparseRecommender, export_artifact, load_data_and_model, run_recbole_dsl, support
-from recbole_dsl.errors import ArtifactError
-from recbole_dsl.serving import models
+from recbole_dsl.errors import ArtifactError, ConfigError
+from recbole_dsl.serving import by_recbole, models
 from recbole_dsl.serving.artifact import read_artifact
 from recbole_dsl.serving.description import description
 from tests.model_runs import no_flags, settings_of, sparse_run
@@ -46,6 +46,16 @@ def exported(name: str, data: Path, folder: Path, **more: Any) -> tuple[Any, Pat
     artifact = folder / "artifact"
     export_artifact(run.trainer.saved_model_file, artifact, with_history=True)
     return run, artifact
+
+
+def test_a_method_s_name_in_a_manifest_is_no_path(tmp_path: Path) -> None:
+    """Whose contents an error would tell."""
+    secret = tmp_path / "secret.yaml"
+    secret.write_text("dsl_densty: 1\n")
+    kept = {"model": "NeuMF", "dataset": NAME, "given": {"dsl_method": str(secret)}}
+    with pytest.raises(ConfigError, match=r"dsl_method='.*' is no method of this version"):
+        by_recbole._config(kept)
+    assert by_recbole._config({**kept, "given": {"dsl_method": "static"}}).dsl.method == "static"
 
 
 def scores_of(model: Any, interaction: Any, items: int) -> torch.Tensor:

@@ -34,7 +34,7 @@ def test_what_is_sparse_by_default(
 ) -> None:
     """The table says what the model, built with RecBole's own sizes, says."""
     monkeypatch.chdir(tmp_path)
-    row, found = support.row_of(name), default_scope(name, data)
+    row, found = support.rows([name])[0], default_scope(name, data)
     assert found["sparse"] == list(row.sparse) and found["share"] == row.share
     assert {tensor["storage"] for tensor in found["sparse"]} == {"packed"}
 
@@ -42,7 +42,7 @@ def test_what_is_sparse_by_default(
 def test_rows_of_trained_models_hold_what_the_tests_allow() -> None:
     """The committed figures are of runs that passed."""
     for name in TRAINED:
-        row = support.row_of(name)
+        row = support.rows([name])[0]
         assert row.difference is not None and 0 <= row.difference < 1e-3 and row.updates >= 2
         assert row.storage == "packed" and 0 < row.share <= 1
 
@@ -54,7 +54,7 @@ def test_a_model_that_a_later_recbole_adds_is_untested(
     known = json.loads(support.FACTS.read_text(encoding="utf-8"))
     del known["models"]["BPR"]
     monkeypatch.setattr(support, "facts", lambda: known)
-    assert support.row_of("BPR").status == support.UNTESTED
+    assert support.rows(["BPR"])[0].status == support.UNTESTED
     trained = len(TRAINED)
     assert support.count(support.rows()) == f"{trained - 1} of {trained}"
     assert main(["models", "BPR"]) == 0

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -36,11 +37,11 @@ relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[Health
 class Server:
     """A server on a free port of this machine."""
 
-    def __init__(self, folder: Path, **limits: int) -> None:
+    def __init__(self, folder: Path, app: Any = None, **limits: int) -> None:
         self.recommender = SparseRecommender.load(folder)
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = self._listening.getsockname()[1]
-        app = web.application(self.recommender, web.Limits(**limits))
+        app = app or web.application(self.recommender, web.Limits(**limits))
         self._server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listening]})
 
@@ -275,6 +276,38 @@ def test_load(server: Server) -> None:
 
     with ThreadPoolExecutor(12) as pool:
         assert all(pool.map(ask, range(600)))
+
+
+def test_names_in_a_manifest_are_text_on_the_page_of_requests(folder: Path) -> None:
+    """Whoever has made the artifact may have chosen them."""
+    recommender = SparseRecommender.load(folder)
+    name = "</title><script>alert(1)</script>"
+    recommender.manifest = replace(recommender.manifest, dataset=name)
+    with Server(folder, web.application(recommender)) as running:
+        status, page = running.get("/docs")
+    assert status == 200 and "<script>alert" not in page and "&lt;script&gt;alert(1)" in page
+
+
+@pytest.mark.parametrize("host, foreign", [("127.0.0.2", 400), ("localhost", 400), ("0.0.0.0", 200)])
+def test_other_names_are_answered_beyond_this_machine_only(
+    host: str, foreign: int, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However its own address is written."""
+    try:
+        socket.create_server((host, 0)).close()
+    except OSError:
+        pytest.skip("this machine has no such address")
+    found = []
+    with monkeypatch.context() as patch:
+        patch.setattr(uvicorn.Server, "run", lambda self, sockets: found.append((self.config.app, sockets[0])))
+        assert main(["serve", str(folder), "--port=0", f"--host={host}"]) == 0
+    ((app, listening),) = found
+    address = listening.getsockname()[0]
+    listening.close()
+    assert f"on http://{address}:" in capsys.readouterr().out
+    with Server(folder, app) as running:
+        for name, status in ((address, 200), ("localhost", 200), ("evil.example", foreign)):
+            assert running.ask("GET", "/health", headers={"Host": name})[0] == status
 
 
 def test_pages_need_no_other_site(server: Server) -> None:

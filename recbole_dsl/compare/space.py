@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from ..errors import ConfigError
 
 _NUMBERS: Final = {"uniform": 2, "loguniform": 2, "quniform": 3}
 """Kinds with bounds, and how many numbers they have."""
+
+_LARGEST: Final = {"uniform": 1e300, "loguniform": 700.0, "quniform": 1e300}
+"""Their largest bounds, so that what is drawn is a number; those of ``loguniform`` are exponents of e."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +77,23 @@ def _dimension(line: str, path: Path, number: int) -> Dimension:
         name, kind, text = words
         values = ast.literal_eval(text if kind == "choice" else f"[{text}]")
         if kind == "choice" and isinstance(values, list) and values:
+            json.dumps(values, allow_nan=False)  # as results hold them
             return Dimension(name, kind, tuple(values))
         numbers = tuple(float(value) for value in values)
-        if len(numbers) == _NUMBERS[kind] and numbers[0] < numbers[1] and (len(numbers) < 3 or numbers[2] > 0):
+        if len(numbers) == _NUMBERS[kind] and _are_bounds(numbers, _LARGEST[kind]):
             return Dimension(name, kind, numbers)
-    except (ValueError, SyntaxError, KeyError, TypeError):
+    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError):
         pass
     raise ConfigError(
         f"line {number} of --space={path} is refused: {line.strip()!r}; allowed are 'name choice [a, b]', "
-        "'name uniform low,high', 'name loguniform low,high' (natural logarithms) and 'name quniform "
-        "low,high,step'."
+        "'name uniform low,high', 'name loguniform low,high' (natural logarithms: -9,-3 is 0.0001 to 0.05) and "
+        "'name quniform low,high,step', with low below high."
     )
+
+
+def _are_bounds(numbers: tuple[float, ...], largest: float) -> bool:
+    low, high, *step = numbers
+    return -largest <= low < high <= largest and all(0 < size <= largest for size in step)
 
 
 def points_of(space: Sequence[Dimension], trials: int, seed: int) -> list[dict[str, Any]]:

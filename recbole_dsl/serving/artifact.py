@@ -254,15 +254,26 @@ def refuse_occupied(target: Path, replace: bool) -> None:
     """Raise ArtifactError if something is at ``target`` that may not be replaced."""
     if not os.path.lexists(target):
         return
-    if not (target / MANIFEST).is_file() and not (target.is_dir() and not any(target.iterdir())):
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if not _is_artifact(target):
         raise ArtifactError(f"'{target}' exists and is no artifact; allowed is another name.")
-    if (target / MANIFEST).is_file() and not replace:
+    if not replace:
         raise ArtifactError(f"'{target}' exists; allowed is another name, or --force to replace it.")
     foreign = [p.name for p in target.iterdir() if p.name not in (MANIFEST, *FILES)]
     if foreign:
         raise ArtifactError(
             f"'{target}' has other files than an artifact's ({foreign[0]!r}); allowed is another name."
         )
+
+
+def _is_artifact(target: Path) -> bool:
+    """Whether a folder has a manifest of ours, be the artifact damaged or not."""
+    try:
+        body = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(body, dict) and body.get("format") == FORMAT
 
 
 def _take_the_place_of(target: Path, temporary: Path, replace: bool) -> None:
@@ -377,6 +388,8 @@ def _manifest(body: dict[str, Any]) -> Manifest:
         raise ValueError("a value is out of range")
     if any(type(manifest.sizes.get(name)) is not int for name in _SIZES):
         raise ValueError("sizes are missing")
+    if manifest.metrics and not _are_metrics(manifest.metrics):
+        raise ValueError("its metrics are others")
     names = set(manifest.files)
     if not {WEIGHTS, CATALOGUE} <= names <= set(FILES):
         raise ValueError(f"files may be {', '.join(FILES)} only")
@@ -384,6 +397,14 @@ def _manifest(body: dict[str, Any]) -> Manifest:
         if set(entry) != {"bytes", "sha256"} or type(entry["bytes"]) is not int or entry["bytes"] < 0:
             raise ValueError("a file is described otherwise")
     return manifest
+
+
+def _are_metrics(metrics: dict[str, Any]) -> bool:
+    """Numbers of the model as it was trained, by name, and those of the artifact under some of these names."""
+    trained, own = metrics.get("trained"), metrics.get("artifact")
+    if not isinstance(trained, dict) or not isinstance(own, dict) or not own.keys() <= trained.keys():
+        return False
+    return all(type(number) in (int, float) for number in (*trained.values(), *own.values()))
 
 
 def _tensor_info(entry: Any) -> TensorInfo:

@@ -23,8 +23,9 @@ from recbole.utils import FeatureSource, FeatureType, ModelType, init_seed  # no
 
 from ..config import RecBoleDSLConfig, no_flags  # noqa: E402
 from ..costs import undisturbed  # noqa: E402
-from ..errors import DSLError, RequestError, on_one_line  # noqa: E402
+from ..errors import ConfigError, DSLError, RequestError, on_one_line  # noqa: E402
 from ..packed.surgery import pack  # noqa: E402
+from ..property_files import METHOD_KEY, method_names  # noqa: E402
 from ..recbole_names import OF_A_PROCESS  # noqa: E402
 from ..sparsity.targets import list_tensors  # noqa: E402
 from .artifact import Artifact, refusal  # noqa: E402
@@ -198,6 +199,9 @@ _USERS = 64
 
 def _config(kept: dict[str, Any]) -> ServedConfig:
     given = {key: value for key, value in kept["given"].items() if key not in _KEPT_OUT}
+    method = given.get(METHOD_KEY)
+    if method is not None and method not in method_names():  # which would be read as a file
+        raise ConfigError(f"{METHOD_KEY}={str(method)[:50]!r} is no method of this version")
     given |= {"dsl_init": "random", "dsl_init_values": "model", "show_progress": False}
     with no_flags():
         return ServedConfig(str(kept["model"]), str(kept["dataset"]), None, given, evaluates=False)

@@ -1,6 +1,7 @@
 """A recommender over HTTP: an application of FastAPI, with a page to try it and an OpenAPI page."""
 
 # Annotations are read when functions are defined, since FastAPI needs those that name the limits.
+import html
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -18,6 +19,8 @@ from ..errors import RequestError, UnknownTokenError, nearest
 from .recommender import SparseRecommender
 
 LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]", "::1")
+"""By which a request may name this machine."""
+
 LONGEST_TOKEN: Final = 1000
 LARGEST_BODY: Final = 1 << 20
 """Bytes of a request."""
@@ -95,28 +98,27 @@ class Problem(BaseModel):
 def application(
     recommender: SparseRecommender,
     limits: Limits = Limits(),
-    any_host: bool = False,
+    hosts: Sequence[str] = LOOPBACK,
 ) -> FastAPI:
     """The ASGI application.
 
     Args:
-        any_host: answer requests whatever ``Host`` they name. Else only those that name this machine, so that a
-            page on another site cannot reach a server on localhost by a name of its own.
+        hosts: what the ``Host`` of a request may be, ``*`` whatever it is; by default names of this machine, so
+            that a page on another site cannot reach a server on localhost by a name of its own.
     """
     manifest = recommender.manifest
     problems: dict[int | str, dict[str, Any]] = {
         400: {"model": Problem}, 404: {"model": Problem}, 413: {"model": Problem}, 422: {"model": Problem},
     }  # fmt: skip
     app = FastAPIOffline(
-        title=f"{manifest.model} on {manifest.dataset}",
+        title=html.escape(f"{manifest.model} on {manifest.dataset}"),  # the page of /docs has it as it is
         version=__version__,
         description="Recommendations of a sparse model. Users and items are the tokens of its data.",
         redoc_url=None,
         dependencies=[Depends(_known_parameters)],
     )
     app.add_middleware(SmallBodies, largest=LARGEST_BODY)
-    if not any_host:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
 
     class Ask(BaseModel):
         """Users of a request, and what they want."""
