@@ -19,6 +19,7 @@ venv: $(STAMP)
 
 $(STAMP): $(PINS) pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	rm -f $(VENV)/.installed-*
 	$(PIP) install -c $(PINS) torch setuptools
 ifeq ($(STACK),old)
 # The way RecBole documents, which takes ray along.

@@ -140,9 +140,10 @@ def steps(measured: Measured) -> str:
         step, load = (measured.value(pair, "recbole", name) for name in ("step_s", "load_s"))
         ratios = [measured.times_faster(pair, "recbole", v) for v in others]
         known = [None if x is None else x * 1e3 for x in (step, load)]
-        return [*map(figure, known), *map(figure, ratios)]
+        rounds = len(measured.by_round(pair, "recbole", "step_s"))
+        return [*map(figure, known), *map(figure, ratios), str(rounds)]
 
-    told = table(["model, dataset", "RecBole ms", "of it loading ms", *others], measured.rows(cells))
+    told = table(["model, dataset", "RecBole ms", "of it loading ms", *others, "rounds"], measured.rows(cells))
     least = min(line["result"]["core_share"] for line in measured.lines)
     return f"{told}\n\nThe steps had {least:.0%} of a core or more: below 100 % others were at work meanwhile."
 

@@ -71,6 +71,7 @@ CASES = {
     "path of a dataset": (["--dataset=some/where"], ["some/where", "data_path"]),
     "places of metrics": (["--metric_decimal_place=abc"], ["metric_decimal_place='abc'"]),
     "a part of an item": (["--topk=[10,10.5]"], ["topk=[10, 10.5]", "whole number of at least 1"]),
+    "rankings of nothing": (["--topk=0"], ["topk=0", "at least 1"]),
     "no length of a ranking": (["--topk=[]"], ["topk=[]", "or a list of such"]),
     "a list tagged as a mapping": (["--config_files=tagged.yaml"], ["tagged.yaml", "not valid YAML"]),
     "more than all items": (["--topk=5000", "--valid_metric=MRR@5000"], ["topk=[5000]", "1682 items"]),

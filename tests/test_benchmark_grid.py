@@ -74,7 +74,18 @@ def script(name: str, *words: str, folder: Path, **variables: str) -> Any:
     stub.chmod(0o755)
     python = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{python}{os.pathsep}{os.environ['PATH']}"}
-    for name_of_setting in ("DATA", "SCHEDULE", "STUDY", "DENSITY", "DENSITIES", "JOBS", "SEEDS", "SUFFIX"):
+    for name_of_setting in (
+        "DATA",
+        "SCHEDULE",
+        "STUDY",
+        "DENSITY",
+        "DENSITIES",
+        "JOBS",
+        "SEEDS",
+        "SUFFIX",
+        "RUNS",
+        "METHODS",
+    ):
         environment.pop(name_of_setting, None)
     environment.update(variables)
     command = ["bash", str(grid.FOLDER / name), *words]
@@ -123,6 +134,22 @@ def test_variants_of_the_ablation(tmp_path: Path) -> None:
     done = script("ablation.sh", "BPR", "ml-100k", "0.001", "base", "width-65", folder=tmp_path)
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("width-65 is no variant; allowed: base values-of-the-model")
+
+
+@needs_bash
+def test_models_as_they_come_are_all_run(tmp_path: Path) -> None:
+    """What the script starts by itself is what the page tells of."""
+    runner = tmp_path / "xargs"
+    runner.write_text("#!/bin/sh\ncat\n", encoding="utf-8")
+    runner.chmod(0o755)
+    done = script("out_of_the_box.sh", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    started = [line.split("/") for line in done.stdout.splitlines()]
+    names = {"-".join((*words[:2], *words[-2:])) for words in started}
+    kept = {path.stem for path in (RESULTS / "out_of_the_box").glob("*-2020.json")}
+    assert kept <= names and {n.rsplit("-", 2)[0] for n in names} == {n.rsplit("-", 2)[0] for n in kept}
+    done = script("out_of_the_box.sh", folder=tmp_path, RUNS="BPR/ml-100k", METHODS="dense", SEEDS="7")
+    assert done.stdout == "BPR/ml-100k/ml-100k/dense/7\n"
 
 
 @pytest.mark.usefixtures("in_folder")

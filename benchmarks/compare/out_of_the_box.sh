@@ -9,10 +9,11 @@
 # at its default of 0.5). JOBS runs go on at once. Goes on where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-read -ra wanted <<< "${RUNS:-LightGCN/ml-1m BPR/ml-100k NGCF/ml-100k SGL/ml-100k SimpleX/ml-100k NeuMF/ml-100k MultiDAE/ml-100k
+wanted=(LightGCN/ml-1m BPR/ml-100k NGCF/ml-100k SGL/ml-100k SimpleX/ml-100k NeuMF/ml-100k MultiDAE/ml-100k
     CDAE/ml-100k RecVAE/ml-100k DeepFM/ml-100k/ml-100k-clicks GRU4Rec/ml-100k/ml-100k-sequences
     SASRec/ml-100k/ml-100k-sequences DeepFM/ml-1m/ml-1m-clicks GRU4Rec/ml-1m-pos/ml-1m-pos-sequences
-    SASRec/ml-1m-pos/ml-1m-pos-sequences}"
+    SASRec/ml-1m-pos/ml-1m-pos-sequences)
+[ -z "${RUNS:-}" ] || read -ra wanted <<< "$RUNS"
 export results=benchmarks/results/out_of_the_box
 mkdir -p "$results" log
 
