@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .errors import DataError
+from .files import temporary_folder, usual_mode
 
 
 def apply() -> None:
@@ -31,8 +32,9 @@ def apply() -> None:
 
     def _download_with_graph(self: Any) -> None:
         try:
-            plain(self)
-        except SystemExit:  # with status 0 if the graph is there, though nothing was trained
+            with _interrupts():
+                plain(self)
+        except (SystemExit, EOFError):  # with status 0 if the graph is there, though nothing was trained
             raise DataError(
                 f"dataset={self.dataset_name!r} is in '{self.dataset_path}' now, but its knowledge graph is "
                 "not, or not in RecBole's atomic files; allowed is to go on when its .kg and .link files are "
@@ -62,12 +64,13 @@ def download(name: str, folder: Path, url: str, recbole: Any) -> None:
                 f"dataset={name!r} is not in '{folder.parent}', and its download of more than 1 GB was not "
                 "agreed to; allowed is to answer 'y' at a terminal, or to put its atomic files there."
             )
-        part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-        part.mkdir()
+        part = temporary_folder(folder)
         try:
-            archive = recbole.download_url(url, str(part))
+            with _interrupts():
+                archive = recbole.download_url(url, str(part))
             recbole.extract_zip(archive, str(part))
             os.unlink(archive)
+            part.chmod(usual_mode(0o777))
             recbole.rename_atomic_files(str(part), Path(archive).stem, name)
             with contextlib.suppress(FileExistsError):  # where files cannot be locked
                 part.rename(folder)
@@ -80,6 +83,17 @@ def _wanted(url: str, recbole: Any) -> bool:
         return bool(recbole.decide_download(url))
     except EOFError:  # nobody is there to answer
         return False
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[None]:
+    """Ctrl-C as ever, of which RecBole makes an error of its own."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ from .training.checkpoint import read_description  # noqa: E402
 from .training.loading import accelerate, share_out  # noqa: E402
 from .training.ranks import Ranks  # noqa: E402
 from .training.starting import check_start, start_from  # noqa: E402
-from .training.trainer import interactions_of, sparse_trainer  # noqa: E402
+from .training.trainer import positives_of, sparse_trainer  # noqa: E402
 
 
 def run_recbole_dsl(
@@ -286,7 +286,7 @@ def choose_width(config: RecBoleDSLConfig, train_data: Any) -> int | None:
         return None
     if (factor := times(dsl.width)) is not None:
         return None if factor == 1 else factor * int(own)
-    interactions = interactions_of(train_data) if dsl.init in TOPOLOGIES_WITH_VALUES else None
+    interactions = positives_of(train_data) if dsl.init in TOPOLOGIES_WITH_VALUES else None
     if interactions is None:
         return None
     seed = config["seed"] if dsl.seed is None else dsl.seed

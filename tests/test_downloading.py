@@ -17,6 +17,7 @@ from recbole.utils import url as recbole_url
 from recbole_dsl.config import RecBoleDSLConfig, no_flags
 from recbole_dsl.errors import DataError
 from recbole_dsl.experiment import load_data, run_recbole_dsl
+from recbole_dsl.files import temporary_folder, usual_mode
 from tests.model_runs import settings_of
 from tests.tiny_data import NAME
 
@@ -83,6 +84,35 @@ def test_a_run_downloads_its_dataset(
     assert {path.name for path in (tmp_path / "data").iterdir()} == {KNOWN, f".{KNOWN}.lock", "saved"}
 
 
+def test_ctrl_c_is_one(data: Path, archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which RecBole makes an error of the data; what a killed process has left is removed by the next."""
+    home = tmp_path / "data"
+
+    def pressed(url: str) -> Any:
+        answer = Answer(archive)
+        answer.read = interrupt  # type: ignore[method-assign]
+        return answer
+
+    def interrupt(*_: Any) -> bytes:
+        raise KeyboardInterrupt
+
+    serve(monkeypatch, pressed)
+    with pytest.raises(KeyboardInterrupt):
+        load("BPR", data, home)
+    assert [path.name for path in home.iterdir()] == [f".{KNOWN}.lock"]
+    if hasattr(os, "fork"):
+        process = os.fork()
+        if not process:
+            temporary_folder(home / KNOWN)
+            os._exit(0)
+        os.waitpid(process, 0)
+        assert len(list(home.iterdir())) == 2
+    serve(monkeypatch, lambda _: Answer(archive))
+    load("BPR", data, home)
+    assert {path.name for path in home.iterdir()} == {KNOWN, f".{KNOWN}.lock"}
+    assert (home / KNOWN).stat().st_mode & 0o777 == usual_mode(0o777)
+
+
 def test_an_interrupted_download_leaves_nothing(
     data: Path, archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,11 +153,17 @@ def test_a_large_download_is_asked_for(
 def test_a_graph_that_must_be_converted_is_told(
     data: Path, archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RecBole ends there with status 0, as if the training had been done."""
-    serve(monkeypatch, lambda _: Answer(archive))
-    with pytest.raises(DataError, match=r"'ml-1m' is in '.*' now, but its knowledge graph is not, or not in"):
-        load("KGAT", data, tmp_path / "data")
-    load("KGAT", data, tmp_path / "data")  # the archive of the test has the files
+    """RecBole ends there with status 0, as if the training had been done, or with an EOFError."""
+
+    def nobody(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", nobody)
+    for home, size in ((tmp_path / "one", None), (tmp_path / "two", 2**31)):
+        serve(monkeypatch, lambda url, size=size: Answer(archive, size if "KG" in url else None))
+        with pytest.raises(DataError, match=r"'ml-1m' is in '.*' now, but its knowledge graph is not, or not"):
+            load("KGAT", data, home)
+        load("KGAT", data, home)  # the archive of the test has the files
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes that share the faked network")

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from recbole_dsl import RunResult
 from recbole_dsl.handle import masks
 from recbole_dsl.training.checkpoint import read_checkpoint
+from recbole_dsl.training.trainer import positives_of
 from tests.model_runs import settings_of, sparse_trainer_of
 from tests.recbole_runs import command_line, sparse_run
 
@@ -111,6 +112,25 @@ def test_labelled_evaluation_returns_its_result(model: str, tmp_path: Path) -> N
     assert result.costs["macs_per_recommended_user"] is None
     assert result.costs["macs_per_training_step"] > 0
     assert result.sparsity["live"] == result.sparsity["budget"] and result.sparsity["updates"] > 0
+
+
+@pytest.mark.parametrize("model, learned", [("NeuMF", True), ("BPR", False)])
+def test_disliked_items_are_none_of_the_factors(model: str, learned: bool, data: Path) -> None:
+    """Where a model learns labels, pairs of label 0 are left out; a pairwise one takes all rows."""
+    labelled = {"threshold": {"rating": 4}, **({"train_neg_sample_args": None} if learned else {})}
+    settings = {
+        **settings_of(model, data), "load_col": {"inter": ["user_id", "item_id", "rating"]}, **labelled,
+        "metrics": ["AUC"], "valid_metric": "AUC",
+        "eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": None, "mode": "labeled"},
+    }  # fmt: skip
+    trainer, loaders = sparse_trainer_of(model, settings, method="dsl_plus")
+    rows = loaders[0]._dataset.inter_feat
+    liked = rows["label"] > 0
+    assert liked.any() and not liked.all()
+    kept = liked if learned else torch.ones_like(liked)
+    found = positives_of(loaders[0])
+    assert torch.equal(found.users, rows["user_id"][kept]) and torch.equal(found.items, rows["item_id"][kept])
+    assert trainer.sparse.live == trainer.sparse.budget
 
 
 def test_a_cost_that_cannot_be_had_does_not_cost_the_result(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from recbole import trainer as trainers
-from recbole.utils import get_trainer, set_color
+from recbole.utils import InputType, ModelType, get_trainer, set_color
 
 from .. import compat
 from ..errors import CheckpointError, DSLError
@@ -96,7 +96,7 @@ class SparseTrainerMixin:
             self.dsl,
             spans=functools.partial(self._spans, config, train_data),
             default_seed=config["seed"],
-            interactions=interactions_of(train_data),
+            interactions=positives_of(train_data),
             dense_size=functools.partial(_dense_size, config),
             on_update=self._on_update,
             lenient=config.left_to_files,
@@ -561,6 +561,23 @@ def interactions_of(train_data: Any) -> Interactions | None:
         dataset.num(user_field),
         dataset.num(item_field),
     )
+
+
+def positives_of(train_data: Any) -> Interactions | None:
+    """Those of :func:`interactions_of` that training takes for liked: by labels, if it learns them."""
+    pairs, dataset, config = interactions_of(train_data), train_data._dataset, train_data.config
+    learns_labels = (
+        config["MODEL_INPUT_TYPE"] == InputType.POINTWISE
+        and config["MODEL_TYPE"] != ModelType.SEQUENTIAL  # of which those of softmax losses look at none
+        and config["train_neg_sample_args"]["distribution"] == "none"  # else every row is a positive one
+        and dataset.label_field in dataset.inter_feat
+    )
+    if pairs is None or not learns_labels:
+        return pairs
+    liked = dataset.inter_feat[dataset.label_field] > 0
+    if not liked.any():
+        return pairs
+    return replace(pairs, users=pairs.users[liked], items=pairs.items[liked], _cache={})
 
 
 def _dense_size(config: Any, tensor: TensorInfo) -> int:
