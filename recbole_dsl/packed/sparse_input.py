@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from .group import PackedGroup
 
 LARGEST_SHARE: Final = 0.04
-"""Share of non-zeros up to which leaving out the zeros is faster than a dense product, on a CPU
-(``benchmarks/linear_product.py``)."""
+"""Share of non-zeros up to which leaving out the zeros is faster than a dense product, on an
+AMD EPYC (``benchmarks/linear_product.py``)."""
 
 SAMPLE: Final = 64
 """Vectors in which the share is counted, evenly spread."""
