@@ -72,8 +72,11 @@ def download(name: str, folder: Path, url: str, recbole: Any) -> None:
             os.unlink(archive)
             part.chmod(usual_mode(0o777))
             recbole.rename_atomic_files(str(part), Path(archive).stem, name)
-            with contextlib.suppress(FileExistsError):  # where files cannot be locked
+            try:
                 part.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster, where files cannot be locked
+                    raise
         finally:
             shutil.rmtree(part, ignore_errors=True)
 

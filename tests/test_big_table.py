@@ -172,6 +172,7 @@ def test_a_meta_table_trains() -> None:
     assert not torch.equal(handle.groups[0].live_positions(), before)
 
 
+@pytest.mark.slow
 def test_positions_beyond_32_bits() -> None:
     """3.2·10^9 positions with 20 000 live: made, looked up, trained and moved exactly."""
     columns = 1000

@@ -356,6 +356,7 @@ def _order(number: int, port: str, folder: str, data: str) -> None:
     assert first.shape == second.shape and len(first) > 100 and not torch.equal(first, second)
 
 
+@pytest.mark.slow
 def test_epochs_of_two_processes_have_orders_of_their_own(data: Path, tmp_path: Path) -> None:
     """As those of one have."""
     _trainer_in_two(_order, data, tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -204,12 +205,23 @@ def test_where_files_cannot_be_locked_it_is_downloaded_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """With a warning, as nothing keeps others from doing the same."""
+    """With a warning, as nothing keeps others from doing the same: what is there first stays."""
 
     def refuse(*_: Any, **__: Any) -> None:
         raise NotImplementedError("no locks here")
 
     monkeypatch.setattr(FileLock, "acquire", refuse)
-    serve(monkeypatch, lambda _: Answer(archive))
-    load("BPR", data, tmp_path / "data")
-    assert (tmp_path / "data" / KNOWN / f"{KNOWN}.inter").is_file()
+    folder = tmp_path / "data" / KNOWN
+
+    def answer(_: str) -> Answer:
+        if meanwhile and not folder.exists():
+            zipfile.ZipFile(io.BytesIO(archive)).extractall(folder)
+            (folder / "theirs").touch()
+        return Answer(archive)
+
+    for meanwhile in (False, True):
+        serve(monkeypatch, answer)
+        load("BPR", data, tmp_path / "data")
+        assert (folder / f"{KNOWN}.inter").is_file() and (folder / "theirs").exists() is meanwhile
+        assert [path.name for path in folder.parent.iterdir()] == [KNOWN]
+        shutil.rmtree(folder)

@@ -80,7 +80,7 @@ def test_defaults_train(name: str, data: Path) -> None:
     assert all(math.isfinite(value) for value in run.valid.values())
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@models(TRAINED)
 def test_dsl_plus_takes_every_model(name: str, data: Path) -> None:
     """From factors of the interactions, or at random where they fit no tensor; wanted all the same,
     they are refused."""

@@ -91,9 +91,13 @@ def follow(trainer: Any, train_data: Any) -> Trajectory:
     return found
 
 
-@pytest.mark.parametrize(
+without_multivae = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n == "MultiVAE" else n for n in SETTINGS]
 )
+"""But for the slow tests."""
+
+
+@without_multivae
 def test_double_precision(name: str) -> None:
     """The same losses to rounding and, after each of ten updates, the identical topology."""
     packed, masked = (train(name, storage, torch.float64) for storage in ("packed", "masked"))
@@ -101,7 +105,7 @@ def test_double_precision(name: str) -> None:
     assert packed.topologies == masked.topologies
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@without_multivae
 def test_single_precision(name: str) -> None:
     """Losses within 1e-5 until an update's cut falls closer than rounding; 99.9 % common at the end."""
     packed, masked = (train(name, storage, torch.float32) for storage in ("packed", "masked"))

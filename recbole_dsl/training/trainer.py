@@ -565,7 +565,8 @@ def interactions_of(train_data: Any) -> Interactions | None:
 
 def positives_of(train_data: Any) -> Interactions | None:
     """Those of :func:`interactions_of` that training takes for liked: by labels, if it learns them."""
-    pairs, dataset, config = interactions_of(train_data), train_data._dataset, train_data.config
+    pairs, dataset = interactions_of(train_data), train_data._dataset
+    config = dataset.config
     learns_labels = (
         config["MODEL_INPUT_TYPE"] == InputType.POINTWISE
         and config["MODEL_TYPE"] != ModelType.SEQUENTIAL  # of which those of softmax losses look at none
