@@ -303,6 +303,7 @@ def test_other_names_are_answered_beyond_this_machine_only(
         assert main(["serve", str(folder), "--port=0", f"--host={host}"]) == 0
     ((app, listening),) = found
     address = listening.getsockname()[0]
+    address = f"[{address}]" if ":" in address else address
     listening.close()
     assert f"on http://{address}:" in capsys.readouterr().out
     with Server(folder, app) as running:
