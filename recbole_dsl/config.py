@@ -293,8 +293,11 @@ class RecBoleDSLConfig(Config):
         ``init`` with the model's default method only, as another one is meant as it is.
         """
         names = ("include", "exclude", "groups", *(("init",) if self._by_default else ()))
-        given = {key for key, value in self.external_config_dict.items() if value is not None}
-        return frozenset(name for name in names if PREFIX + name not in given - self._from_files)
+        return frozenset(name for name in names if not self.is_given(PREFIX + name))
+
+    def is_given(self, key: str) -> bool:
+        """Whether the user has set it, who has not left it to property files."""
+        return self.external_config_dict.get(key) is not None and key not in self._from_files
 
     def _check_model_file(self, name: str, model_class: type) -> None:
         """Refuse what the model's property file says cannot be trained, or not without a package."""
@@ -386,7 +389,6 @@ class RecBoleDSLConfig(Config):
         recbole_settings.check_kinds(given, defaults)
         recbole_settings.check_evaluation(self.final_config_dict)
         self.final_config_dict |= recbole_settings.whole_numbers(given, defaults)
-        self.final_config_dict["topk"] = recbole_settings.read_topk(self.final_config_dict["topk"])
         recbole_settings.check_intervals(self.final_config_dict)
         recbole_settings.check_devices(self.final_config_dict["gpu_id"])
         with _recbole_errors():

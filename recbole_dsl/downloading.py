@@ -15,20 +15,21 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from .errors import DataError
 from .files import temporary_folder, usual_mode
+from .locks import lock_beside
 
 
 def apply() -> None:
     """Let RecBole's datasets be downloaded by :func:`download`."""
-    from recbole.data.dataset import Dataset, dataset, kg_dataset
+    from recbole.data.dataset import Dataset, KnowledgeBasedDataset
 
     def _download(self: Any) -> None:
-        download(self.dataset_name, Path(self.dataset_path), self._get_download_url("url"), dataset)
+        download(self.dataset_name, Path(self.dataset_path), self._get_download_url("url"))
 
-    plain = kg_dataset.KnowledgeBasedDataset._download
+    plain = KnowledgeBasedDataset._download
 
     def _download_with_graph(self: Any) -> None:
         try:
@@ -42,24 +43,28 @@ def apply() -> None:
             ) from None
 
     Dataset._download = _download
-    kg_dataset.KnowledgeBasedDataset._download = _download_with_graph
+    KnowledgeBasedDataset._download = _download_with_graph
 
 
-def download(name: str, folder: Path, url: str, recbole: Any) -> None:
+def download(name: str, folder: Path, url: str) -> None:
     """Make ``folder`` with the atomic files of a dataset, unless another process has made it meanwhile.
 
-    ``recbole``: has RecBole's functions of ``utils/url.py``, which ask at the terminal before more than 1 GB is
-    loaded.
+    RecBole asks at the terminal before more than 1 GB is loaded.
 
     Raises:
         DataError: the user does not want it, or cannot be asked.
     """
+    from recbole.utils.url import decide_download, download_url, extract_zip, rename_atomic_files
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         if folder.exists():
             return
         getLogger().info(f"Dataset {name} is downloaded from {url}")
-        if not _wanted(url, recbole):
+        wanted = False
+        with contextlib.suppress(EOFError):  # nobody is there to answer
+            wanted = decide_download(url)
+        if not wanted:
             raise DataError(
                 f"dataset={name!r} is not in '{folder.parent}', and its download of more than 1 GB was not "
                 "agreed to; allowed is to answer 'y' at a terminal, or to put its atomic files there."
@@ -67,11 +72,11 @@ def download(name: str, folder: Path, url: str, recbole: Any) -> None:
         part = temporary_folder(folder)
         try:
             with _interrupts():
-                archive = recbole.download_url(url, str(part))
-            recbole.extract_zip(archive, str(part))
+                archive = download_url(url, str(part))
+            extract_zip(archive, str(part))
             os.unlink(archive)
             part.chmod(usual_mode(0o777))
-            recbole.rename_atomic_files(str(part), Path(archive).stem, name)
+            rename_atomic_files(str(part), Path(archive).stem, name)
             try:
                 part.rename(folder)
             except OSError:
@@ -79,13 +84,6 @@ def download(name: str, folder: Path, url: str, recbole: Any) -> None:
                     raise
         finally:
             shutil.rmtree(part, ignore_errors=True)
-
-
-def _wanted(url: str, recbole: Any) -> bool:
-    try:
-        return bool(recbole.decide_download(url))
-    except EOFError:  # nobody is there to answer
-        return False
 
 
 @contextlib.contextmanager
@@ -102,15 +100,12 @@ def _interrupts() -> Iterator[None]:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """One process of those that want ``folder`` at a time, where files can be locked."""
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    otherwise = "it must not be downloaded twice at once"
     try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            getLogger().info(f"Another process makes '{folder}'; this one waits for it.")
-            lock.acquire()
-    except (OSError, NotImplementedError) as error:  # Timeout is an OSError, but none is left here
-        getLogger().warning(f"'{folder}' cannot be locked ({error}): it must not be downloaded twice at once.")
+        lock = lock_beside(folder, otherwise)
+    except Timeout:
+        getLogger().info(f"Another process makes '{folder}'; this one waits for it.")
+        lock = lock_beside(folder, otherwise, wait=True)
     try:
         yield
     finally:

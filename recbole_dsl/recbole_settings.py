@@ -33,6 +33,14 @@ _METRICS_WITHOUT_K: Final = frozenset({"gauc"})
 
 _LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 
+
+def _as_lengths(value: object) -> list[int]:
+    """Those of rankings; RecBole makes a list of a single one before."""
+    if not isinstance(value, list) or not value:
+        raise Refused
+    return [whole_setting(1).parse(length) for length in value]
+
+
 _VALUES: Final = {
     "learning_rate": number_setting(lambda x: x > 0, "a number above 0"),
     "weight_decay": number_setting(lambda x: x >= 0, "a number of at least 0"),
@@ -40,6 +48,7 @@ _VALUES: Final = {
     "train_batch_size": whole_setting(1),
     "eval_batch_size": whole_setting(1),
     "embedding_size": whole_setting(1),
+    "topk": Setting(_as_lengths, "a whole number of at least 1, or a list of such"),
     "worker": whole_setting(0),
     "enable_amp": flag_setting(),
     "stopping_step": whole_setting(0),
@@ -64,7 +73,7 @@ _VALUES: Final = {
 _MAY_BE_NONE: Final = {"clip_grad_norm", "state", "dataset_save_path", "dataloaders_save_path"}
 """Of those the ones for which None has a meaning."""
 
-_SCALAR_TOO: Final = frozenset({"metrics", "topk"})
+_SCALAR_TOO: Final = frozenset({"metrics"})
 """Lists for which RecBole takes one value as well."""
 
 _LOSSES_OF_SEQUENCES: Final = ("BPR", "CE")
@@ -148,21 +157,6 @@ def whole_numbers(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict
         for key, value in given.items()
         if isinstance(value, float) and value.is_integer() and type(defaults.get(key)) is int
     }
-
-
-def read_topk(value: object) -> list[int]:
-    """The lengths of rankings.
-
-    Raises:
-        ConfigError: it is neither a whole number of at least 1 nor a list of such.
-    """
-    lengths = list(value) if isinstance(value, list | tuple) else [value]
-    try:
-        if lengths:
-            return [whole_setting(1).parse(length) for length in lengths]
-    except Refused:
-        pass
-    raise ConfigError(f"topk={value!r} is refused: allowed is a whole number of at least 1, or a list of such.")
 
 
 def check_devices(gpu_id: object) -> None:

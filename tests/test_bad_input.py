@@ -71,7 +71,6 @@ CASES = {
     "path of a dataset": (["--dataset=some/where"], ["some/where", "data_path"]),
     "places of metrics": (["--metric_decimal_place=abc"], ["metric_decimal_place='abc'"]),
     "a part of an item": (["--topk=[10,10.5]"], ["topk=[10, 10.5]", "whole number of at least 1"]),
-    "rankings of nothing": (["--topk=0"], ["topk=0", "at least 1"]),
     "no length of a ranking": (["--topk=[]"], ["topk=[]", "or a list of such"]),
     "a list tagged as a mapping": (["--config_files=tagged.yaml"], ["tagged.yaml", "not valid YAML"]),
     "more than all items": (["--topk=5000", "--valid_metric=MRR@5000"], ["topk=[5000]", "1682 items"]),
@@ -257,7 +256,7 @@ def test_what_recbole_takes_is_taken() -> None:
     given = {
         "eval_args": {"split": {"TS": [0.8, 0.1, 0.1]}, "order": "TO", "group_by": None, "mode": "uni100"},
         "train_neg_sample_args": {"distribution": "popularity", "alpha": 0.5},
-        "metrics": "NDCG", "topk": 5.0, "valid_metric": "NDCG@5", "gpu_id": (0, 1), "n_layers": 3.0,
+        "metrics": "NDCG", "topk": [5.0], "valid_metric": "NDCG@5", "gpu_id": (0, 1), "n_layers": 3.0,
     }  # fmt: skip
     with no_flags():
         config = RecBoleDSLConfig("LightGCN", "ml-100k", None, given)

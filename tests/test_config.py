@@ -908,6 +908,7 @@ def test_a_run_that_cannot_work_is_refused(settings: dict[str, Any], part: str) 
 @pytest.mark.parametrize(
     ("settings", "part"),
     [
+        ({"topk": 0}, "topk"),
         ({"model": "SASRec", "train_neg_sample_args": {"distribution": "uniform"}}, "train_neg_sample_args"),
         ({"train_neg_sample_args": {"distribution": "normal"}}, "normal"),
     ],

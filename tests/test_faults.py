@@ -526,7 +526,7 @@ def test_where_files_cannot_be_locked_training_goes_on(
     def acquire(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("recbole_dsl.training.holding.FileLock.acquire", acquire)
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
     assert run("BPR", settings("BPR", data, tmp_path)).epochs_run == 6
     assert "No locks available): no other run must be resumed from it now" in caplog.text
 

@@ -14,7 +14,7 @@ import recbole_dsl
 PACKAGE = Path(recbole_dsl.__file__).parent
 # A part may import parts of its own or a lower level.
 LEVELS: list[set[str]] = [
-    {"errors", "files", "resources", "compiling", "kernels", "plain", "tensor_file"},
+    {"errors", "files", "resources", "compiling", "kernels", "plain", "tensor_file", "locks"},
     {"quantities", "graph", "sparsity", "property_files", "recbole_names", "stages", "downloading"},
     {"packed", "settings", "recbole_settings", "command_line", "planning"},
     {"handle", "compat", "config", "plan_command"},

@@ -19,11 +19,9 @@ import numpy as np
 
 from ..errors import ConfigError
 
-_NUMBERS: Final = {"uniform": 2, "loguniform": 2, "quniform": 3}
-"""Kinds with bounds, and how many numbers they have."""
-
-_LARGEST: Final = {"uniform": 1e300, "loguniform": 700.0, "quniform": 1e300}
-"""Their largest bounds, so that what is drawn is a number; those of ``loguniform`` are exponents of e."""
+_NUMBERS: Final = {"uniform": (2, 1e300), "loguniform": (2, 700.0), "quniform": (3, 1e300)}
+"""Kinds with bounds: how many numbers they have, and the largest of these, so that what is drawn is a number
+(those of ``loguniform`` are exponents of e)."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,8 @@ def _dimension(line: str, path: Path, number: int) -> Dimension:
             json.dumps(values, allow_nan=False)  # as results hold them
             return Dimension(name, kind, tuple(values))
         numbers = tuple(float(value) for value in values)
-        if len(numbers) == _NUMBERS[kind] and _are_bounds(numbers, _LARGEST[kind]):
+        count, largest = _NUMBERS[kind]
+        if len(numbers) == count and _are_bounds(numbers, largest):
             return Dimension(name, kind, numbers)
     except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError):
         pass

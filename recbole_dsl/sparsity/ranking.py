@@ -37,10 +37,11 @@ def ndcg(
     if chosen.numel() == 0:
         return 0.0
     wanted, left_out = _Items.of(asked, chosen), None if known is None else _Items.of(known, chosen)
-    total, first = 0.0, 0
-    for some in chosen.split(max(1, min(512, SCORES // max(1, asked.n_items)))):
-        total += _of_users(users[some], items, wanted, left_out, first)
-        first += some.numel()
+    size = max(1, min(512, SCORES // max(1, asked.n_items)))
+    total = sum(
+        _of_users(users[chosen[first : first + size]], items, wanted, left_out, first)
+        for first in range(0, chosen.numel(), size)
+    )
     return total / chosen.numel()
 
 

@@ -434,7 +434,7 @@ class SparseTrainerMixin:
             rate = "" if scale == 1.0 else f", learning rate × {scale:.3g}"
             log(f"  {group.storage} group {group.name!r}, budget {group.budget}{rate}: {tensors}")
         scales = {progress.learning_rate_scale for progress in handle.explorer.progress}
-        asked = "dsl_learning_rate_power" in self.config.external_config_dict  # not by a method's file
+        asked = self.config.is_given("dsl_learning_rate_power")
         if asked and self.dsl.learning_rate_power and scales == {1.0} and handle.explorer.can_move:
             self.logger.warning(
                 f"dsl_learning_rate_power={self.dsl.learning_rate_power} changes nothing: no sparse group "
