@@ -26,6 +26,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
+from logging import getLogger
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ import scipy.sparse
 import torch
 
 from recbole_dsl import downloading
-from recbole_dsl.errors import DSLError, on_one_line
+from recbole_dsl.errors import DataError, DSLError, on_one_line
 from recbole_dsl.packed.layout import dense_state_dict
 from recbole_dsl.tensor_file import CHECKPOINT, is_tensor_file, read_tensor_file
 
@@ -345,18 +346,48 @@ def _open_named_pickles_only() -> None:
     def create_dataset(config: Any) -> Any:
         module.os = os if config["dataset_save_path"] else sees_no_file
         try:
-            return create(config)
+            data = create(config)
         finally:
             module.os = os
+        if data.config is config:  # RecBole made it, as the one that it has read had other settings
+            _tell_unused(config, "dataset_save_path")
+        return data
 
     @functools.wraps(load)
     def load_split_dataloaders(config: Any) -> Any:
-        return load(config) if config["dataloaders_save_path"] else None
+        if not config["dataloaders_save_path"]:
+            return None
+        loaders = load(config)
+        if loaders is None:
+            _tell_unused(config, "dataloaders_save_path")
+        return loaders
 
+    module.pickle = _ModuleView(pickle, load=_load_named_pickle)
     module.create_dataset, module.load_split_dataloaders = create_dataset, load_split_dataloaders
     vars(importlib.import_module("recbole.data"))["create_dataset"] = create_dataset
     ldiffrec = importlib.import_module("recbole.model.general_recommender.ldiffrec")
     vars(ldiffrec)["np"] = _ModuleView(np, load=lambda file, allow_pickle: np.load(file, allow_pickle=False))
+
+
+def _tell_unused(config: Any, key: str) -> None:
+    """That a file which the user names is not taken, of which RecBole says nothing."""
+    if config[key]:
+        getLogger().warning(
+            "%s='%s' is not used, because it was saved with another seed or other settings of the data; "
+            "they are prepared anew.",
+            key,
+            config[key],
+        )
+
+
+def _load_named_pickle(file: Any) -> Any:
+    try:
+        return pickle.load(file)
+    except Exception as error:
+        raise DataError(
+            f"'{file.name}' cannot be read ({on_one_line(error)}); allowed is a file that RecBole's "
+            "save_dataset or save_dataloaders wrote."
+        ) from error
 
 
 def _collect_numbers_too() -> None:

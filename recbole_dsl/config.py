@@ -389,6 +389,7 @@ class RecBoleDSLConfig(Config):
         recbole_settings.check_kinds(given, defaults)
         recbole_settings.check_evaluation(self.final_config_dict)
         self.final_config_dict |= recbole_settings.whole_numbers(given, defaults)
+        self.final_config_dict |= recbole_settings.lists(given, defaults)
         recbole_settings.check_intervals(self.final_config_dict)
         recbole_settings.check_devices(self.final_config_dict["gpu_id"])
         with _recbole_errors():
@@ -422,8 +423,13 @@ class RecBoleDSLConfig(Config):
 
     def _check_dataset(self) -> None:
         settings = self.final_config_dict
-        saved = settings["dataset_save_path"]
-        if saved and os.path.isfile(saved):
+        for key in ("dataset_save_path", "dataloaders_save_path"):
+            if settings[key] and not os.path.isfile(settings[key]):  # RecBole would split the data anew
+                raise ConfigError(
+                    f"{key}={settings[key]!r} is no file: allowed are one that RecBole's save_dataset or "
+                    "save_dataloaders wrote, and None."
+                )
+        if settings["dataset_save_path"]:
             return  # RecBole reads that file instead of the dataset's folder
         folder = Path(settings["data_path"])
         recbole_names.check_dataset(self.dataset, folder, settings["benchmark_filename"])

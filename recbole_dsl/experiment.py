@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -234,12 +234,22 @@ def _data_errors(config: RecBoleDSLConfig) -> Iterator[None]:
 def _header_misfit(config: RecBoleDSLConfig) -> str:
     part = f".{config['benchmark_filename'][0]}" if config["benchmark_filename"] else ""
     settings = ["USER_ID_FIELD", "ITEM_ID_FIELD"] + ["TIME_FIELD"] * (config["eval_args"]["order"] == "TO")
-    return recbole_names.header_misfit(
-        Path(config["data_path"]) / f"{config['dataset']}{part}.inter",
-        {setting: config[setting] for setting in settings if config[setting] is not None},
-        config["field_separator"],
-        config["encoding"],
-    )
+    fields = {setting: config[setting] for setting in settings if config[setting] is not None}
+    file = Path(config["data_path"]) / f"{config['dataset']}{part}.inter"
+    misfit = recbole_names.header_misfit(file, fields, config["field_separator"], config["encoding"])
+    return misfit or _left_out(config, fields)
+
+
+def _left_out(config: RecBoleDSLConfig, fields: Mapping[str, str]) -> str:
+    """A field that the data need and that the settings do not load, as a sentence; ``""`` if there is none."""
+    loads = "*" if config["load_col"] is None else config["load_col"].get("inter") or []
+    skips = (config["unload_col"] or {}).get("inter") or []
+    for setting, field in fields.items():
+        if loads != "*" and field not in loads:
+            return f"load_col of inter is {loads}, without {setting}={field!r}"
+        if field in skips:
+            return f"unload_col of inter has {setting}={field!r}"
+    return ""
 
 
 def build_model(config: RecBoleDSLConfig, train_data: Any) -> Any:
@@ -332,8 +342,8 @@ def collect_result(config: RecBoleDSLConfig, finished: Finished) -> RunResult:
         dataset=config["dataset"],
         method=config.dsl.method,
         seed=config["seed"],
-        best_valid_result={k: float(v) for k, v in (finished.best_valid or {}).items()},
-        test_result={k: float(v) for k, v in (finished.test or {}).items()},
+        best_valid_result=_rounded(finished.best_valid, config),
+        test_result=_rounded(finished.test, config),
         epochs_run=len(losses),
         train_loss=losses,
         valid_results=[{"epoch": epoch, **told} for epoch, told in sorted(trainer.valid_results.items())],
@@ -343,6 +353,11 @@ def collect_result(config: RecBoleDSLConfig, finished: Finished) -> RunResult:
         environment=environment(),
         config=plain(config.final_config_dict),
     )
+
+
+def _rounded(result: Mapping[str, float] | None, config: RecBoleDSLConfig) -> dict[str, float]:
+    """Of a metric that is float32, as GAUC's, the decimals that RecBole shows."""
+    return {name: round(float(value), config["metric_decimal_place"]) for name, value in (result or {}).items()}
 
 
 def _sparsity(trainer: Any) -> dict[str, Any]:

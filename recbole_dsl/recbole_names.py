@@ -187,6 +187,7 @@ def check_dataset(dataset: str, folder: Path, benchmark_files: Sequence[str] | N
     Raises:
         ConfigError: names the dataset, or the file it lacks, and the nearest known dataset.
     """
+    _check_benchmark_files(benchmark_files)
     if not folder.exists():
         known = downloadable_datasets()
         if dataset not in known:
@@ -197,11 +198,6 @@ def check_dataset(dataset: str, folder: Path, benchmark_files: Sequence[str] | N
                 "that RecBole downloads."
             )
         return
-    if isinstance(benchmark_files, str) or not isinstance(benchmark_files, Sequence | None):
-        raise ConfigError(
-            f"benchmark_filename={benchmark_files!r} is refused: allowed is a list such as "
-            "['train', 'valid', 'test'], or None."
-        )
     parts = [""] if benchmark_files is None else [f".{part}" for part in benchmark_files]
     for file in (folder / f"{dataset}{part}.inter" for part in parts):
         if not file.is_file():
@@ -210,3 +206,13 @@ def check_dataset(dataset: str, folder: Path, benchmark_files: Sequence[str] | N
                 f"dataset={dataset!r} lacks its interactions{split}: allowed is a folder with the "
                 f"file '{file}'."
             )
+
+
+def _check_benchmark_files(parts: object) -> None:
+    """RecBole unpacks three datasets of them, after it has read all."""
+    if parts is None or (isinstance(parts, list | tuple) and len(parts) == 3):
+        return
+    raise ConfigError(
+        f"benchmark_filename={parts!r} is refused: allowed is a list of three, for training, validation and "
+        "test, such as ['train', 'valid', 'test'], or None."
+    )

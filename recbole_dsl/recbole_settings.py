@@ -159,6 +159,15 @@ def whole_numbers(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict
     }
 
 
+def lists(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """What the user gives as a tuple where RecBole's default is a list: ``--topk=5,10`` is evaluated to one."""
+    return {
+        key: list(value)
+        for key, value in given.items()
+        if isinstance(value, tuple) and isinstance(defaults.get(key), list)
+    }
+
+
 def check_devices(gpu_id: object) -> None:
     """Refuse what names no device; ``gpu_id``: a number, a tuple of numbers, or text with commas.
 

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from recbole_dsl import compat
-from recbole_dsl.errors import DSLError
+from recbole_dsl.errors import DataError, DSLError
 from tests import stack_parity
 from tests.harm import Harm
 
@@ -185,6 +185,30 @@ def test_pickles_of_data_are_opened_only_where_they_are_named(tiny: Any, tmp_pat
     config = tiny()
     data_preparation(config, create_dataset(config))
     assert not (tmp_path / "harm").exists()
+
+
+def test_a_saved_file_that_is_not_used_is_told(
+    tiny: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was made with another seed; RecBole says nothing."""
+    plain = tiny(save_dataset=True, save_dataloaders=True)
+    data_preparation(plain, create_dataset(plain))
+    assert not caplog.records or "is not used" not in caplog.text
+    files = {
+        "dataset_save_path": str(tmp_path / "saved" / "tiny-Dataset.pth"),
+        "dataloaders_save_path": str(tmp_path / "saved" / "tiny-for-BPR-dataloader.pth"),
+    }
+    same = tiny(**files)
+    data_preparation(same, create_dataset(same))
+    assert "is not used" not in caplog.text
+    other = tiny(seed=7, **files)
+    data_preparation(other, create_dataset(other))
+    told = [record.getMessage() for record in caplog.records if "is not used" in record.getMessage()]
+    assert [line.split("=")[0] for line in told] == list(files)
+    bad = tmp_path / "bad.pth"
+    bad.write_text("seed: 7")
+    with pytest.raises(DataError, match=r"bad\.pth' cannot be read .* save_dataset"):
+        create_dataset(tiny(dataset_save_path=str(bad)))
 
 
 def test_vectors_of_items_are_no_pickle(tmp_path: Path) -> None:

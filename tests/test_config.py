@@ -893,7 +893,8 @@ REFUSED_RUNS = [
     ({"dsl-density": 0.1}, "did you mean 'dsl_density'"),
     ({"dsl_": 1}, "no known setting"),
     ({"benchmark_filename": "train"}, "['train', 'valid', 'test']"),
-    ({"benchmark_filename": ["train"]}, "ml-100k.train.inter"),
+    ({"benchmark_filename": ["train"]}, "list of three"),
+    ({"benchmark_filename": ["train", "valid", "test"]}, "ml-100k.train.inter"),
 ]
 
 
@@ -999,14 +1000,46 @@ def test_datasets(tmp_path: Path) -> None:
     assert_refused(error, "'mien'", "did you mean 'mine'")
     write(tmp_path / "mine" / "mine.inter", "")
     assert at("mine")["dataset"] == "mine"
+    parts = ["train", "valid", "test"]
+    with pytest.raises(ConfigError) as error:
+        at("mine", benchmark_filename=parts)
+    assert_refused(error, "'mine'", "mine.train.inter")
+    for part in parts:
+        write(tmp_path / "mine" / f"mine.{part}.inter", "")
+    assert at("mine", benchmark_filename=parts)
     with pytest.raises(ConfigError) as error:
         at("mine", benchmark_filename=["train", "test"])
-    assert_refused(error, "'mine'", "mine.train.inter")
-    for part in ("train", "test"):
-        write(tmp_path / "mine" / f"mine.{part}.inter", "")
-    assert at("mine", benchmark_filename=["train", "test"])
+    assert_refused(error, "benchmark_filename=['train', 'test']", "list of three")
+
+
+def test_files_of_data(tmp_path: Path) -> None:
+    """RecBole prepares data anew where it lacks them; where it has them the dataset's folder is not needed."""
     saved = write(tmp_path / "saved.pth", "")
-    assert at("elsewhere", dataset_save_path=str(saved))
+    assert config(dataset="elsewhere", data_path=str(tmp_path), dataset_save_path=str(saved))
+    for key in ("dataset_save_path", "dataloaders_save_path"):
+        with pytest.raises(ConfigError) as error:
+            config(dataset="ml-100k", **{key: str(tmp_path / "none.pth")})
+        assert_refused(error, key, "none.pth", "save_dataset")
+
+
+def test_a_list_may_be_a_tuple() -> None:
+    """--topk=5,10 is one."""
+    assert config(topk=(5, 10))["topk"] == [5, 10]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"load_col": {"inter": ["user_id", "item_id"]}},
+        {"load_col": None, "unload_col": {"inter": ["timestamp"]}},
+    ],
+    ids=["not loaded", "left out"],
+)
+def test_a_column_that_is_left_out_is_told(settings: dict[str, Any]) -> None:
+    """The file has it, the settings do not take it."""
+    with pytest.raises(DataError) as error:
+        load_data(config(model="SASRec", train_neg_sample_args=None, **settings))
+    assert_refused(error, "TIME_FIELD='timestamp'", "load_col")
 
 
 def test_a_byte_order_mark_is_told(tmp_path: Path) -> None:

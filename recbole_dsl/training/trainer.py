@@ -329,7 +329,10 @@ class SparseTrainerMixin:
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
         score, result = super()._valid_epoch(valid_data, show_progress)  # type: ignore[misc]
-        self.valid_results[self.keeper.position.epoch] = {key: float(value) for key, value in result.items()}
+        decimals = self.config["metric_decimal_place"]
+        self.valid_results[self.keeper.position.epoch] = {
+            key: round(float(value), decimals) for key, value in result.items()
+        }
         return score, result
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
