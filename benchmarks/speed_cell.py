@@ -36,7 +36,7 @@ from benchmarks.stopwatch import (  # noqa: E402
     timed_hooks,
 )
 from recbole_dsl.config import RecBoleDSLConfig  # noqa: E402
-from recbole_dsl.costs import held_bytes  # noqa: E402
+from recbole_dsl.costs import held_bytes, optimizers_of  # noqa: E402
 from recbole_dsl.experiment import build_model, load_data  # noqa: E402
 from recbole_dsl.sparsity.targets import select_targets  # noqa: E402
 from recbole_dsl.training.trainer import sparse_trainer  # noqa: E402
@@ -252,7 +252,7 @@ def memory(prepared: Prepared) -> dict[str, Any]:
     """Bytes: peak of the process, growth of its peak from building the model on, training state."""
     trainer, device = prepared.trainer, torch.device(prepared.trainer.device)
     peak, resident = peak_of_process(), prepared.resident
-    held = held_bytes(trainer.model, trainer.optimizer)
+    held = held_bytes(trainer.model, *optimizers_of(trainer))
     if prepared.masks is not None:
         held["index_bytes"] += prepared.masks.bytes
     explorer = trainer.sparse.explorer if hasattr(trainer, "sparse") else None

@@ -35,13 +35,28 @@ _PRODUCTS = {
 """Products of two tensors, and which arguments those are."""
 
 
-def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """Bytes that live from step to step: weights, index, gradients, optimizer state.
+def optimizers_of(trainer: Any) -> list[torch.optim.Optimizer]:
+    """Every optimizer of a RecBole trainer once.
+
+    RecVAE's has one for the encoder and one for the decoder, which are ``optimizer`` in turn, in place of a
+    first one that never steps.
+    """
+    found = {id(value): value for value in vars(trainer).values() if isinstance(value, torch.optim.Optimizer)}
+    return list(found.values())
+
+
+def trained_weights(model: nn.Module) -> int:
+    """How many weights are trained; those of frozen copies, such as RecVAE's of its encoder, are not."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def held_bytes(model: nn.Module, *optimizers: torch.optim.Optimizer) -> dict[str, int]:
+    """Bytes that live from step to step: weights, index, gradients, optimizers' state.
 
     Gradients count as held, as they are between ``backward`` and the next ``zero_grad``.
     """
     parameters = list(model.parameters())
-    states = [s for state in optimizer.state.values() for s in state.values()]
+    states = [s for optimizer in optimizers for state in optimizer.state.values() for s in state.values()]
     return {
         "weight_bytes": sum(_bytes(p) for p in parameters),
         "index_bytes": sum(g.index_bytes for g in _groups(model)),

@@ -17,7 +17,7 @@ import torch
 
 from . import compat, property_files, recbole_names, recbole_settings
 from .command_line import warn_misspelt_keys
-from .costs import forward_macs, held_bytes, peak_memory_bytes, sharing_copy, undisturbed
+from .costs import forward_macs, held_bytes, optimizers_of, peak_memory_bytes, sharing_copy, undisturbed
 from .errors import ConfigError, DataError, DSLError, on_one_line
 from .results import SCHEMA, RunResult, environment
 from .settings import DSLConfig, times
@@ -398,7 +398,7 @@ def _costs(config: RecBoleDSLConfig, finished: Finished) -> dict[str, Any]:
         "preparation_seconds": trainer.preparation_seconds,
         "training_seconds": sum(seconds),
         "seconds_per_epoch": sum(seconds) / len(seconds) if seconds else None,
-        **held_bytes(trainer.model, trainer.optimizer),
+        **held_bytes(trainer.model, *optimizers_of(trainer)),
         "exploration_record_bytes": trainer.sparse.explorer.record_bytes,
         "growth_bytes": trainer.sparse.explorer.growth_bytes,
         "peak_memory_bytes": peak_memory_bytes(torch.device(config["device"])),

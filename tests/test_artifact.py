@@ -111,6 +111,16 @@ def test_int8_by_hand() -> None:
     assert factor == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("ratio", [1e-6, 2e-7, 8.9e-8, 2e-8])
+def test_rows_far_below_the_largest_keep_their_direction(ratio: float) -> None:
+    """Their scales have few bits in half precision; a user's ranking does not ask how long a row is."""
+    row = np.linspace(-1, 1, 64, dtype=np.float32) * np.float32(ratio)
+    values, counts = np.concatenate([np.ones(1, np.float32), row]), np.array([1, 64])
+    stored, scales, factor = encode(values, counts, "int8")
+    back = decode(stored, counts, "int8", scales, factor)[1:]
+    assert back @ row / np.linalg.norm(back) / np.linalg.norm(row) > 0.999
+
+
 def test_too_large_for_half_precision() -> None:
     """One sentence, not infinity."""
     with pytest.raises(

@@ -41,7 +41,7 @@ from recbole_dsl.compare.methods import Method, read_method
 from recbole_dsl.compare.narrow import Widths
 from recbole_dsl.compare.options import Request, read_tuned, settings_of
 from recbole_dsl.compare.procedures import PROCEDURES, Task, with_dense
-from recbole_dsl.compare.pruning import GradualPruning, kept_at
+from recbole_dsl.compare.pruning import GradualPruning, PrunedGroup, kept_at
 from recbole_dsl.compare.running import Job, Runner, jobs_of
 from recbole_dsl.compare.space import Dimension, points_of, read_space
 from recbole_dsl.compare.store import Store, read_grid
@@ -366,11 +366,11 @@ def test_dropped_weights_stay_dropped(data: Path) -> None:
     config, _, train_data, valid_data, _ = recbole_data("BPR", NAME, {**settings_for(data), "epochs": 3})
     trainer = trainer_of(config, train_data)
     names = ("user_embedding.weight", "item_embedding.weight")
-    pruning = GradualPruning(trainer, [Budget(names, 300)], end=8, times=4)
+    pruning = GradualPruning(trainer, [Budget(names, 300)], ends=[8], times=4)
     seen: list[torch.Tensor] = []
 
     def note(*_: Any) -> None:
-        mask = torch.cat([pruning.masks[id(p)].reshape(-1) for p in trainer.model.parameters()])
+        mask = torch.cat([part.reshape(-1) for part in pruning.groups[0].masks])
         weights = torch.cat([p.detach().reshape(-1) for p in trainer.model.parameters()])
         assert not bool(weights[~mask].any())
         seen.append(mask)
@@ -384,6 +384,56 @@ def test_dropped_weights_stay_dropped(data: Path) -> None:
     assert counts[-1] == 300 and len(seen) > 8
     for earlier, later in itertools.pairwise(seen):
         assert not bool((later & ~earlier).any())
+
+
+RECVAE: dict[str, Any] = {
+    "epochs": 4, "hidden_dimension": 16, "latent_dimension": 32, "n_enc_epochs": 2, "n_dec_epochs": 1,
+    "train_neg_sample_args": None, "train_batch_size": 32,
+}  # fmt: skip
+"""Its trainer replaces its optimizer by one of the encoder and one of the decoder, in turn."""
+
+
+def test_every_optimizer_of_a_trainer_counts(data: Path, tmp_path: Path) -> None:
+    """Adam's two moments of all that is trained, and the steps of encoder and decoder, by RecBole and by us."""
+    batches = -(-USERS // 32)
+    for method, density in (("dense", None), ("static", 0.5)):
+        costs = run(task(data, tmp_path / method, method, density, model="RecVAE", settings=RECVAE)).costs
+        counts = costs["optimizer_bytes"] - 2 * costs["gradient_bytes"]  # one of each tensor
+        assert 0 < counts < 4 * 40
+        assert costs["training_macs"] == costs["macs_per_training_step"] * 4 * 3 * batches
+
+
+def test_gmp_prunes_what_every_optimizer_trains(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encoder and decoder, each to its budget at half of its own steps, little by little."""
+    made: list[GradualPruning] = []
+    dropped: list[tuple[int, int]] = []
+    start, drop = GradualPruning.__init__, PrunedGroup._drop
+
+    def noted(pruning: GradualPruning, *args: Any) -> None:
+        start(pruning, *args)
+        made.append(pruning)
+
+    def told(group: PrunedGroup) -> None:
+        drop(group)
+        dropped.append((id(group), sum(int(mask.sum()) for mask in group.masks)))
+
+    monkeypatch.setattr(GradualPruning, "__init__", noted)
+    monkeypatch.setattr(PrunedGroup, "_drop", told)
+    of = task(data, tmp_path, "gmp", 0.2, model="RecVAE", settings=RECVAE)
+    result = run(of)
+    (pruning,) = made
+    batches = -(-USERS // 32)
+    passes = [2 if group.end == 2 * 2 * batches else 1 for group in pruning.groups]
+    assert set(passes) == {1, 2} and pruning.is_settled
+    for group, count in zip(pruning.groups, passes, strict=True):
+        assert (group.end, group.step) == (2 * count * batches, 4 * count * batches)
+        kept = [live for one, live in dropped if one == id(group)]
+        assert len(kept) > 1 and kept == sorted(kept, reverse=True) and kept[-1] == group.live < kept[0]
+        assert sum(int((p != 0).sum()) for p in group.parameters) == group.live
+    after = [v["ndcg@10"] for v in result.valid_results if v["epoch"] >= 2]
+    assert result.best_valid_result["ndcg@10"] == max(after) and len(result.valid_results) == 4
 
 
 def test_lottery_rewinds_and_prunes_in_rounds(

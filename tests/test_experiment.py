@@ -197,8 +197,8 @@ def test_log_says_what_is_sparse_and_every_update(tmp_path: Path, caplog: pytest
     assert "packed group 'joint', budget 16813: user_mlp_embedding.weight (944, 64)" in text
     assert "dense user_mf_embedding.weight (944, 64): not named by dsl_include" in text
     updates = re.findall(
-        r"update step (\d+), group 'joint': α = 0\.\d+, dropped (\d+), grown (\d+), "
-        r"re-grown (\d+), live 16813, R = 0\.\d+",
+        r"update step (\d+), group 'joint': α = 0\.\d+, dropped (\d+), grown (\d+) "
+        r"\(of these re-grown (\d+)\), live 16813, R = 0\.\d+",
         text,
     )
     assert [int(u[0]) for u in updates] == [50]

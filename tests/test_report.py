@@ -46,7 +46,7 @@ def result_of(method: str, density: float | None, seed: int) -> RunResult:
         "live": {"t": {"before": [6.0] * 10, "after": [9.0 - d / 2 for d in range(10)]}} if sparse else {},
     }
     updates = [
-        {"group": "joint", "step": 10 * n, "ratio": 0.5 / n, "dropped": 9, "grown": 9 - n, "regrown": n,
+        {"group": "joint", "step": 10 * n, "ratio": 0.5 / n, "dropped": 9, "grown": 9, "regrown": n,
          "live": 100, "exploration_rate": 0.1 * n}
         for n in range(1, 5)
     ] if method == "dsl_plus" else []  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import compat, property_files, recbole_names
 from ..config import no_flags
-from ..costs import held_bytes, peak_memory_bytes
+from ..costs import held_bytes, optimizers_of, peak_memory_bytes, trained_weights
 from ..experiment import macs
 from ..plain import plain
 from ..results import SCHEMA, RunResult, environment
@@ -93,7 +93,8 @@ def measure(trainer: Any) -> Measured:
         told.steps += 1
 
     trainer._train_epoch, trainer._valid_epoch = timed, noted
-    trainer.optimizer.register_step_post_hook(count)
+    for optimizer in optimizers_of(trainer):
+        optimizer.register_step_post_hook(count)
     return told
 
 
@@ -108,7 +109,7 @@ def result_of(
 ) -> RunResult:
     """The RunResult of a trained and tested dense model; ``weights``: of the model that is full width."""
     config, network = trainer.config, trainer.model
-    live = sum(p.numel() for p in network.parameters())
+    live = trained_weights(network)
     saved = Path(trainer.saved_model_file)
     return RunResult(
         schema=SCHEMA,
@@ -135,12 +136,13 @@ def result_of(
             "left_dense": [
                 {"name": name, "shape": list(p.shape), "reason": "dense"}
                 for name, p in network.named_parameters()
+                if p.requires_grad
             ],
         },
         costs={
             "training_seconds": sum(told.epoch_seconds),
             "seconds_per_epoch": sum(told.epoch_seconds) / max(1, len(told.epoch_seconds)),
-            **held_bytes(network, trainer.optimizer),
+            **held_bytes(network, *optimizers_of(trainer)),
             "exploration_record_bytes": 0,
             "growth_bytes": 0,
             "peak_memory_bytes": peak_memory_bytes(config["device"]),

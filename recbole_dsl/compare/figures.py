@@ -105,7 +105,7 @@ def _learning(results: Iterable[RunResult], metric: str, density: float) -> Figu
 
 
 def _turnover(event: Mapping[str, Any]) -> float:
-    return event["grown"] / max(1, event["live"])
+    return (event["grown"] - event["regrown"]) / max(1, event["live"])
 
 
 def _updates(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import RecBoleDSLConfig
-from ..costs import undisturbed
+from ..costs import trained_weights, undisturbed
 from ..errors import ConfigError
 from ..planning import OPTIMIZERS
 from .twin import sparse_twin
@@ -81,7 +81,7 @@ def narrow_settings(
         names, even: see :meth:`Widths.of`.
 
     Returns:
-        The settings, and the weights of the dense model of the usual width.
+        The settings, and how many weights the dense model of the usual width trains.
 
     Raises:
         ConfigError: even one column is too many, or the model has no known width.
@@ -93,8 +93,9 @@ def narrow_settings(
     allowed = copies * twin.held["weight_bytes"] + twin.held["index_bytes"]
 
     @functools.cache
-    def largest_buildable(columns: int) -> tuple[int, int] | None:
-        """The next smaller number of columns that a model can be built of (heads divide it); its weights."""
+    def largest_buildable(columns: int) -> tuple[int, int, int] | None:
+        """The next smaller number of columns that a model can be built of (heads divide it); its weights, all
+        and trained ones."""
         while columns:
             usual = {key: config[key] for key in widths.usual}
             try:
@@ -102,7 +103,7 @@ def narrow_settings(
                     config[key] = value
                 with undisturbed():
                     network = config.model_class(config, twin.train_data._dataset)
-                return columns, sum(p.numel() for p in network.parameters())
+                return columns, sum(p.numel() for p in network.parameters()), trained_weights(network)
             except (ValueError, AssertionError, RuntimeError, TypeError):
                 columns -= 1
             finally:
@@ -123,4 +124,4 @@ def narrow_settings(
             f"model={config['model']!r} has no narrow twin at dsl_density={config['dsl_density']}: {told}, and "
             f"the sparse model takes {allowed}; allowed are higher densities."
         )
-    return widths.at(found[0]), (largest_buildable(widths.columns) or found)[1]
+    return widths.at(found[0]), (largest_buildable(widths.columns) or found)[2]

@@ -18,6 +18,7 @@ from ..property_files import of_recbole
 from ..results import RunResult
 from ..serving.quantise import decode, encode
 from ..training.checkpoint import load_weights, read_checkpoint
+from ..training.passes import Plan
 from ..training.starting import compute_again, take_weights
 from ..training.trainer import interactions_of
 from .by_recbole import measure, needed_settings, recbole_data, result_of, trainer_of
@@ -229,8 +230,9 @@ def gradual(task: Task) -> RunResult:
     config, _, train_data, valid_data, test_data = task.data()
     trainer = trainer_of(config, train_data)
     told = measure(trainer)
-    end = int(task.method.options["end"] * len(train_data) * config["epochs"])
-    GradualPruning(trainer, budgets, end, task.method.options["times"])
+    plans = [Plan.of(type(trainer), config, train_data, budget.names) for budget in budgets]
+    ends = [int(task.method.options["end"] * plan.steps) for plan in plans]
+    GradualPruning(trainer, budgets, ends, task.method.options["times"])
     _, valid = trainer.fit(train_data, valid_data, show_progress=False)
     trained = _finish(task, result_of(trainer, told, valid, {}, train_data, test_data), {})
     packed = _packed(task, Path(trainer.saved_model_file))

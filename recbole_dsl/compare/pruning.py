@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..costs import optimizers_of
 from ..files import written_whole
 from ..packed.group import PackedGroup
 from ..packed.layout import dense_state_dict, layout_of
@@ -31,43 +32,24 @@ class GradualPruning:
     Args:
         trainer: RecBole's, before its training.
         budgets: by group; all weights of a group compete.
-        end: the step at which only the budgets live.
+        ends: of each group the step of its optimizer at which only its budget lives.
         times: how often weights are dropped until then, evenly spaced.
     """
 
-    def __init__(self, trainer: Any, budgets: Sequence[Budget], end: int, times: int) -> None:
+    def __init__(self, trainer: Any, budgets: Sequence[Budget], ends: Sequence[int], times: int) -> None:
         named = dict(trainer.model.named_parameters())
         self.trainer = trainer
-        self.step = 0
-        self.end = max(1, end)
-        self.interval = max(1, self.end // times)
-        self.groups: list[tuple[list[nn.Parameter], int]] = [
-            ([named[name] for name in budget.names], budget.live) for budget in budgets
+        self.groups = [
+            PrunedGroup([named[name] for name in budget.names], budget.live, max(1, end), times)
+            for budget, end in zip(budgets, ends, strict=True)
         ]
-        self.masks = {id(p): torch.ones_like(p, dtype=torch.bool) for group, _ in self.groups for p in group}
         self.is_settled = False
-        trainer.optimizer.register_step_post_hook(self._after_step)
+        for optimizer in optimizers_of(trainer):
+            stepped = {id(p) for part in optimizer.param_groups for p in part["params"]}
+            for group in self.groups:
+                if any(id(p) in stepped for p in group.parameters):
+                    optimizer.register_step_post_hook(group.after_step)
         self._validate, trainer._valid_epoch = trainer._valid_epoch, self._valid_epoch
-
-    @torch.no_grad()
-    def _after_step(self, *_: Any) -> None:
-        self.step += 1
-        if self.step <= self.end and (self.step % self.interval == 0 or self.step == self.end):
-            for parameters, live in self.groups:
-                self._drop(parameters, live)
-        for parameters, _live in self.groups:
-            for parameter in parameters:
-                parameter.mul_(self.masks[id(parameter)])
-
-    def _drop(self, parameters: Sequence[nn.Parameter], live: int) -> None:
-        sizes = [p.numel() for p in parameters]
-        keep = kept_at(self.step, self.end, sum(sizes), live)
-        # What is dropped stays dropped: it ranks below everything that lives, a live zero included.
-        score = torch.cat([p.abs().masked_fill(~self.masks[id(p)], -1.0).reshape(-1) for p in parameters])
-        mask = torch.zeros_like(score, dtype=torch.bool)
-        mask[score.topk(keep).indices] = True
-        for parameter, part in zip(parameters, mask.split(sizes), strict=True):
-            self.masks[id(parameter)] = part.reshape(parameter.shape)
 
     def _valid_epoch(self, *args: Any, **kwargs: Any) -> Any:
         """Until the budgets are reached every model is the best so far: a denser one must not be kept."""
@@ -75,8 +57,38 @@ class GradualPruning:
         if not self.is_settled:
             self.trainer.cur_step = 0
             self.trainer.best_valid_score = -float("inf") if self.trainer.valid_metric_bigger else float("inf")
-            self.is_settled = self.step >= self.end
+            self.is_settled = all(group.step >= group.end for group in self.groups)
         return score, result
+
+
+class PrunedGroup:
+    """The masks of tensors whose weights compete; ``step``: how often their optimizer has stepped."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], live: int, end: int, times: int) -> None:
+        self.parameters, self.live, self.end = parameters, live, end
+        self.interval = max(1, end // times)
+        self.masks = [torch.ones_like(p, dtype=torch.bool) for p in parameters]
+        self.step = 0
+
+    @torch.no_grad()
+    def after_step(self, *_: Any) -> None:
+        """Drop weights if it is time to; the others' step leaves the dropped ones zero."""
+        self.step += 1
+        if self.step <= self.end and (self.step % self.interval == 0 or self.step == self.end):
+            self._drop()
+        for parameter, mask in zip(self.parameters, self.masks, strict=True):
+            parameter.mul_(mask)
+
+    def _drop(self) -> None:
+        sizes = [p.numel() for p in self.parameters]
+        keep = kept_at(self.step, self.end, sum(sizes), self.live)
+        # What is dropped stays dropped: it ranks below everything that lives, a live zero included.
+        pairs = zip(self.parameters, self.masks, strict=True)
+        score = torch.cat([p.abs().masked_fill(~mask, -1.0).reshape(-1) for p, mask in pairs])
+        kept = torch.zeros_like(score, dtype=torch.bool)
+        kept[score.topk(keep).indices] = True
+        parts = zip(self.parameters, kept.split(sizes), strict=True)
+        self.masks = [part.reshape(p.shape) for p, part in parts]
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..costs import optimizers_of
 from ..sparsity.targets import list_tensors
 from .twin import Budget
 
@@ -64,11 +65,12 @@ class Search:
         """Give the thresholds settings of their own, and end the training when the budgets are reached."""
         thresholds = [self._soft(name)[0].threshold for name in self.tables]
         own = {id(threshold) for threshold in thresholds}
-        for group in trainer.optimizer.param_groups:
-            group["params"] = [p for p in group["params"] if id(p) not in own]
-        trainer.optimizer.add_param_group(
-            {"params": thresholds, "lr": learning_rate, "weight_decay": weight_decay}
-        )
+        for optimizer in optimizers_of(trainer):
+            found = [p for group in optimizer.param_groups for p in group["params"] if id(p) in own]
+            for group in optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if id(p) not in own]
+            if found:
+                optimizer.add_param_group({"params": found, "lr": learning_rate, "weight_decay": weight_decay})
         train_epoch = trainer._train_epoch
 
         def epoch(*args: Any, **kwargs: Any) -> Any:

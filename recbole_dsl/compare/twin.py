@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..config import RecBoleDSLConfig
-from ..costs import held_bytes, undisturbed
+from ..costs import held_bytes, optimizers_of, trained_weights, undisturbed
 from ..experiment import build_model, load_data
 from ..training.trainer import sparse_trainer
 
@@ -46,7 +46,7 @@ def sparse_twin(config: RecBoleDSLConfig) -> Twin:
     _, train_data, _, _ = load_data(config)
     network = build_model(config, train_data)
     initial = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-    weights = sum(p.numel() for p in network.parameters())
+    weights = trained_weights(network)
     with undisturbed():
         trainer = sparse_trainer(config["MODEL_TYPE"], *config.lineage)(config, network, train_data)
     budgets = [
@@ -58,5 +58,5 @@ def sparse_twin(config: RecBoleDSLConfig) -> Twin:
         for group in trainer.sparse.groups
     ]
     value_bytes = next(trainer.model.parameters()).element_size()
-    held = held_bytes(trainer.model, trainer.optimizer)
+    held = held_bytes(trainer.model, *optimizers_of(trainer))
     return Twin(budgets, held, value_bytes, initial, weights, train_data)

@@ -56,11 +56,19 @@ def encode(values: np.ndarray, counts: np.ndarray, kind: str) -> tuple[np.ndarra
         starts = np.cumsum(counts) - counts
         largest[filled] = np.maximum.reduceat(np.abs(values), starts[filled])
     factor = float(largest.max(initial=0.0)) / _LARGEST or 1.0
-    scales = (largest / (_LARGEST * factor)).astype(np.float16)
+    scales = _scales_of(largest / (_LARGEST * factor))
     steps = np.repeat(scales.astype(np.float32) * np.float32(factor), counts)
     with np.errstate(divide="ignore", invalid="ignore"):
         whole = np.where(steps > 0, np.rint(values / steps), 0)
     return np.clip(whole, -_LARGEST, _LARGEST).astype(np.int8), scales, factor
+
+
+def _scales_of(exact: np.ndarray) -> np.ndarray:
+    """As float16, to the nearest; upwards where that has few bits left, so that no value is cut off or lost."""
+    scales = exact.astype(np.float16)
+    short = (scales < exact) & (exact < np.finfo(np.float16).smallest_normal)
+    scales[short] = np.nextafter(scales[short], np.float16(1))
+    return scales
 
 
 def decode(

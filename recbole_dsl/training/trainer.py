@@ -506,7 +506,7 @@ class SparseTrainerMixin:
         rate = "" if event.exploration_rate is None else f", R = {event.exploration_rate:.4f}"
         self.logger.info(
             set_color("update", "green") + f" step {event.step}, group {event.group!r}: α = {event.ratio:.4f}, "
-            f"dropped {event.dropped}, grown {event.grown}, re-grown {event.regrown}, "
+            f"dropped {event.dropped}, grown {event.grown} (of these re-grown {event.regrown}), "
             f"live {event.live}{rate}"
         )
         numbers = {
