@@ -20,6 +20,7 @@ from scipy import stats
 from recbole_dsl import RunResult
 from recbole_dsl.cli import main
 from recbole_dsl.compare import summary
+from recbole_dsl.compare.drawing import Styles, as_plotly
 from recbole_dsl.compare.figures import figures_of
 from recbole_dsl.compare.grid import Cell
 from recbole_dsl.compare.report import write_report
@@ -251,7 +252,7 @@ def test_figures_show_what_the_cells_say(reported: Path) -> None:
     found = {figure.key: figure for figure in figures_of(rows, cells, 0.1)}
     assert set(found) == set(KINDS)
     narrow = next(series for series in found["accuracy-bytes"].series if series.name == "narrow")
-    assert narrow.x == [400, 800] and narrow.dashed and narrow.error is not None
+    assert narrow.x == [400, 800] and narrow.stroke == 1 and narrow.error is not None
     assert narrow.y[0] == statistics.fmean(result_of("narrow", 0.1, s).test_result["ndcg@10"] for s in SEEDS)
     assert found["accuracy-bytes"].levels.keys() == {"dense"}
     (alpha,) = found["alpha"].series
@@ -262,6 +263,21 @@ def test_figures_show_what_the_cells_say(reported: Path) -> None:
         f"{method}, {when}" for method in ("dsl_plus", "static") for when in ("before", "after")
     }
     assert len(found["recall"].series) == len(found["learning"].series) == 4
+
+
+def test_groups_of_one_method_can_be_told_apart(reported: Path) -> None:
+    """One colour, a line of its own for each."""
+    cells = {
+        name: replace(cell, updates=[{**event, "group": group} for event in cell.updates for group in "abc"])
+        for name, cell in summary.read_cells(reported).items()
+    }
+    rows = summary.rows_of(cells, read_grid(reported)["methods"], "ndcg@10")
+    (alpha,) = [figure for figure in figures_of(rows, cells, 0.1) if figure.key == "alpha"]
+    assert [(line.name, line.stroke) for line in alpha.series] == [
+        ("dsl_plus, a", 0), ("dsl_plus, b", 1), ("dsl_plus, c", 2)
+    ]  # fmt: skip
+    lines = as_plotly(alpha, Styles(["dense", "dsl_plus"]))["data"]
+    assert [line["line"]["dash"] for line in lines] == ["solid", "dash", "dot"]
 
 
 def test_a_tenth_of_the_items_without_test_interactions(folder: Path) -> None:

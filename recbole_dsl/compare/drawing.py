@@ -22,7 +22,8 @@ _MARKERS: Final = (
     ("x", "X"),
     ("star", "*"),
 )
-"""As plotly and as matplotlib call them."""
+_STROKES: Final = (("solid", "-"), ("dash", "--"), ("dot", ":"), ("dashdot", "-."))
+"""Both as plotly and as matplotlib call them."""
 
 
 class Styles:
@@ -51,7 +52,7 @@ def as_plotly(figure: Figure, styles: Styles) -> dict[str, Any]:
             y=series.y,
             name=series.name,
             mode="lines+markers" if len(series.x) <= 40 else "lines",
-            line={"color": styles.colour(series.method), "dash": "dash" if series.dashed else "solid"},
+            line={"color": styles.colour(series.method), "dash": _STROKES[series.stroke][0]},
             marker={"symbol": styles.marker(series.method)[0], "size": 8},
             error_y=None if series.error is None else {"array": series.error, "thickness": 1},
         )
@@ -92,7 +93,7 @@ def save_images(figure: Figure, styles: Styles, folder: Path, name: str) -> None
             yerr=series.error,
             label=series.name if not series.name.startswith("_") else f"\N{ZERO WIDTH SPACE}{series.name}",
             color=styles.colour(series.method),
-            linestyle="--" if series.dashed else "-",
+            linestyle=_STROKES[series.stroke][1],
             marker=styles.marker(series.method)[1] if len(series.x) <= 40 else None,
             markersize=5,
             linewidth=1.4,

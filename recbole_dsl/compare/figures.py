@@ -6,22 +6,28 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from ..results import RunResult
 from .summary import Row, asked_density
 
+STROKES: Final = 4
+"""Ways to draw a line, by which the groups of one method are told apart."""
+
 
 @dataclass(frozen=True)
 class Series:
-    """A line: ``x`` and ``y`` of equal length, ``error`` (half lengths of bars), ``method`` for its colour."""
+    """A line: ``x`` and ``y`` of equal length, ``error`` (half lengths of bars), ``method`` for its colour.
+
+    ``stroke``: 0 solid, 1 dashed, 2 dotted, 3 dots and dashes, below :data:`STROKES`.
+    """
 
     name: str
     method: str
     x: list[float]
     y: list[float]
     error: list[float] | None = None
-    dashed: bool = False
+    stroke: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,8 @@ def _accuracy(rows: Sequence[Row], metric: str, key: str) -> Figure:
         known = [(x, y, e) for x, y, e in own if x]
         if known:
             x, y, error = (list(part) for part in zip(*known, strict=True))
-            dashed = method in ("dense", "narrow", "narrow_training")
-            series.append(Series(method, method, x, y, error, dashed))
+            stroke = int(method in ("dense", "narrow", "narrow_training"))
+            series.append(Series(method, method, x, y, error, stroke))
     title = f"Test {metric} against {label}"
     return Figure(f"accuracy-{key}", title, label, f"test {metric}", series, levels, log_x=True)
 
@@ -118,12 +124,13 @@ def _updates(
     series = []
     for result in results:
         groups = dict.fromkeys(event["group"] for event in result.updates)
-        for group in groups:
+        for number, group in enumerate(groups):
             points = [(e["step"], value(e)) for e in result.updates if e["group"] == group]
             known = [(x, y) for x, y in points if y is not None]
             if known:
                 name = result.method if len(groups) == 1 else f"{result.method}, {group}"
-                series.append(Series(name, result.method, [x for x, _ in known], [y for _, y in known]))
+                xs, ys = [x for x, _ in known], [y for _, y in known]
+                series.append(Series(name, result.method, xs, ys, stroke=number % STROKES))
     title = f"{label} at density {density:g}, first seed"
     return Figure(key, title, "optimizer step", label, series)
 
@@ -141,7 +148,7 @@ def _live(results: Iterable[RunResult], side: str, density: float) -> Figure:
                 if None not in by_decile:
                     found.setdefault((result.method, when), []).append(by_decile)
     series = [
-        Series(f"{method}, {when}", method, list(range(10)), _mean(each), dashed=when == "before")
+        Series(f"{method}, {when}", method, list(range(10)), _mean(each), stroke=int(when == "before"))
         for (method, when), each in found.items()
     ]
     title = f"Live weights per row of {side} at density {density:g}, before (dashed) and after training"
