@@ -45,7 +45,10 @@ beside which its 300,000 make every step wait for a core (``benchmarks/busy_mach
 """
 
 
-_NO_PLACE: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
+_NO_PLACE: Final = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
+    *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR),
+}
 """Errors of the system that tell of its disks and its rights, not of a mistake in this package."""
 
 

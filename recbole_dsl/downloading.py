@@ -62,7 +62,7 @@ def download(name: str, folder: Path, url: str) -> None:
             return
         getLogger().info(f"Dataset {name} is downloaded from {url}")
         wanted = False
-        with contextlib.suppress(EOFError):  # nobody is there to answer
+        with contextlib.suppress(EOFError, RuntimeError):  # nobody is there to answer, or no standard input
             wanted = decide_download(url)
         if not wanted:
             raise DataError(

@@ -168,6 +168,8 @@ def load_data(config: RecBoleDSLConfig, log: bool = True) -> tuple[Any, Any, Any
     logger = getLogger()
     logger.info(sys.argv)
     logger.info(config)
+    if config["worker"] and torch.multiprocessing.get_start_method() != "fork":
+        torch.multiprocessing.set_sharing_strategy("file_system")  # loaders of others cannot be handed tensors
     data = read_dataset(config)
     recbole_settings.check_labels(config, config["LABEL_FIELD"] in data.field2type)  # loaders add one
     with _data_errors(config), config.under_recbole_name():

@@ -54,8 +54,13 @@ def temporary_folder(target: Path) -> Path:
 
 
 def _mark(target: Path) -> str:
-    """How the names of temporary files and folders for ``target`` start; the process follows."""
-    return f".{target.name}.{_here()}-"
+    """How the names of temporary files and folders for ``target`` start; the process follows.
+
+    Of a long name the end is left out, as a name has 255 bytes at most.
+    """
+    room = 255 - len(_here()) - 24  # dots, dashes, the number of the process, and what makes it unique
+    name = os.fsencode(target.name)[:room].decode(errors="ignore")
+    return f".{name}.{_here()}-"
 
 
 def abandoned(target: Path) -> list[Path]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -107,9 +109,9 @@ def _run_one(local: int, processes: Processes, what: tuple[str, str, list[str]])
 
 
 def _run_here(processes: Processes, what: tuple[str, str, list[str]]) -> None:
-    import torch.multiprocessing as multiprocessing
+    import torch.multiprocessing
 
-    context = multiprocessing.get_context("spawn")
+    context = torch.multiprocessing.get_context("spawn")
     messages = context.SimpleQueue()
     workers = [
         context.Process(target=_work, args=(local, processes, what, sys.argv, messages), daemon=False)
@@ -182,11 +184,20 @@ def _raise(rank: int, status: int, told: Sequence[tuple[str, int, str]], asked: 
     raise DSLError(texts[0] if texts else f"The process of rank {rank} has failed; its messages are above.")
 
 
+def _end_with_parent() -> None:
+    """The one that started this process may be killed, and nobody could stop this one then."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
 def _work(
     local: int, processes: Processes, what: tuple[str, str, list[str]], argv: list[str], messages: Any
 ) -> None:
     """One process: what it has to say goes to the one that started it."""
     sys.argv = argv
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     from .training.signals import Interrupted
 
     try:

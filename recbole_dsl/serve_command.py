@@ -6,10 +6,14 @@ import contextlib
 import ipaddress
 import socket
 from collections.abc import Sequence
+from typing import Final
 
 from .command_line import Parser, a_path
 from .errors import ConfigError
 from .serving.recommender import SparseRecommender
+
+_PATIENCE: Final = 5
+"""Seconds that requests have to end when the server is stopped, of clients that send theirs slowly, too."""
 
 
 def parser() -> Parser:
@@ -64,9 +68,10 @@ def run(argv: Sequence[str]) -> None:
     hosts = [*LOOPBACK, host, address] if ipaddress.ip_address(address.partition("%")[0]).is_loopback else ["*"]
     app = application(recommender, limits, hosts)
     print(f"{recommender.manifest.model} on http://{host}:{port}/", flush=True)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_PATIENCE)
     # The server ends by itself at Ctrl-C, and tells it on to whoever has started it.
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

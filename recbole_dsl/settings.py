@@ -485,11 +485,11 @@ def check_writable(path: str | os.PathLike[str], key: str = "dsl_result") -> Non
             os.close(os.open(target, os.O_WRONLY | os.O_APPEND))
         elif target.exists():
             raise refuse("it is a device or a pipe")
-        else:
-            parent = next(folder for folder in target.parents if folder.exists())
-            # A nameless file: the only test that also sees read-only file systems.
-            with tempfile.TemporaryFile(dir=parent):
-                pass
+        # A file that is there is replaced by one that is written beside it.
+        parent = next(folder for folder in target.parents if folder.exists())
+        # A nameless file: the only test that also sees read-only file systems.
+        with tempfile.TemporaryFile(dir=parent):
+            pass
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise refuse(f"it cannot be written ({reason})") from None

@@ -151,7 +151,8 @@ def read_tensor_file(path: str | os.PathLike[str], kind: str, schema: int) -> An
         raise _refusal(path, "it is damaged: its checksum is not that of its contents")
     try:
         with safe_open(os.fspath(path), framework="pt") as opened:
-            return _decode(json.loads(metadata["tree"]), opened.get_tensor)
+            # As copies: else the file is mapped while one of them lives, and cannot be replaced on Windows.
+            return _decode(json.loads(metadata["tree"]), lambda name: opened.get_tensor(name).clone())
     except (SafetensorError, OSError, *_NOT_OURS) as error:
         raise _refusal(path, f"it cannot be decoded ({on_one_line(error)[:150]})") from None
 

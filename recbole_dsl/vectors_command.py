@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from .command_line import Parser, a_path
 from .errors import ConfigError
+from .files import temporary_folder
 from .serving.recommender import SparseRecommender
 from .serving.vectors_out import write_vectors
 
@@ -50,8 +52,21 @@ def run(argv: Sequence[str]) -> None:
             f"--to={folder} cannot be made ({error.strerror or error}); allowed is a folder that may be "
             "written to."
         ) from None
-    for name, rows, tokens in zip(
-        ("users", "items"), vectors, (recommender.users, recommender.items), strict=True
-    ):
-        path = write_vectors(folder, name, rows, tokens, options.dense)
-        print(f"{path}: {rows.shape[0]:,} × {rows.shape[1]}, {path.stat().st_size:,} bytes")
+    # All are written before any takes its place: users and items must be of one model.
+    part = temporary_folder(folder / "vectors")
+    told = []
+    try:
+        for name, rows, tokens in zip(
+            ("users", "items"), vectors, (recommender.users, recommender.items), strict=True
+        ):
+            path = write_vectors(part, name, rows, tokens, options.dense)
+            size = path.stat().st_size
+            told.append(f"{folder / path.name}: {rows.shape[0]:,} × {rows.shape[1]}, {size:,} bytes")
+        for path in names:
+            if (part / path.name).exists():
+                (part / path.name).replace(path)
+            else:  # it would be of another model
+                path.unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    print("\n".join(told))

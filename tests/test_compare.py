@@ -740,6 +740,9 @@ def test_cells_of_a_grid() -> None:
     assert len({Cell("M", "d", "dsl", x, 1).key for x in (0.1234567, 0.12345671)}) == 2
     with pytest.raises(ConfigError, match="different names"):
         cells_of(["a:M", "b:M"], ["ml-100k"], [dsl], [0.1], [1])
+    other = replace(dsl, name="DSL")
+    with pytest.raises(ConfigError, match=r"BPR-ml-100k-DSL-0\.1-1 is there twice; .* whatever the case"):
+        cells_of(["BPR"], ["ml-100k"], [dsl, other], [0.1], [1])
 
 
 def test_dense_models_that_others_need_come_first(tmp_path: Path) -> None:

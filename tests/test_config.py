@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import functools
 import importlib.util
 import json
@@ -1124,6 +1125,20 @@ def test_writable_paths_leave_no_trace(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
     assert config(dsl_result=str(tmp_path / "a" / "new.json")).dsl.result
     assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
+
+
+def test_a_file_that_is_there_needs_a_folder_that_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is replaced by one that is written beside it."""
+    file = write(tmp_path / "old.json", "kept")
+
+    def locked(dir: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", locked)
+    with pytest.raises(ConfigError, match="cannot be written"):
+        check_writable(file)
 
 
 def test_a_file_that_is_no_result_is_not_overwritten(tmp_path: Path) -> None:

@@ -432,3 +432,31 @@ def test_shares_are_a_partition(count: int) -> None:
     shares = [Share(count, number, 3) for number in range(3)]
     assert sorted(row for share in shares for row in share) == list(range(count))
     assert [len(share) for share in shares] == [len(list(share)) for share in shares]
+
+
+def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
+    """Nobody could stop it else, and it would hold the run's checkpoints."""
+    script = tmp_path / "start.py"
+    script.write_text(
+        "import multiprocessing, threading, time\n"
+        "from recbole_dsl.launching import _end_with_parent\n"
+        "def work():\n"
+        "    threading.Thread(target=_end_with_parent, daemon=True).start()\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    process = multiprocessing.get_context('spawn').Process(target=work)\n"
+        "    process.start()\n"
+        "    print(process.pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    starter = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert starter.stdout is not None
+    assert int(starter.stdout.readline()) > 0
+    time.sleep(1)
+    starter.kill()
+    starter.communicate(timeout=30)  # it writes to the same pipe, which ends with it

@@ -133,7 +133,7 @@ def test_an_interrupted_download_leaves_nothing(
     load("BPR", data, tmp_path / "data")
 
 
-@pytest.mark.parametrize("reply", ["n", ""])
+@pytest.mark.parametrize("reply", ["n", "", "lost"])
 def test_a_large_download_is_asked_for(
     reply: str, data: Path, archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +142,8 @@ def test_a_large_download_is_asked_for(
     def answer(_: str) -> str:
         if not reply:
             raise EOFError
+        if reply == "lost":
+            raise RuntimeError("input(): lost sys.stdin")
         return reply
 
     monkeypatch.setattr("builtins.input", answer)

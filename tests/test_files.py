@@ -26,6 +26,14 @@ def test_a_broken_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert target.read_bytes() == b"new" and list(tmp_path.iterdir()) == [target]
 
 
+def test_names_may_be_as_long_as_the_system_allows(tmp_path: Path) -> None:
+    """The temporary file's name is longer than that of the file, which has 255 bytes."""
+    target = tmp_path / ("é" * 125 + ".json")
+    with written_whole(target) as file:
+        file.write(b"new")
+    assert target.read_bytes() == b"new" and list(tmp_path.iterdir()) == [target]
+
+
 def test_every_claim_gets_another_file(tmp_path: Path) -> None:
     """Also from threads that ask at the same time."""
     with ThreadPoolExecutor(8) as pool:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
-from recbole_dsl import SparseRecommender, export_artifact
+from recbole_dsl import SparseRecommender, export_artifact, vectors_command
 from recbole_dsl.cli import main
 from recbole_dsl.errors import ArtifactError, ConfigError, RequestError, UnknownTokenError
 from recbole_dsl.recommend_command import _lines, _names
@@ -362,6 +362,8 @@ def test_files_that_cannot_be_written(
         text = told(*words, capsys=capsys, status=2)
         assert text.startswith("error: a file cannot be read or written (No space left on device); allowed is ")
         assert not [path for path in out.rglob("*") if path.is_file()]
+    number = errno.EFBIG
+    assert "(File too large)" in told("vectors", folder, f"--to={out}/v", capsys=capsys, status=2)
     number = errno.EIO
     with pytest.raises(OSError), no_flags():
         main(["recommend", folder, "--all", f"--out={out}/r.csv"])
@@ -524,6 +526,23 @@ def test_vectors_for_other_tools(folders: Any, tmp_path: Path, capsys: pytest.Ca
     assert "does not score by inner products" in told(
         "vectors", str(folders("NeuMF")), "--to", str(tmp_path / "no"), capsys=capsys, status=2
     )
+
+
+def test_vectors_are_of_one_model(folders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the second file cannot be written the first one of the model before stays, too."""
+    out = tmp_path / "vectors"
+    assert main(["vectors", str(folders("BPR")), f"--to={out}"]) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    write = vectors_command.write_vectors
+
+    def half(folder: Path, name: str, *more: Any) -> Path:
+        if name == "items":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(folder, name, *more)
+
+    monkeypatch.setattr(vectors_command, "write_vectors", half)
+    assert main(["vectors", str(folders("LightGCN")), f"--to={out}", "--force"]) == 2
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_a_file_that_breaks_off_is_not_there(

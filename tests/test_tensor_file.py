@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,14 @@ def test_sparse_and_shared_tensors(tmp_path: Path) -> None:
     read = read_tensor_file(tmp_path / "f", *KIND)
     assert same(read["a"], big) and same(read["b"], [big])
     assert same(read["c"], loose) and not read["c"].is_coalesced() and read["d"].is_coalesced()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of Linux")
+def test_what_is_read_does_not_hold_the_file(tmp_path: Path) -> None:
+    """A run that is resumed replaces it, which Windows refuses while it is mapped."""
+    write_tensor_file(tmp_path / "held", *KIND, {"a": torch.rand(10_000)})
+    read = read_tensor_file(tmp_path / "held", *KIND)
+    assert str(tmp_path / "held") not in Path("/proc/self/maps").read_text() and read["a"].numel() == 10_000
 
 
 def test_compressed_rows(tmp_path: Path) -> None:

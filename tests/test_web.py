@@ -364,6 +364,9 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
             except OSError:
                 time.sleep(0.1)
         assert connection.getresponse().status == 422
+        slow = socket.create_connection(("127.0.0.1", port))  # it never sends the rest, and holds up no end
+        slow.sendall(b"POST /recommend HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{")
+        time.sleep(0.3)
         with pytest.raises(OSError):
             socket.create_connection((socket.gethostbyname(socket.gethostname()), port), timeout=2).close()
             if socket.gethostbyname(socket.gethostname()).startswith("127."):

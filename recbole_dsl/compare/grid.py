@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -76,10 +77,11 @@ def cells_of(
         for method in methods
         for density in (densities if method.densities else [None])
     ]
-    keys = [cell.key for cell in found]
-    twice = sorted({key for key in keys if keys.count(key) > 1})
+    counts = Counter(cell.key.casefold() for cell in found)  # which some file systems do not tell apart
+    twice = sorted(cell.key for cell in found if counts[cell.key.casefold()] > 1)
     if twice:
         raise ConfigError(
-            f"cell {twice[0]} is there twice; allowed is every model, method, density and seed once."
+            f"cell {twice[0]} is there twice; allowed is every model, method, density and seed once, whatever "
+            "the case of its letters."
         )
     return found

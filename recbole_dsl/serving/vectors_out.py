@@ -19,15 +19,13 @@ def write_vectors(
 
     Args:
         rows: of numbers 1, 2, …, without that of padding. tokens: theirs.
-        dense: write ``.npy`` whatever the rows are. A matrix of the other form that is there is deleted.
+        dense: write ``.npy`` whatever the rows are.
 
     Returns:
         The path of the matrix.
     """
     sparse = rows if isinstance(rows, SparseTable) and not dense else None
-    path, other = folder / f"{name}.npz", folder / f"{name}.npy"
-    if sparse is None:
-        path, other = other, path
+    path = folder / f"{name}{'.npy' if sparse is None else '.npz'}"
     write_text_whole(folder / f"{name}.json", json.dumps(list(tokens)))
     with written_whole(path) as file:
         if sparse is None:
@@ -37,5 +35,4 @@ def write_vectors(
                 file, format=np.array(b"csr"), shape=np.array(sparse.shape), data=sparse.values,
                 indices=sparse.columns.astype(np.int32), indptr=sparse.pointers,
             )  # fmt: skip
-    other.unlink(missing_ok=True)  # it would be of another model than the tokens
     return path

@@ -26,6 +26,7 @@ from ..sparsity.targets import TensorInfo
 from .adaptations import adapt, clear_model_caches
 from .allocator import keep_freed_memory
 from .attributes import ChangedAttributes
+from .board import Board
 from .checkpoint import (
     checkpoint_state,
     load_weights,
@@ -107,6 +108,7 @@ class SparseTrainerMixin:
         left = tuple((tensor, reason) for tensor, reason in selection.left if tensor.name in dense)
         self.sparse.selection = replace(selection, left=left)
         super().__init__(config, model)  # type: ignore[call-arg]
+        self.tensorboard = Board(self.tensorboard)
         if idle := self.sparse.explorer.idle_groups:
             raise DSLError(
                 f"No optimizer of {type(self).__name__} trains sparse group {', '.join(map(repr, idle))}; "
