@@ -41,6 +41,7 @@ YELP = RESULTS / "compare/LightGCN-yelp2018"
 AMAZON = RESULTS / "compare/LightGCN-amazon-book-kgat"
 MULTIVAE_CITEULIKE = RESULTS / "compare/MultiVAE-citeulike-t"
 NEUMF_CITEULIKE = RESULTS / "compare/NeuMF-citeulike-t"
+MULTIVAE_CITEULIKE_TUNING = RESULTS / "compare/MultiVAE-citeulike-t-tuning"
 LIGHTGCN_TUNING = RESULTS / "compare/LightGCN-citeulike-t-tuning"
 GOWALLA_TUNING = RESULTS / "compare/LightGCN-gowalla-tuning"
 OUT_OF_THE_BOX = RESULTS / "out_of_the_box"
@@ -310,7 +311,7 @@ def trials(folder: Path = LIGHTGCN_TUNING) -> str:
             run.model,
             run.method,
             f"{run.config['learning_rate']:g}",
-            str(run.config.get("dsl_width") or run.config["embedding_size"]),
+            str(run.config.get("dsl_width") or run.config.get("embedding_size", "–")),
             f"{run.best_valid_result[metric]:.4f}",
             str(run.epochs_run),
         ]
@@ -343,6 +344,7 @@ SECTIONS = {
     "neumf_movielens": functools.partial(accuracy, NEUMF_ML1M),
     "neumf_citeulike": functools.partial(accuracy, NEUMF_CITEULIKE),
     "multivae_citeulike": functools.partial(accuracy, MULTIVAE_CITEULIKE),
+    "multivae_citeulike_trials": functools.partial(trials, MULTIVAE_CITEULIKE_TUNING),
     "neumf": functools.partial(accuracy, NEUMF),
     "multivae_small": functools.partial(accuracy, MULTIVAE_SMALL),
     "out_of_the_box": out_of_the_box,

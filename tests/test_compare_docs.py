@@ -34,6 +34,7 @@ TABLES = (
         "neumf_movielens",
         "neumf_citeulike",
         "multivae_citeulike",
+        "multivae_citeulike_trials",
         "neumf",
         "multivae_small",
         "out_of_the_box",
