@@ -928,6 +928,13 @@ BAD = [
         "valid_metric=mrr@10 is none of the metrics that are computed",
     ),
     (["--models=RecVAE", "--methods=narrow"], "cannot be made narrow"),
+    *(
+        (
+            ["--models=RecVAE", f"--methods={name}"],
+            f"Method '{name}' cannot train RecVAE, which loads its encoder",
+        )
+        for name in ("pep", "hash", "lottery")
+    ),
     (
         ["--learning_rate=0.3", "--tuned=tuned.yaml", "--methods=static"],
         "--learning_rate is in the tuned settings, too",

@@ -1043,6 +1043,20 @@ def test_a_column_that_is_left_out_is_told(settings: dict[str, Any]) -> None:
     assert_refused(error, "TIME_FIELD='timestamp'", "load_col")
 
 
+@pytest.mark.parametrize(
+    "worker, method, told", [(1, "spawn", ["file_system"]), (1, "fork", []), (0, "spawn", [])]
+)
+def test_loaders_that_are_not_forked_are_handed_files(
+    worker: int, method: str, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.14 starts processes afresh; torch's default there ends in 'unable to resize file'."""
+    chosen: list[str] = []
+    monkeypatch.setattr(torch.multiprocessing, "get_start_method", lambda: method)
+    monkeypatch.setattr(torch.multiprocessing, "set_sharing_strategy", chosen.append)
+    load_data(config(worker=worker))
+    assert chosen == told
+
+
 def test_a_byte_order_mark_is_told(tmp_path: Path) -> None:
     """It is invisible, and belongs to the first field's name."""
     write(tmp_path / "mine" / "mine.inter", "\ufeffuser_id:token\titem_id:token\nu\ti\n")

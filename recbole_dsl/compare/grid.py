@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -63,12 +64,20 @@ def cells_of(
     """All cells, seed by seed, so that a grid that is stopped has whole comparisons.
 
     Raises:
-        ConfigError: a density is none, or two models or two cells would have one name.
+        ConfigError: a density is none, a method cannot train a model, or two models or two cells would have
+            one name.
     """
     for density in densities:
         if not 0 < density <= 1:
             raise ConfigError(f"densities={density:g} is refused: allowed are numbers above 0 and at most 1.")
     refuse_same_names(models)
+    for method, model in itertools.product(methods, models):
+        name = model.rpartition(":")[2]
+        if name in method.refuses:
+            raise ConfigError(
+                f"Method {method.name!r} cannot train {name}, which {method.refuses[name]}; allowed are other "
+                "methods or models."
+            )
     found = [
         Cell(model, dataset, method.name, density, seed)
         for seed in seeds

@@ -36,7 +36,8 @@ class Method:
     ``tuned``: whether it trains anything that settings change; ``trains_as``: the ``dsl_method`` of procedure
     ``sparse``, and whose scope, budget and bytes the others have; ``as_large_as``: of ``narrow``,
     ``"weights"`` or ``"training"``; ``widths``: which settings of a model say how wide it is;
-    ``even``: which of them have to be even; ``options``: of the procedure; ``settings``: of the run.
+    ``even``: which of them have to be even; ``options``: of the procedure; ``settings``: of the run;
+    ``refuses``: models that it cannot train, and why.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Method:
     even: Mapping[str, list[str]] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    refuses: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def widens(self) -> bool:
