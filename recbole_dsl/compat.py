@@ -349,7 +349,9 @@ def _open_named_pickles_only() -> None:
             data = create(config)
         finally:
             module.os = os
-        if data.config is config:  # RecBole made it, as the one that it has read had other settings
+        if (
+            config["dataset_save_path"] and data.config is config
+        ):  # RecBole made it, as the one that it has read had other settings
             _tell_unused(config, "dataset_save_path")
         return data
 
@@ -371,13 +373,10 @@ def _open_named_pickles_only() -> None:
 
 def _tell_unused(config: Any, key: str) -> None:
     """That a file which the user names is not taken, of which RecBole says nothing."""
-    if config[key]:
-        getLogger().warning(
-            "%s='%s' is not used, because it was saved with another seed or other settings of the data; "
-            "they are prepared anew.",
-            key,
-            config[key],
-        )
+    getLogger().warning(
+        f"{key}='{config[key]}' is not used, because it was saved with another seed or other settings of the "
+        "data; they are prepared anew."
+    )
 
 
 def _load_named_pickle(file: Any) -> Any:

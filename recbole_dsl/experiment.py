@@ -19,7 +19,7 @@ from . import compat, property_files, recbole_names, recbole_settings
 from .command_line import warn_misspelt_keys
 from .costs import forward_macs, held_bytes, optimizers_of, peak_memory_bytes, sharing_copy, undisturbed
 from .errors import ConfigError, DataError, DSLError, on_one_line
-from .results import SCHEMA, RunResult, environment
+from .results import SCHEMA, RunResult, environment, rounded
 from .settings import DSLConfig, times
 from .sparsity.names import TOPOLOGIES_WITH_VALUES
 from .sparsity.width import best_width
@@ -344,8 +344,8 @@ def collect_result(config: RecBoleDSLConfig, finished: Finished) -> RunResult:
         dataset=config["dataset"],
         method=config.dsl.method,
         seed=config["seed"],
-        best_valid_result=_rounded(finished.best_valid, config),
-        test_result=_rounded(finished.test, config),
+        best_valid_result=rounded(finished.best_valid, config["metric_decimal_place"]),
+        test_result=rounded(finished.test, config["metric_decimal_place"]),
         epochs_run=len(losses),
         train_loss=losses,
         valid_results=[{"epoch": epoch, **told} for epoch, told in sorted(trainer.valid_results.items())],
@@ -355,11 +355,6 @@ def collect_result(config: RecBoleDSLConfig, finished: Finished) -> RunResult:
         environment=environment(),
         config=plain(config.final_config_dict),
     )
-
-
-def _rounded(result: Mapping[str, float] | None, config: RecBoleDSLConfig) -> dict[str, float]:
-    """Of a metric that is float32, as GAUC's, the decimals that RecBole shows."""
-    return {name: round(float(value), config["metric_decimal_place"]) for name, value in (result or {}).items()}
 
 
 def _sparsity(trainer: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -120,6 +121,14 @@ def processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or "unknown"
+
+
+def rounded(result: Mapping[str, float] | None, decimals: int) -> dict[str, float]:
+    """What an evaluation has returned, as plain numbers with RecBole's ``metric_decimal_place``.
+
+    GAUC is float32, whose rounded values have more decimals as floats.
+    """
+    return {name: round(float(value), decimals) for name, value in (result or {}).items()}
 
 
 def environment() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -26,6 +27,7 @@ from recbole_dsl.compare.grid import Cell
 from recbole_dsl.compare.report import write_report
 from recbole_dsl.compare.store import LISTS, read_grid
 from recbole_dsl.errors import ConfigError
+from recbole_dsl.results import rounded
 
 METHODS = {"dense": [None], "narrow": [0.2, 0.1], "dsl_plus": [0.2, 0.1], "static": [0.1]}
 SEEDS = (1, 2, 3)
@@ -234,6 +236,12 @@ def test_names_with_signs_of_latex_and_of_addresses(tmp_path: Path) -> None:
 def test_figures_of_a_table(value: float, told: str) -> None:
     """Rounding may need a digit more."""
     assert summary._figure(value) == told
+
+
+def test_numbers_of_an_evaluation_have_the_decimals_that_recbole_shows() -> None:
+    """GAUC is a float32, of which float() makes 0.583060622215271."""
+    assert rounded({"gauc": np.float32(0.5830606), "ndcg@10": 0.25}, 7) == {"gauc": 0.5830606, "ndcg@10": 0.25}
+    assert rounded(None, 4) == {}
 
 
 def test_paired_tests_by_hand() -> None:

@@ -14,7 +14,7 @@ from ..config import no_flags
 from ..costs import held_bytes, optimizers_of, peak_memory_bytes, trained_weights
 from ..experiment import macs
 from ..plain import plain
-from ..results import SCHEMA, RunResult, environment
+from ..results import SCHEMA, RunResult, environment, rounded
 
 compat.apply()
 
@@ -85,7 +85,7 @@ def measure(trainer: Any) -> Measured:
 
     def noted(*args: Any, **kwargs: Any) -> Any:
         score, result = valid_epoch(*args, **kwargs)
-        numbers = {key: float(value) for key, value in result.items()}
+        numbers = rounded(result, trainer.config["metric_decimal_place"])
         told.valid_results.append({"epoch": len(told.epoch_seconds) - 1, **numbers})
         return score, result
 
@@ -117,8 +117,8 @@ def result_of(
         dataset=config["dataset"],
         method="dense",
         seed=config["seed"],
-        best_valid_result={k: float(v) for k, v in (valid or {}).items()},
-        test_result={k: float(v) for k, v in (test or {}).items()},
+        best_valid_result=rounded(valid, config["metric_decimal_place"]),
+        test_result=rounded(test, config["metric_decimal_place"]),
         epochs_run=len(told.epoch_seconds),
         train_loss=[float(v) for v in trainer.train_loss_dict.values()],
         valid_results=told.valid_results,

@@ -40,6 +40,10 @@ class Styles:
         """Of its points, for plotly and for matplotlib."""
         return _MARKERS[self._places[method] % len(_MARKERS)]
 
+    def stroke(self, number: int) -> tuple[str, str]:
+        """Of the lines with that number."""
+        return _STROKES[number % len(_STROKES)]
+
 
 def as_plotly(figure: Figure, styles: Styles) -> dict[str, Any]:
     """The figure as plotly's JSON: ``data`` and ``layout``."""
@@ -52,7 +56,7 @@ def as_plotly(figure: Figure, styles: Styles) -> dict[str, Any]:
             y=series.y,
             name=series.name,
             mode="lines+markers" if len(series.x) <= 40 else "lines",
-            line={"color": styles.colour(series.method), "dash": _STROKES[series.stroke][0]},
+            line={"color": styles.colour(series.method), "dash": styles.stroke(series.stroke)[0]},
             marker={"symbol": styles.marker(series.method)[0], "size": 8},
             error_y=None if series.error is None else {"array": series.error, "thickness": 1},
         )
@@ -93,7 +97,7 @@ def save_images(figure: Figure, styles: Styles, folder: Path, name: str) -> None
             yerr=series.error,
             label=series.name if not series.name.startswith("_") else f"\N{ZERO WIDTH SPACE}{series.name}",
             color=styles.colour(series.method),
-            linestyle=_STROKES[series.stroke][1],
+            linestyle=styles.stroke(series.stroke)[1],
             marker=styles.marker(series.method)[1] if len(series.x) <= 40 else None,
             markersize=5,
             linewidth=1.4,

@@ -6,20 +6,17 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from ..results import RunResult
 from .summary import Row, asked_density
-
-STROKES: Final = 4
-"""Ways to draw a line, by which the groups of one method are told apart."""
 
 
 @dataclass(frozen=True)
 class Series:
     """A line: ``x`` and ``y`` of equal length, ``error`` (half lengths of bars), ``method`` for its colour.
 
-    ``stroke``: 0 solid, 1 dashed, 2 dotted, 3 dots and dashes, below :data:`STROKES`.
+    ``stroke``: how it is drawn, 0 solid, 1 dashed, others by which groups of one method are told apart.
     """
 
     name: str
@@ -130,7 +127,7 @@ def _updates(
             if known:
                 name = result.method if len(groups) == 1 else f"{result.method}, {group}"
                 xs, ys = [x for x, _ in known], [y for _, y in known]
-                series.append(Series(name, result.method, xs, ys, stroke=number % STROKES))
+                series.append(Series(name, result.method, xs, ys, stroke=number))
     title = f"{label} at density {density:g}, first seed"
     return Figure(key, title, "optimizer step", label, series)
 

@@ -19,6 +19,7 @@ from ..errors import CheckpointError, DSLError
 from ..files import claim_pair, copy_whole
 from ..graph import GraphProducts
 from ..handle import SparseHandle, insert
+from ..results import rounded
 from ..settings import DSLConfig
 from ..sparsity.explorer import ExplorationSettings, UpdateEvent
 from ..sparsity.interactions import Interactions
@@ -331,10 +332,8 @@ class SparseTrainerMixin:
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
         score, result = super()._valid_epoch(valid_data, show_progress)  # type: ignore[misc]
-        decimals = self.config["metric_decimal_place"]
-        self.valid_results[self.keeper.position.epoch] = {
-            key: round(float(value), decimals) for key, value in result.items()
-        }
+        told = rounded(result, self.config["metric_decimal_place"])
+        self.valid_results[self.keeper.position.epoch] = told
         return score, result
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
