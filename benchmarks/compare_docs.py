@@ -1,4 +1,4 @@
-"""Write the tables of the comparisons into README.md and docs/compare.md, from their cells' files.
+"""Write the tables of the comparisons into README.md and docs/accuracy.md, from their cells' files.
 
 python -m benchmarks.compare_docs
 """
@@ -22,7 +22,7 @@ from recbole_dsl.compare.summary import (
 )
 from recbole_dsl.results import RunResult
 
-PAGES = (ROOT / "README.md", ROOT / "docs/compare.md")
+PAGES = (ROOT / "README.md", ROOT / "docs/accuracy.md")
 FOLDER = RESULTS / "compare/ml-100k"
 CITEULIKE = RESULTS / "compare/BPR-citeulike-t"
 CITEULIKE_SEEDS = RESULTS / "compare/BPR-citeulike-t-seeds"
