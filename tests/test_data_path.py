@@ -17,12 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recbole.data.interaction import Interaction
 from recbole.evaluator import Collector, Evaluator
+from recbole.evaluator.collector import DataStruct
 from recbole.sampler import KGSampler, RepeatableSampler, Sampler
 from recbole.utils import KGDataLoaderState, init_seed
 
 from recbole_dsl.config import RecBoleDSLConfig
 from recbole_dsl.experiment import build_model, load_data, run_recbole_dsl
-from recbole_dsl.training.evaluation import FastCollector, UserScores, generator_states, hits_of, same_states
+from recbole_dsl.training.evaluation import (
+    FastCollector,
+    Rows,
+    UserScores,
+    generator_states,
+    hits_of,
+    same_states,
+)
 from recbole_dsl.training.loading import SCORES_AT_ONCE, Positions, Table, accelerate
 from recbole_dsl.training.sampling import Pairs, vectorise
 from recbole_dsl.training.trainer import sparse_trainer
@@ -459,6 +467,22 @@ def test_metrics_of_any_scores(seed: int, levels: int, metrics: set[str]) -> Non
     one, other = (collected(kind, config, found) for kind in (Collector, FastCollector))
     assert list(one) == list(other)
     np.testing.assert_array_equal(list(one.values()), list(other.values()))
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=st.lists(st.integers(0, 7), min_size=1, max_size=12), last=st.integers(1, 5))
+def test_rows_that_were_collected(sizes: list[int], last: int) -> None:
+    """Are RecBole's, asked for twice, in a tensor with room for twice as many at most."""
+    slow, fast = DataStruct(), Rows()
+    for round_of in (sizes, [last]):
+        for size in round_of:
+            batch = torch.randn(size, 3)
+            for store in (slow, fast):
+                store.update_tensor("rec.items", batch)
+            batch.zero_()  # what was collected is a copy
+        fast.finish()
+        assert torch.equal(fast["rec.items"], slow["rec.items"])
+    assert fast["rec.items"].untyped_storage().nbytes() <= 2 * 12 * (sum(sizes) + last)
 
 
 def test_hits_of_users_without_positives() -> None:

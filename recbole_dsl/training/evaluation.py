@@ -15,23 +15,34 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor
 
 
-class Pieces(DataStruct):
-    """RecBole's store of what was collected; joins the batches once, where RecBole copies all at each."""
+class Rows(DataStruct):
+    """RecBole's store of what was collected; batches go into tensors with room for more.
+
+    RecBole copies all rows at each batch. A tensor for each batch would lie between the batches' large ones
+    for as long as the evaluation takes, and the allocator's heap would grow around them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._pieces: dict[str, list[Tensor]] = {}
+        self._rows: dict[str, tuple[Tensor, int]] = {}
 
     def update_tensor(self, name: str, value: Tensor) -> None:
         """Append the rows of ``value``."""
-        self._pieces.setdefault(name, []).append(value.clone().detach())
+        earlier = self[name] if name in self else value[:0]
+        room, filled = self._rows.get(name, (earlier, len(earlier)))
+        end = filled + len(value)
+        if end > len(room):
+            grown = value.new_empty((max(2 * len(room), end), *value.shape[1:]))
+            grown[:filled] = room[:filled]
+            room = grown
+        room[filled:end] = value.detach()
+        self._rows[name] = room, end
 
-    def join(self) -> None:
+    def finish(self) -> None:
         """Make a tensor of what was appended since the last call."""
-        for name, pieces in self._pieces.items():
-            earlier = [self[name]] if name in self else []
-            self[name] = torch.cat([*earlier, *pieces])
-        self._pieces.clear()
+        for name, (room, filled) in self._rows.items():
+            self[name] = room[:filled]
+        self._rows.clear()
 
 
 class FastCollector(Collector):
@@ -39,7 +50,7 @@ class FastCollector(Collector):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.data_struct = Pieces()
+        self.data_struct = Rows()
         self._other_needs = any(map(self.register.need, ("rec.meanrank", "rec.score", "data.label")))
 
     def eval_batch_collect(
@@ -75,7 +86,7 @@ class FastCollector(Collector):
 
     def get_data_struct(self) -> Any:
         """What was collected, as RecBole's; its tensors of batches are forgotten here."""
-        self.data_struct.join()
+        self.data_struct.finish()
         return super().get_data_struct()
 
 
