@@ -41,6 +41,8 @@ YELP = RESULTS / "compare/LightGCN-yelp2018"
 AMAZON = RESULTS / "compare/LightGCN-amazon-book-kgat"
 MULTIVAE_CITEULIKE = RESULTS / "compare/MultiVAE-citeulike-t"
 NEUMF_CITEULIKE = RESULTS / "compare/NeuMF-citeulike-t"
+NEUMF_FOURSQUARE = RESULTS / "compare/NeuMF-foursquare-fgcrec"
+MULTIVAE_FOURSQUARE = RESULTS / "compare/MultiVAE-foursquare-fgcrec"
 MULTIVAE_CITEULIKE_TUNING = RESULTS / "compare/MultiVAE-citeulike-t-tuning"
 LIGHTGCN_TUNING = RESULTS / "compare/LightGCN-citeulike-t-tuning"
 GOWALLA_TUNING = RESULTS / "compare/LightGCN-gowalla-tuning"
@@ -343,8 +345,10 @@ SECTIONS = {
     "amazon": functools.partial(accuracy, AMAZON),
     "neumf_movielens": functools.partial(accuracy, NEUMF_ML1M),
     "neumf_citeulike": functools.partial(accuracy, NEUMF_CITEULIKE),
+    "neumf_foursquare": functools.partial(accuracy, NEUMF_FOURSQUARE),
     "multivae_citeulike": functools.partial(accuracy, MULTIVAE_CITEULIKE),
     "multivae_citeulike_trials": functools.partial(trials, MULTIVAE_CITEULIKE_TUNING),
+    "multivae_foursquare": functools.partial(accuracy, MULTIVAE_FOURSQUARE),
     "neumf": functools.partial(accuracy, NEUMF),
     "multivae_small": functools.partial(accuracy, MULTIVAE_SMALL),
     "out_of_the_box": out_of_the_box,

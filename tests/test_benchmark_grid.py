@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from benchmarks import data_path, grid
 from benchmarks.speed_docs import RESULTS
@@ -60,6 +62,24 @@ def test_rates_of_another_dataset(source: str, datasets: dict[str, list[str]]) -
         ]
         assert list(taken) == datasets[model] and all(rates == tuned for rates in taken.values())
         assert all(grid.by_name()[f"{model}/{dataset}"]["tuned"] == file.stem for dataset in taken)
+
+
+def test_committed_comparisons_can_go_on() -> None:
+    """Their settings and rates are those of the order's files; with others ``compare`` refuses the folder."""
+    made = 0
+    for one in grid.order():
+        name = f"{one['model']}-{one['dataset']}"
+        file = RESULTS / f"compare/{name}/grid.json"
+        if not file.exists():
+            continue
+        committed = json.loads(file.read_text(encoding="utf-8"))
+        tuned = grid.search_of(one)[0] if "tuned" in one else RESULTS / f"compare/{name}-tuning/tuned.yaml"
+        assert committed["tuned"] == read_tuned(str(tuned)), name
+        schedule = yaml.safe_load((grid.FOLDER / f"{one['dataset']}.yaml").read_text(encoding="utf-8"))
+        own = {key: str(value) for key, value in grid.settings_of(one).items()}
+        assert {**committed["settings"], **schedule, **own} == committed["settings"], name
+        made += 1
+    assert made > 10
 
 
 def test_a_comparison_that_is_not_listed() -> None:
