@@ -180,6 +180,13 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "summary": summary,
     "tail": tail,
     "tail_yelp": functools.partial(tail, "ablation-popularity/LightGCN-yelp2018", "compare/LightGCN-yelp2018"),
+    "tail_multivae": functools.partial(tail, "ablation-popularity/MultiVAE-ml-1m", "compare/MultiVAE-ml-1m"),
+    "tail_multivae_small": functools.partial(
+        tail, "ablation-popularity/MultiVAE-ml-100k", "compare/MultiVAE-ml-100k"
+    ),
+    "tail_multivae_citeulike": functools.partial(
+        tail, "ablation-popularity/MultiVAE-citeulike-t", "compare/MultiVAE-citeulike-t"
+    ),
     "dropout": dropout,
     **{name: functools.partial(study, where) for name, where in STUDIES.items()},
 }

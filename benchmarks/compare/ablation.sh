@@ -13,6 +13,11 @@
 #   STUDY=ablation-popularity DENSITY=0.5,0.1 DATA=folder bash benchmarks/compare/ablation.sh BPR ml-1m 0.0005 \
 #       base popularity--0.25 popularity--0.25-norm-0.3
 #   STUDY=ablation-popularity SEEDS=1 DATA=folder bash benchmarks/compare/ablation.sh LightGCN yelp2018 0.01 popularity--0.25
+#   STUDY=ablation-popularity EVAL=1638400 DATA=folder bash benchmarks/compare/ablation.sh MultiVAE ml-1m 0.005 base \
+#       popularity--0.25 rows-equal      (rows-equal with SEEDS=1)
+#   STUDY=ablation-popularity EVAL=1638400 bash benchmarks/compare/ablation.sh MultiVAE ml-100k 0.001 base popularity--0.25
+#   STUDY=ablation-popularity EVAL=1638400 SEEDS=1 DATA=folder bash benchmarks/compare/ablation.sh MultiVAE citeulike-t 0.0005 \
+#       popularity--0.25
 #   STUDY=ablation-columns SEEDS=1 DATA=folder bash benchmarks/compare/ablation.sh LightGCN amazon-book-kgat 0.01 width-256
 #   STUDY=ablation-scored bash benchmarks/compare/ablation.sh BPR ml-100k 0.001 base scored-0.25 scored-0.125
 #       (and LightGCN ml-100k 0.002, BPR citeulike-t 0.001, this with scored-auto, too)
