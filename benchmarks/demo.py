@@ -21,6 +21,10 @@ warnings.filterwarnings("ignore")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from recbole_dsl.cli import spin_briefly  # noqa: E402
+
+spin_briefly()  # for RecBole's training, too: beside another process each of its steps would wait for a core
+
 from benchmarks.baseline import run_recbole_itself  # noqa: E402
 from benchmarks.provenance import provenance  # noqa: E402
 from recbole_dsl import run_recbole_dsl  # noqa: E402

@@ -52,13 +52,18 @@ _NO_PLACE: Final = {
 """Errors of the system that tell of its disks and its rights, not of a mistake in this package."""
 
 
+def spin_briefly() -> None:
+    """Set :data:`SPINS`, but where the user has said how threads wait. It is read when torch is loaded."""
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPINS
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0, 2 after one sentence about what was wrong, or 130."""
     if not sys.warnoptions:
         # RecBole's code uses what torch and pandas have deprecated; its users can do nothing about it.
         warnings.filterwarnings("ignore", module=r"recbole\.")
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = SPINS  # read when torch is loaded, which the commands do
+    spin_briefly()
     if isinstance(sys.stdout, io.TextIOWrapper):  # tokens may have letters that a terminal does not know
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
