@@ -584,7 +584,7 @@ def test_only_models_that_do_not_draw_score_together(draws: str) -> None:
 
     history = torch.tensor([0, 3, 3, 4]), torch.tensor([1, 2, 3, 0])
     batch = torch.arange(5.0), history, torch.tensor([0, 1, 4]), torch.tensor([2, 2, 2])
-    together = UserScores(model)
+    together = UserScores(model, fast=True)
     init_seed(1, True)
     _, scores, _, _ = together(score, batch, 2)
     together(score, batch, 2)

@@ -17,7 +17,7 @@ LEVELS: list[set[str]] = [
     {"errors", "files", "resources", "compiling", "kernels", "plain", "tensor_file", "locks"},
     {"quantities", "graph", "sparsity", "property_files", "recbole_names", "stages", "downloading"},
     {"packed", "settings", "recbole_settings", "command_line", "planning"},
-    {"handle", "compat", "config", "plan_command"},
+    {"handle", "compat", "config", "plan_command", "neumf"},
     {"training", "serving", "costs", "results", "support"},
     {"experiment"},
     {"compare", "launching", "loading", "to_recbole", "models_command"},

@@ -24,6 +24,7 @@ from recbole.utils import FeatureSource, FeatureType, ModelType, init_seed  # no
 from ..config import RecBoleDSLConfig, no_flags  # noqa: E402
 from ..costs import undisturbed  # noqa: E402
 from ..errors import ConfigError, DSLError, RequestError, on_one_line  # noqa: E402
+from ..neumf import ranking  # noqa: E402
 from ..packed.surgery import pack  # noqa: E402
 from ..property_files import METHOD_KEY, method_names  # noqa: E402
 from ..recbole_names import OF_A_PROCESS  # noqa: E402
@@ -142,8 +143,9 @@ class ModelScorer:
             return scores.float().cpu().numpy().copy()
 
     def _scores(self, batch: Any) -> Tensor:
-        if type(self.model).full_sort_predict is not AbstractRecommender.full_sort_predict:
-            return self.model.full_sort_predict(batch)
+        with ranking(self.model) as ours:
+            if ours or type(self.model).full_sort_predict is not AbstractRecommender.full_sort_predict:
+                return self.model.full_sort_predict(batch)
         items = self._data.item_num
         pieces = []
         for row in range(len(batch)):

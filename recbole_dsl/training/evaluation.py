@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +14,8 @@ from recbole.evaluator import Evaluator
 from recbole.evaluator.collector import Collector, DataStruct
 from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor
+
+from ..neumf import ranking
 
 
 class Rows(DataStruct):
@@ -119,10 +122,11 @@ class UserScores:
 
     Users do not depend on each other in most models. Two kinds get RecBole's batches: models that draw
     random numbers, which they would spend otherwise, and those that only predict pairs, where RecBole
-    scores a batch in pieces anyway.
+    scores a batch in pieces anyway. NeuMF, which is of these, scores all items in its own way, if ``fast``.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, fast: bool) -> None:
+        self._ranking = functools.partial(ranking, model if fast else None)
         only_pairs = type(model).full_sort_predict is AbstractRecommender.full_sort_predict
         self._together: bool | None = False if only_pairs else None
 
@@ -134,8 +138,9 @@ class UserScores:
             batch: (interaction, (rows, items) of the history or None, positive_u, positive_i).
             users: how many users RecBole scores at once.
         """
-        if self._together or batch[1] is None or len(batch[0]) <= users:
-            return score(batch)
+        with self._ranking() as ours:
+            if ours or self._together or batch[1] is None or len(batch[0]) <= users:
+                return score(batch)
         pieces = split(batch, users)
         before = generator_states() if self._together is None else None
         first = score(next(pieces))[1]
@@ -186,10 +191,11 @@ class Evaluation(trainers.Trainer):
         self.gpu_available = torch.cuda.is_available() and config["use_gpu"]
         self.test_batch_size = config["eval_batch_size"]
         self.item_tensor = self.tot_item_num = None
-        self.eval_collector = FastCollector(config) if config.dsl.data_path == "fast" else Collector(config)
+        fast = config.dsl.data_path == "fast"
+        self.eval_collector = FastCollector(config) if fast else Collector(config)
         self.evaluator = Evaluator(config)
         self.wandblogger = _NoLog()
-        self._user_scores = UserScores(model)
+        self._user_scores = UserScores(model, fast)
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
         users = max(self.test_batch_size // self.tot_item_num, 1)

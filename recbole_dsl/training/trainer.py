@@ -127,7 +127,7 @@ class SparseTrainerMixin:
         self.changed_attributes = ChangedAttributes(self.model)
         self.keeper = Keeper(self, [train_data], None, {})  # of passes that are made without fit
         self._to_resume: tuple[dict[str, Any], Path] | None = None
-        self._user_scores = UserScores(model)
+        self._user_scores = UserScores(model, fast=self.dsl.data_path == "fast")
         if self.dsl.data_path == "fast":
             self.eval_collector = FastCollector(config)
         if self.device.type == "cpu":
