@@ -6,6 +6,7 @@ python -m benchmarks.compare_docs
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -121,7 +122,8 @@ Cells = dict[str, Row]
 def comparisons() -> dict[tuple[str, str], dict[float, Cells]]:
     """What is known of every comparison of the grid by density, by model and dataset; {} if it is not run.
 
-    Where more seeds of a density were run in a folder of their own, they are what is known.
+    Where a density was run in a folder of its own, with more seeds or with rates that are tuned at it, that is
+    what is known.
     """
     first = rows(FOLDER)
     pairs = [(r.model, r.dataset) for r in first] + [(one["model"], one["dataset"]) for one in grid.order()]
@@ -129,8 +131,9 @@ def comparisons() -> dict[tuple[str, str], dict[float, Cells]]:
     for model, dataset in dict.fromkeys(pairs):
         own = rows(RESULTS / f"compare/{model}-{dataset}")
         mine = own or [r for r in first if (r.model, r.dataset) == (model, dataset)]
-        seeds = rows(RESULTS / f"compare/{model}-{dataset}-seeds")
-        found[model, dataset] = {**_by_density(mine), **_by_density(seeds)}
+        later = (f"-{which}" for which in ("seeds", *(f"at-{density:g}" for density in AIMS)))
+        known = [_by_density(rows(RESULTS / f"compare/{model}-{dataset}{which}")) for which in later]
+        found[model, dataset] = functools.reduce(operator.or_, known, _by_density(mine))
     return found
 
 

@@ -5,8 +5,11 @@
 # elsewhere, then run at all densities. Goes on where it was stopped; results are in benchmarks/results/compare.
 # More seeds for a part of it, in a folder of its own:
 #   DATA=folder PAIRS=BPR/citeulike-t DENSITIES=0.1 SEEDS=3 SUFFIX=-seeds bash benchmarks/compare/accuracy.sh
+# A density with rates that are tuned at it, not at 0.1, in folders of its own (NAME-at-0.5, NAME-tuning-at-0.5):
+#   AT=0.5 PAIRS=MultiVAE/ml-100k SEEDS=5 bash benchmarks/compare/accuracy.sh
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+at=${AT:+-at-$AT}
 read -ra wanted <<< "${PAIRS:-}"
 comparisons=$(python -m benchmarks.grid ${wanted[@]+"${wanted[@]}"})
 while read -r model dataset search trials more <&3; do
@@ -16,9 +19,10 @@ while read -r model dataset search trials more <&3; do
             --config_files="benchmarks/compare/$dataset.yaml" --results=benchmarks/results/compare --jobs="${JOBS:-2}" $more)
     [ "$dataset" = ml-100k ] || common+=(--data_path="${DATA:?set it to the folder that holds the datasets}")
     if [ "$trials" != 0 ]; then
-        recbole-dsl tune "${common[@]}" --name="$name-tuning" --space="$search" --trials="$trials" --density=0.1
-        tuned=benchmarks/results/compare/$name-tuning/tuned.yaml
+        recbole-dsl tune "${common[@]}" --name="$name-tuning$at" --space="$search" --trials="$trials" --density="${AT:-0.1}"
+        tuned=benchmarks/results/compare/$name-tuning$at/tuned.yaml
     fi
-    recbole-dsl compare "${common[@]}" --name="$name${SUFFIX:-}" --densities="${DENSITIES:-0.1,0.05,0.2,0.5}" --seeds="${SEEDS:-1}" \
+    recbole-dsl compare "${common[@]}" --name="$name${SUFFIX:-}$at" \
+        --densities="${DENSITIES:-${AT:-0.1,0.05,0.2,0.5}}" --seeds="${SEEDS:-1}" \
         --tuned="$tuned"
 done 3<<< "$comparisons"
