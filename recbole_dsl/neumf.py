@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from recbole.model.general_recommender.neumf import NeuMF
+from recbole.model.layers import MLPLayers
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -48,6 +49,9 @@ def takes(model: Any) -> bool:
         and not model.training
         and all(getattr(type(model), name) is getattr(NeuMF, name) for name in METHODS)
         and not any(name in vars(model) for name in METHODS)
+        and type(model.mlp_layers) is MLPLayers
+        and isinstance(model.predict_layer, nn.Linear)
+        and model.predict_layer.bias is not None
     )
 
 
@@ -83,7 +87,8 @@ def _of_layers(model: Any, users: Tensor, weights: Tensor, pairs: int) -> Callab
 
     def share(items: Tensor) -> Tensor:
         other_halves = linear(model.item_mlp_embedding(items), of_item)
-        at_once = max(pairs // len(items), 1)
-        return torch.cat([later(some + other_halves) @ weights for some in halves.split(at_once)])
+        some_users = halves.split(max(pairs // len(items), 1))
+        scores = [later((some + other_halves).flatten(0, 1)) @ weights for some in some_users]
+        return torch.cat(scores).view(-1, len(items))
 
     return share

@@ -9,6 +9,7 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 from recbole.model.general_recommender import BPR, NeuMF
+from recbole.model.layers import MLPLayers
 from torch import Tensor
 
 from recbole_dsl import neumf
@@ -90,6 +91,41 @@ def test_it_lasts_as_long_as_the_block(data: Path) -> None:
     assert "full_sort_predict" not in vars(model)
     with pytest.raises(NotImplementedError):
         model.full_sort_predict(asked)
+
+
+def other_layers(model: Any) -> None:
+    model.mlp_layers = torch.nn.Sequential(model.mlp_layers.mlp_layers)
+
+
+def own_layers(model: Any) -> None:
+    model.mlp_layers.__class__ = type("Residual", (MLPLayers,), {})
+
+
+def no_bias(model: Any) -> None:
+    model.predict_layer = torch.nn.Linear(model.predict_layer.in_features, 1, bias=False)
+
+
+@pytest.mark.usefixtures("in_folder")
+@pytest.mark.parametrize("change", [other_layers, own_layers, no_bias])
+def test_models_of_other_parts_are_left_alone(change: Any, data: Path) -> None:
+    """A subclass may have made its layers of anything."""
+    model = model_of(data, {})
+    change(model)
+    assert not neumf.takes(model)
+
+
+@pytest.mark.usefixtures("in_folder")
+def test_layers_may_normalise(data: Path) -> None:
+    """A subclass whose layers have batch norms, or an activation that looks at pairs."""
+    model = model_of(data, {"include": ["*mlp_embedding.weight"]})
+    sizes = [2 * model.mlp_embedding_size, *model.mlp_hidden_size]
+    model.mlp_layers = MLPLayers(sizes, 0.0, activation="dice", bn=True).double().eval()
+    for layer in model.mlp_layers.mlp_layers:
+        if isinstance(layer, torch.nn.BatchNorm1d):
+            torch.nn.init.normal_(layer.running_mean)
+    users = torch.tensor([4, 2])
+    scores = neumf.scores_of_all_items(model, users)
+    torch.testing.assert_close(scores, predicted(model, users), rtol=1e-12, atol=0)
 
 
 @pytest.mark.usefixtures("in_folder")
