@@ -43,11 +43,7 @@ def run(argv: Sequence[str]) -> None:
     options, request = Request.read(parser(), argv)
     densities, numbers_of_seeds = numbers(options.densities), seeds(options.seeds)
     cells = request.cells(densities, numbers_of_seeds)
-    each = {
-        cell: {**request.settings, **settings_of(request.tuned, cell)}
-        for one in cells
-        for cell in (one, one.dense)
-    }
+    each = _settings(cells, request)
     metric = _check(cells, request, each, options.metric)
     _warn_of_untuned(cells, request)
     store = Store(request.folder)
@@ -61,6 +57,17 @@ def run(argv: Sequence[str]) -> None:
     print(as_markdown(rows))
     print(f"\nResults: {store.folder}")
     refuse_unfinished(outcome, store, "cells")
+
+
+def _settings(cells: Sequence[Cell], request: Request) -> dict[Cell, dict[str, Any]]:
+    """Of the cells and of the dense models; those of the dense one for what takes its weights as they are."""
+    each: dict[Cell, dict[str, Any]] = {}
+    for one in cells:
+        _, method = request.methods[one.method]
+        for cell in (one, one.dense):
+            of = one.dense if method.after == "dense" and not method.tuned else cell
+            each[cell] = {**request.settings, **settings_of(request.tuned, of)}
+    return each
 
 
 def _check(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from . import __version__
 from .errors import ArtifactError, ConfigError, nearest
 from .experiment import read_dataset
-from .loading import LEFT_OUT, load_data_and_model
+from .loading import LEFT_OUT, load
 from .packed.group import PackedGroup
 from .packed.layers import SLOTS
 from .packed.layout import layout_of
@@ -86,7 +86,8 @@ def export_artifact(
         hint = nearest(values, VALUES)
         raise ConfigError(f"values={values!r} is refused: allowed is one of {', '.join(VALUES)}{hint}.")
     refuse_occupied(Path(folder), replace)
-    config, model, dataset, train_data, _, test_data = load_data_and_model(checkpoint, model_class, **settings)
+    # Where artifacts are asked; another device's scores would differ by rounding.
+    config, model, dataset, train_data, _, test_data = load(checkpoint, model_class, settings, device="cpu")
     model.eval()
     measured: dict[str, Any] = {}
     with torch.no_grad():

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+import torch
+
 from . import compat, property_files, recbole_names
 from .config import RecBoleDSLConfig, no_flags
 from .errors import CheckpointError
@@ -55,8 +57,20 @@ def load_data_and_model(
         DataError: the dataset is not there, or has other users or items than that of the training, or the
             same in another order.
     """
+    return load(model_file, model_class, settings)
+
+
+def load(
+    model_file: str | os.PathLike[str],
+    model_class: type | None,
+    settings: dict[str, Any],
+    device: str | None = None,
+) -> tuple[Any, Any, Any, Any, Any, Any]:
+    """The same on a device, whatever ``gpu_id`` says."""
     state = read_checkpoint(model_file)
     config = _config_of(state, model_file, model_class, settings)
+    if device is not None:
+        config["device"] = torch.device(device)
     dataset, train_data, valid_data, test_data = load_data(config, log=False)
     refuse_other_tokens(model_file, state.get("tokens", {}), tokens_of(dataset))
     model = build_model(config, train_data)

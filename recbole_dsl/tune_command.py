@@ -142,7 +142,10 @@ def _cells_of_folder(store: Store, density: float, seed: int) -> tuple[list[Cell
     """The cells of all calls with this folder, and those of them that start from a dense model."""
     grid = read_grid(store.folder)
     methods = {method.name: method for method in map(read_method, grid["methods"])}
-    cells = cells_of(grid["models"], grid["datasets"], list(methods.values()), [density], [seed])
+    cells = []
+    for model in grid["models"]:  # calls have had different methods, of which some cannot train every model
+        able = [method for method in methods.values() if model.rpartition(":")[2] not in method.refuses]
+        cells += cells_of([model], grid["datasets"], able, [density], [seed])
     return cells, [cell for cell in cells if methods[cell.method].after == "dense"]
 
 

@@ -1186,6 +1186,36 @@ def test_tune_needs_something_to_tune(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "results").exists()
 
 
+def test_what_takes_the_dense_model_takes_its_settings(tmp_path: Path) -> None:
+    """Its weights as they are (int8, magnitude_once) belong to that model; what is trained is tuned itself."""
+    (tmp_path / "tuned.yaml").write_text(
+        "chosen: {LightGCN: {ml-100k: {dense: {n_layers: 3}, magnitude: {learning_rate: 0.1}}}}\n"
+    )
+    flags = ["--models=LightGCN", "--methods=int8,magnitude_once,magnitude,dsl", "--tuned=tuned.yaml"]
+    _, request = Request.read(compare_command.parser(), [*flags, "--state=INFO"])
+    settings = compare_command._settings(request.cells([0.1], [1]), request)
+    assert {cell.method: of for cell, of in settings.items()} == {
+        "dense": {"state": "INFO", "n_layers": 3},
+        "int8": {"state": "INFO", "n_layers": 3},
+        "magnitude_once": {"state": "INFO", "n_layers": 3},
+        "magnitude": {"state": "INFO", "learning_rate": 0.1},
+        "dsl": {"state": "INFO"},
+    }
+
+
+def test_a_folder_of_trials_may_hold_a_model_that_a_method_refuses(tmp_path: Path) -> None:
+    """Calls with different methods share it: what no call has asked for is no cell of it."""
+    store = Store(tmp_path / "s")
+    store.open(grid(models=["BPR", "RecVAE"], datasets=["d"], methods=["dense", "lottery"]), {})
+    cells, starting = tune_command._cells_of_folder(store, 0.1, 2020)
+    assert [(cell.model, cell.method) for cell in cells] == [
+        ("BPR", "dense"),
+        ("BPR", "lottery"),
+        ("RecVAE", "dense"),
+    ]
+    assert [cell.model for cell in starting] == ["BPR"]
+
+
 def test_a_tuning_is_of_one_density_and_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As its file says of all methods."""
     (tmp_path / "space").write_text("learning_rate choice [0.01]\n")

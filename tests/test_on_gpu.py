@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from recbole_dsl import sparsify
+from recbole_dsl import export_artifact, sparsify
 from tests.recbole_runs import sparse_run
 
 pytestmark = [
@@ -72,3 +72,11 @@ def test_equal_runs_give_equal_bits(model: str, tmp_path: Path) -> None:
     assert one.sparsity["updates"] > 0
     for part in ("train_loss", "test_result", "valid_results", "updates"):
         assert getattr(one, part) == getattr(other, part), part
+
+
+@pytest.mark.parametrize("model", ["BPR", "NeuMF"])
+def test_a_model_that_was_trained_here_is_exported(model: str, tmp_path: Path) -> None:
+    """And its artifact, which is asked on the CPU, has the test results of the model."""
+    sparse_run(model, tmp_path, epochs=1, dsl_density=0.2)
+    (best,) = (p for p in tmp_path.rglob("*.dsl") if not p.stem.endswith("-last"))
+    assert export_artifact(best, tmp_path / "artifact").metrics

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from recbole_dsl import SparseRecommender, export_artifact, vectors_command
 from recbole_dsl.cli import main
+from recbole_dsl.config import RecBoleDSLConfig
 from recbole_dsl.errors import ArtifactError, ConfigError, RequestError, UnknownTokenError
 from recbole_dsl.recommend_command import _lines, _names
 from recbole_dsl.serving.artifact import read_artifact, read_manifest
@@ -72,6 +74,36 @@ def seen_in(data: Path) -> dict[str, set[str]]:
         user, item, *_ = line.split("\t")
         seen.setdefault(user, set()).add(item)
     return seen
+
+
+@pytest.mark.parametrize("name", ["BPR", "NeuMF"])
+def test_an_export_is_made_on_the_cpu(
+    name: str, checkpoints: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Artifacts are asked there, so model and artifact are compared there, whatever RecBole would take."""
+    checkpoint, plain = checkpoints(name), RecBoleDSLConfig._init_device
+
+    def elsewhere(config: Any) -> None:
+        plain(config)
+        config.final_config_dict["device"] = torch.device("meta")
+
+    monkeypatch.setattr(RecBoleDSLConfig, "_init_device", elsewhere)
+    assert export_artifact(checkpoint, tmp_path / "a").metrics
+
+
+def test_pairs_are_scored_in_pieces(folders: Any) -> None:
+    """As RecBole's evaluation does: what a model makes of a pair may be large."""
+    scorer = SparseRecommender.load(folders("ConvNCF")).scorer
+    users, sizes, plain = np.array([3, 1]), list[int](), scorer.model.predict
+    expected = scorer.matrix(users)
+
+    def predict(pairs: Any) -> Any:
+        sizes.append(len(pairs))
+        return plain(pairs)
+
+    scorer.model.predict, scorer._config["eval_batch_size"] = predict, 50
+    np.testing.assert_allclose(scorer.matrix(users), expected, rtol=1e-5)
+    assert sizes == [50, 50, 11] * 2 and expected.shape == (2, 111)
 
 
 @pytest.mark.parametrize("name", ["BPR", "LightGCN", "NeuMF", "MultiVAE", "SASRec"])

@@ -83,6 +83,11 @@ def served_data(config: Any, users: int, items: int, graph: Graph | None) -> Any
     return data
 
 
+def _split(pairs: Any, size: int) -> list[Any]:
+    """Rows in pieces of ``size`` at most, as RecBole's evaluation asks for them."""
+    return [pairs[start : start + size] for start in range(0, len(pairs), size)]
+
+
 class ModelScorer:
     """Scores are what RecBole's model says; one question at a time, since models keep caches."""
 
@@ -153,7 +158,7 @@ class ModelScorer:
             pairs.update(
                 Interaction({self._data.iid_field: torch.arange(items, device=self._config["device"])})
             )
-            pieces.append(self.model.predict(pairs))
+            pieces += [self.model.predict(some) for some in _split(pairs, self._config["eval_batch_size"])]
         return torch.cat(pieces)
 
     def _interactions(self, users: Tensor) -> Any:
