@@ -133,6 +133,33 @@ def tail(where: str = "ablation-popularity/BPR-ml-1m", beside: str = "compare/BP
     return table(head, rows, words=2)
 
 
+EQUAL_LENGTHS = (
+    ("ablation-popularity-by-density/MultiVAE-ml-1m", "compare/MultiVAE-ml-1m"),
+    ("ablation-popularity-by-density/MultiVAE-ml-1m-seeds", "compare/MultiVAE-ml-1m-seeds"),
+    ("ablation-popularity/MultiVAE-ml-1m-popularity--0.25", "ablation-popularity/MultiVAE-ml-1m-base"),
+    ("ablation-popularity-by-density/MultiVAE-ml-100k", "compare/MultiVAE-ml-100k"),
+    ("ablation-popularity/MultiVAE-citeulike-t-popularity--0.25", "compare/MultiVAE-citeulike-t"),
+)
+"""Folders of MultiVAE's cells with -0.25 and with 0.5; of a density, those with most seeds come last."""
+
+
+def popularity_by_density() -> str:
+    """What -0.25 has of what 0.5 has, by dataset and density."""
+    found: dict[tuple[str, float], list[str]] = {}
+    for where, beside in EQUAL_LENGTHS:
+        cells, others = read_cells(RESULTS / where), read_cells(RESULTS / beside)
+        for density in {_density(run) for run in cells.values()}:
+            own = {key: run for key, run in cells.items() if _density(run) == density}
+            theirs = {key: others[key] for key in own}
+            (dataset,) = {run.dataset for run in own.values()}
+            ratios = [*_against(own, theirs, VALIDATION), *_against(own, theirs, TEST)]
+            found[dataset, density] = [dataset, f"{density:g}", *ratios, str(len(own))]
+    order = ("ml-1m", "ml-100k", "citeulike-t")
+    rows = [found[key] for key in sorted(found, key=lambda key: (order.index(key[0]), -key[1]))]
+    head = ["dataset", "density", "validation / 0.5", "p", "test / 0.5", "p", "seeds"]
+    return table(head, rows, words=1) if rows else MISSING
+
+
 def dropout() -> str:
     """A row for every share that is dropped, method and density, with runs as they come, now and before."""
     folders = sorted((RESULTS / "dropout").iterdir())
@@ -187,6 +214,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "tail_multivae_citeulike": functools.partial(
         tail, "ablation-popularity/MultiVAE-citeulike-t", "compare/MultiVAE-citeulike-t"
     ),
+    "popularity_by_density": popularity_by_density,
     "dropout": dropout,
     **{name: functools.partial(study, where) for name, where in STUDIES.items()},
 }

@@ -6,7 +6,7 @@
 #   DATA=folder bash benchmarks/compare/ablation.sh BPR citeulike-t 0.001 base width-64 width-256 width-512 no-updates
 #   DENSITY=0.05 DATA=folder bash benchmarks/compare/ablation.sh BPR ml-1m 0.001 base until-10-percent width-128
 #   EVAL=1638400 bash benchmarks/compare/ablation.sh MultiVAE ml-100k 0.001 base random-positions positions-only \
-#       linear-norm-0.3 columns-as-they-are no-updates scored-0.25 scored-0.125 popularity--0.5 popularity-0 popularity-0.5 \
+#       linear-norm-0.3 columns-as-they-are no-updates scored-0.25 scored-0.125 popularity-0 popularity-0.75 popularity-1 \
 #       moment-0 rate-power-0.5 moment-0-rate-power-0.5
 #   bash benchmarks/compare/ablation.sh RecVAE ml-100k 0.001 base columns-as-they-are
 #   STUDY=ablation-popularity bash benchmarks/compare/ablation.sh LightGCN ml-100k 0.001 base popularity-0.3
@@ -47,11 +47,9 @@ variants=(
     power-0.5:--dsl_init_power=0.5
     popularity-0:--dsl_init_popularity=0
     popularity-0.3:--dsl_init_popularity=0.3
-    popularity-0.5:--dsl_init_popularity=0.5
     popularity-0.75:--dsl_init_popularity=0.75
     popularity-1:--dsl_init_popularity=1
     popularity--0.25:--dsl_init_popularity=-0.25
-    popularity--0.5:--dsl_init_popularity=-0.5
     popularity--0.25-norm-0.3:"--dsl_init_popularity=-0.25 --dsl_init_norm=0.3"
     rate-power-0:--dsl_learning_rate_power=0
     rate-power-1:--dsl_learning_rate_power=1
