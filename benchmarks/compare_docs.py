@@ -51,6 +51,7 @@ OUT_OF_THE_BOX = RESULTS / "out_of_the_box"
 FROM_FACTORS = RESULTS / "from_factors"
 AIMS = {0.5: 1.0, 0.2: 1.0, 0.1: 0.99, 0.05: 0.97}
 """The share of dense's test metric that dsl_plus is to reach, by density."""
+MULTIVAE_SMALL_AT = tuple(RESULTS / f"compare/MultiVAE-ml-100k-at-{density:g}" for density in AIMS)
 METHODS = ("static", "magnitude", "narrow", "dsl", "dsl_plus")
 """The columns of the overview."""
 
@@ -63,9 +64,12 @@ def rows(folder: Path) -> list[Row]:
     return rows_of(cells, read_grid(folder)["methods"], metric_of(cells))
 
 
-def accuracy(folder: Path = FOLDER) -> str:
-    """Models and methods by densities: mean ± standard deviation over seeds, the best at a density in bold."""
-    found = rows(folder)
+def accuracy(*folders: Path) -> str:
+    """Models and methods by densities: mean ± standard deviation over seeds, the best at a density in bold.
+
+    ``folders``: of one comparison, which may have a folder for each density.
+    """
+    found = [row for folder in folders for row in rows(folder)]
     if not found:
         return MISSING
     densities = sorted({r.density for r in found if r.density is not None}, reverse=True)
@@ -327,7 +331,7 @@ def trials(folder: Path = LIGHTGCN_TUNING) -> str:
 
 
 SECTIONS = {
-    "compare": accuracy,
+    "compare": functools.partial(accuracy, FOLDER),
     "ratios": ratios,
     "grid": overview,
     "costs": costs,
@@ -354,6 +358,7 @@ SECTIONS = {
     "multivae_foursquare": functools.partial(accuracy, MULTIVAE_FOURSQUARE),
     "neumf": functools.partial(accuracy, NEUMF),
     "multivae_small": functools.partial(accuracy, MULTIVAE_SMALL),
+    "multivae_small_at": functools.partial(accuracy, *MULTIVAE_SMALL_AT),
     "out_of_the_box": out_of_the_box,
 }
 

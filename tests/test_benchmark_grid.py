@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks import data_path, grid
+from benchmarks import compare_docs, data_path, grid
 from benchmarks.speed_docs import RESULTS
 from recbole_dsl.compare.options import read_tuned
 from recbole_dsl.training import lightgcn
@@ -67,13 +68,15 @@ def test_rates_of_another_dataset(source: str, datasets: dict[str, list[str]]) -
 def test_committed_comparisons_can_go_on() -> None:
     """Their settings and rates are those of the order's files; with others ``compare`` refuses the folder."""
     made = 0
-    for one in grid.order():
-        name = f"{one['model']}-{one['dataset']}"
-        file = RESULTS / f"compare/{name}/grid.json"
+    names = {f"{one['model']}-{one['dataset']}": one for one in grid.order()}
+    ends = ("", *(f"-at-{density:g}" for density in compare_docs.AIMS))
+    for (name, one), end in itertools.product(names.items(), ends):
+        file = RESULTS / f"compare/{name}{end}/grid.json"
         if not file.exists():
             continue
         committed = json.loads(file.read_text(encoding="utf-8"))
-        tuned = grid.search_of(one)[0] if "tuned" in one else RESULTS / f"compare/{name}-tuning/tuned.yaml"
+        own_rates = RESULTS / f"compare/{name}-tuning{end}/tuned.yaml"
+        tuned = grid.search_of(one)[0] if "tuned" in one else own_rates
         assert committed["tuned"] == read_tuned(str(tuned)), name
         schedule = yaml.safe_load((grid.FOLDER / f"{one['dataset']}.yaml").read_text(encoding="utf-8"))
         own = {key: str(value) for key, value in grid.settings_of(one).items()}
@@ -96,6 +99,7 @@ def script(name: str, *words: str, folder: Path, **variables: str) -> Any:
     python = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{python}{os.pathsep}{os.environ['PATH']}"}
     for name_of_setting in (
+        "AT",
         "DATA",
         "SCHEDULE",
         "STUDY",
@@ -143,6 +147,18 @@ def test_a_comparison_that_is_not_tuned(tmp_path: Path) -> None:
     assert compare.endswith("--tuned=benchmarks/results/compare/LightGCN-gowalla-tuning/tuned.yaml")
     done = script("from_factors.sh", "LightGCN", "yelp2018", folder=tmp_path)
     assert done.returncode == 2 and not done.stdout and done.stderr.startswith("LightGCN/yelp2018 is refused: ")
+
+
+@needs_bash
+def test_a_density_that_is_tuned_for_itself(tmp_path: Path) -> None:
+    """Has trials and cells in folders of its own; rates that were tuned elsewhere are of no density."""
+    done = script("accuracy.sh", folder=tmp_path, DATA="data", PAIRS="MultiVAE/ml-1m", AT="0.5", SEEDS="3")
+    tune, compare = (line.split() for line in done.stdout.splitlines())
+    assert {"--name=MultiVAE-ml-1m-tuning-at-0.5", "--density=0.5"} <= {*tune}
+    assert {"--name=MultiVAE-ml-1m-at-0.5", "--densities=0.5", "--seeds=3"} <= {*compare}
+    assert compare[-1] == "--tuned=benchmarks/results/compare/MultiVAE-ml-1m-tuning-at-0.5/tuned.yaml"
+    done = script("accuracy.sh", folder=tmp_path, DATA="data", PAIRS="LightGCN/yelp2018", AT="0.5")
+    assert done.returncode == 2 and not done.stdout and done.stderr.startswith("AT=0.5 is refused for ")
 
 
 @needs_bash

@@ -21,6 +21,9 @@ while read -r model dataset search trials more <&3; do
     if [ "$trials" != 0 ]; then
         recbole-dsl tune "${common[@]}" --name="$name-tuning$at" --space="$search" --trials="$trials" --density="${AT:-0.1}"
         tuned=benchmarks/results/compare/$name-tuning$at/tuned.yaml
+    elif [ -n "$at" ]; then
+        echo "AT=$AT is refused for $model/$dataset, whose rates were tuned elsewhere" >&2
+        exit 2
     fi
     recbole-dsl compare "${common[@]}" --name="$name${SUFFIX:-}$at" \
         --densities="${DENSITIES:-${AT:-0.1,0.05,0.2,0.5}}" --seeds="${SEEDS:-1}" \
